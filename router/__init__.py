@@ -1,0 +1,1 @@
+"""One request in, parallel parts out, one reply back; the wire formats of the clients."""

@@ -1,0 +1,86 @@
+"""What the handlers need of a model, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+STAGES = ("decode", "ids", "queue", "wire", "lookup", "merge", "dense", "encode")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output of a signature.
+
+    `tensor` is the graph's name for it ("x:0"), `dtype` the `types_pb2.DataType` number, `shape`
+    its declared shape with -1 for an unknown size, or None where the rank is unknown.
+    """
+
+    tensor: str
+    dtype: int
+    shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A SignatureDef: inputs and outputs by alias. `defaults` supply inputs that a request omits."""
+
+    method_name: str
+    inputs: Mapping[str, TensorInfo]
+    outputs: Mapping[str, TensorInfo]
+    defaults: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass
+class RequestContext:
+    """One request's identity, its deadline (on `time.monotonic`) and the seconds each stage took."""
+
+    request_id: str
+    deadline: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def spend(self, stage: str, seconds: float) -> None:
+        """Add to a stage of `STAGES`."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+class Servable(Protocol):
+    """One version of one model, ready to answer. Safe for many requests at once."""
+
+    name: str
+    version: int
+    signatures: Mapping[str, Signature]
+    #: `SignatureDefMap` as the SavedModel has it, serialised, for GetModelMetadata.
+    signature_def_map: bytes
+
+    async def run(
+        self,
+        signature: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        context: RequestContext,
+    ) -> dict[str, Array]:
+        """The outputs named, by alias.
+
+        `inputs` has exactly the signature's aliases (defaults filled in), each of its signature's
+        numpy dtype (strings: object arrays of bytes). Raises a `ServingError`: InvalidArgument for
+        what the graph refuses, DeadlineExceeded by `context.deadline`, Unavailable when a shard
+        cannot be reached. Spends its time on `context`.
+        """
+        ...
+
+
+def numpy_dtype(dtype: int) -> np.dtype[Any]:
+    """The numpy dtype that holds a `types_pb2.DataType` (object for strings).
+
+    Raises KeyError for what numpy has no array of (resource, variant).
+    """
+    from tensorflow.python.framework import dtypes  # noqa: PLC0415 (TensorFlow is slow to import)
+
+    return np.dtype(dtypes.as_dtype(dtype).as_numpy_dtype)

@@ -1,0 +1,233 @@
+"""Which slices of which tables exist, and on which shard each lies. Pure data and pure checks.
+
+A *part* is one of the pieces that a table is divided into; part p is a *slice* on shard
+`slices[p].shard`. How rows or columns fall to parts is the table's sharding (`Sharding`).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from shardserve.batching.errors import InvalidArgument
+from shardserve.shards.rows import MAX_HASHED_ROWS, RowHash, RowMod, RowRange, RowSet
+from shardserve.shards.tables import Table
+
+
+class Sharding(enum.StrEnum):
+    """How a table is divided. The value is the word used in layout files, flags and metrics."""
+
+    ROW_RANGE = "row_range"
+    ROW_MOD = "row_mod"
+    ROW_HASH = "row_hash"
+    COLUMN = "column"
+    TABLE = "table"
+    REPLICATED = "replicated"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows x columns of one table, held by one shard. Columns count within the flat row."""
+
+    table: str
+    shard: int
+    rows: RowSet
+    column_start: int
+    column_stop: int
+
+    @property
+    def columns(self) -> int:
+        return self.column_stop - self.column_start
+
+    def nbytes(self, table: Table) -> int:
+        """Bytes that the slice takes at the table's own precision."""
+        return self.rows.count * self.columns * table.itemsize
+
+
+@dataclass(frozen=True)
+class TableLayout:
+    """One table's slices, in part order. Build with `row_range`, `row_mod`, ...; see `check`."""
+
+    sharding: Sharding
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A whole model's layout: `shards` shards, each run `replicas` times.
+
+    `tables` names every table that is cut; a table that is not in it stays whole, in the router.
+    """
+
+    shards: int
+    replicas: int
+    tables: Mapping[str, TableLayout]
+
+    def slices_of_shard(self, shard: int) -> tuple[Slice, ...]:
+        """The slices on one shard, tables by name, then by part. A slice's place is its id."""
+        return tuple(
+            piece
+            for name in sorted(self.tables)
+            for piece in self.tables[name].slices
+            if piece.shard == shard
+        )
+
+
+def row_range(table: Table, bounds: Iterable[tuple[int, int, int]]) -> TableLayout:
+    """Slices of consecutive rows, each given as (shard, first row, row after the last)."""
+    return TableLayout(
+        Sharding.ROW_RANGE,
+        tuple(
+            Slice(table.name, shard, RowRange(start, stop), 0, table.columns)
+            for shard, start, stop in bounds
+        ),
+    )
+
+
+def row_mod(table: Table, shards: Iterable[int]) -> TableLayout:
+    """Row r on the (r % len(shards))-th of `shards`."""
+    owners = tuple(shards)
+    return TableLayout(
+        Sharding.ROW_MOD,
+        tuple(
+            Slice(table.name, shard, RowMod(part, len(owners), table.rows), 0, table.columns)
+            for part, shard in enumerate(owners)
+        ),
+    )
+
+
+def row_hash(table: Table, shards: Iterable[int]) -> TableLayout:
+    """Rows scattered over `shards` by a multiplicative hash of the row number."""
+    owners = tuple(shards)
+    return TableLayout(
+        Sharding.ROW_HASH,
+        tuple(
+            Slice(table.name, shard, RowHash(part, len(owners), table.rows), 0, table.columns)
+            for part, shard in enumerate(owners)
+        ),
+    )
+
+
+def column(table: Table, bounds: Iterable[tuple[int, int, int]]) -> TableLayout:
+    """All rows on each shard, of some columns: (shard, first column, column after the last)."""
+    return TableLayout(
+        Sharding.COLUMN,
+        tuple(
+            Slice(table.name, shard, RowRange(0, table.rows), start, stop)
+            for shard, start, stop in bounds
+        ),
+    )
+
+
+def whole_table(table: Table, shard: int) -> TableLayout:
+    """The whole table on one shard."""
+    return TableLayout(
+        Sharding.TABLE, (Slice(table.name, shard, RowRange(0, table.rows), 0, table.columns),)
+    )
+
+
+def replicated(table: Table, shards: Iterable[int]) -> TableLayout:
+    """The whole table on each of `shards`; a lookup goes to any one of them."""
+    return TableLayout(
+        Sharding.REPLICATED,
+        tuple(
+            Slice(table.name, shard, RowRange(0, table.rows), 0, table.columns) for shard in shards
+        ),
+    )
+
+
+def even_bounds(total: int, shards: Iterable[int]) -> list[tuple[int, int, int]]:
+    """[0, total) cut into one run for each shard, the first ones longer by one where it is uneven.
+
+    A shard for which nothing is left gets no run.
+    """
+    owners = list(shards)
+    size, longer = divmod(total, len(owners))
+    bounds = []
+    start = 0
+    for place, shard in enumerate(owners):
+        stop = start + size + (place < longer)
+        if stop > start:
+            bounds.append((shard, start, stop))
+        start = stop
+    return bounds
+
+
+def check(layout: Layout, tables: Mapping[str, Table]) -> None:
+    """Raise InvalidArgument, naming the table, unless each element lies where it can be found.
+
+    Every table of the layout must exist; every slice must be on a shard that exists, at most one
+    slice of a table on a shard; together the slices must hold each element exactly once (each
+    shard's copy counted alone where the table is replicated).
+    """
+    if layout.shards < 1:
+        raise InvalidArgument(f"layout: shards must be at least 1, not {layout.shards}")
+    if layout.replicas < 1:
+        raise InvalidArgument(f"layout: replicas must be at least 1, not {layout.replicas}")
+    for name, table_layout in layout.tables.items():
+        if name not in tables:
+            known = ", ".join(sorted(tables)) or "none"
+            raise InvalidArgument(
+                f"layout: table {name!r} is not in the model; tables that can be cut: {known}"
+            )
+        _check_table(table_layout, tables[name], layout.shards)
+
+
+def _check_table(table_layout: TableLayout, table: Table, shards: int) -> None:
+    where = f"layout: table {table.name!r}"
+    if not table_layout.slices:
+        raise InvalidArgument(f"{where}: has no slices")
+    owners = [piece.shard for piece in table_layout.slices]
+    for shard in owners:
+        if not 0 <= shard < shards:
+            raise InvalidArgument(f"{where}: shard {shard} is not in [0, {shards})")
+        if owners.count(shard) > 1:
+            raise InvalidArgument(f"{where}: shard {shard} is named twice")
+    match table_layout.sharding:
+        case Sharding.ROW_RANGE:
+            runs = [(s.rows.start, s.rows.stop) for s in table_layout.slices if _is_range(s)]
+            _check_cover(where, "rows", runs, table.rows)
+        case Sharding.COLUMN:
+            runs = [(s.column_start, s.column_stop) for s in table_layout.slices]
+            _check_cover(where, "columns", runs, table.columns)
+        case Sharding.ROW_HASH:
+            if table.rows > MAX_HASHED_ROWS:
+                raise InvalidArgument(
+                    f"{where}: row_hash takes at most {MAX_HASHED_ROWS} rows, not {table.rows}"
+                )
+        case Sharding.TABLE:
+            if len(owners) != 1:
+                raise InvalidArgument(f"{where}: sharding 'table' takes one shard, not {owners}")
+        case Sharding.ROW_MOD | Sharding.REPLICATED:
+            pass
+
+
+def _is_range(piece: Slice) -> bool:
+    return isinstance(piece.rows, RowRange)
+
+
+def _check_cover(where: str, what: str, runs: list[tuple[int, int]], total: int) -> None:
+    reached = 0
+    for start, stop in sorted(runs):
+        if stop <= start:
+            raise InvalidArgument(f"{where}: {what} [{start}, {stop}) are empty")
+        if start < reached:
+            raise InvalidArgument(f"{where}: {what} [{start}, {min(reached, stop)}) lie on two slices")
+        if start > reached:
+            raise InvalidArgument(f"{where}: {what} [{reached}, {start}) lie on no slice")
+        reached = stop
+    if reached < total:
+        raise InvalidArgument(f"{where}: {what} [{reached}, {total}) lie on no slice")
+    if reached > total:
+        raise InvalidArgument(f"{where}: there are {total} {what}, the layout goes to {reached}")
+
+
+def check_memory(layout: Layout, tables: Mapping[str, Table], memory_per_shard: int) -> None:
+    """Raise ResourceExhausted-like InvalidArgument naming the first shard that is over its memory."""
+    for shard in range(layout.shards):
+        held = sum(s.nbytes(tables[s.table]) for s in layout.slices_of_shard(shard))
+        if held > memory_per_shard:
+            raise InvalidArgument(
+                f"layout: shard {shard} holds {held} bytes, its memory is {memory_per_shard} bytes"
+            )
