@@ -1,0 +1,90 @@
+"""What each shard actor needs of a node, and which bundle of the placement group each one gets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from shardserve.shards.layout import Layout
+from shardserve.shards.tables import Table
+
+#: A shard process is on a core while it answers; between requests it needs none. So little is
+#: reserved that a laptop takes any number of shards; what limits a node is its memory.
+SHARD_CPUS = 0.01
+_PROCESS_BYTES = 150 << 20
+
+
+@dataclass(frozen=True, order=True)
+class Seat:
+    """One replica of one shard."""
+
+    shard: int
+    replica: int
+
+    def __str__(self) -> str:
+        return f"shard {self.shard} replica {self.replica}"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What one shard actor reserves. `memory` is in bytes."""
+
+    cpus: float
+    memory: int
+
+    def resources(self) -> dict[str, float]:
+        """As Ray spells it."""
+        return {"CPU": self.cpus, "memory": self.memory}
+
+    def places_on(self, node: Mapping[str, float]) -> int:
+        """How many such bundles a node with these resources has room for."""
+        return min(int(node.get(name, 0) // need) for name, need in self.resources().items())
+
+
+def seats(layout: Layout) -> tuple[Seat, ...]:
+    """Every seat, replica by replica. A layout that cuts nothing needs no shards, so no seats."""
+    if not layout.tables:
+        return ()
+    return tuple(
+        Seat(shard, replica) for replica in range(layout.replicas) for shard in range(layout.shards)
+    )
+
+
+def bytes_of_shards(layout: Layout, tables: Mapping[str, Table]) -> tuple[int, ...]:
+    """The bytes of each shard's slices."""
+    return tuple(
+        sum(piece.nbytes(tables[piece.table]) for piece in layout.slices_of_shard(shard))
+        for shard in range(layout.shards)
+    )
+
+
+def bundle_for(shard_bytes: Sequence[int]) -> Bundle:
+    """The bundle of every seat: room for the largest shard, so that any seat fits any bundle."""
+    return Bundle(SHARD_CPUS, max(shard_bytes) * 21 // 20 + _PROCESS_BYTES)
+
+
+def shortage(bundle: Bundle, count: int, nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """Why these nodes, were they idle, could not take `count` bundles; None if they could."""
+    room = sum(bundle.places_on(node) for node in nodes)
+    if room >= count:
+        return None
+    memory = ", ".join(f"{node.get('memory', 0) / 1e9:.2f}" for node in nodes)
+    return (
+        f"{count} shard actors of {bundle.memory / 1e9:.2f} GB each do not fit:"
+        f" the cluster has room for {room} (GB of memory by node: {memory})"
+    )
+
+
+def assign(places: Sequence[Seat], bundle_nodes: Sequence[str]) -> dict[Seat, int]:
+    """The bundle of each seat, `bundle_nodes` telling on which node each bundle lies.
+
+    No two replicas of one shard share a node, unless some node has more bundles than there are
+    shards, when this cannot be had. `places` must be as `seats` gives them: a node's bundles are
+    taken in one run, and within a run as long as the shards no shard occurs twice.
+    """
+    crowd = Counter(bundle_nodes)
+    by_node = sorted(
+        range(len(bundle_nodes)), key=lambda i: (-crowd[bundle_nodes[i]], bundle_nodes[i], i)
+    )
+    return dict(zip(places, by_node, strict=True))
