@@ -1,0 +1,159 @@
+"""A GraphDef as a graph: nodes by name, consumers, ancestors, tensor names in one form."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from tensorflow.core.framework import graph_pb2, node_def_pb2
+from tensorflow.python.framework import op_def_registry
+
+NodeDef = node_def_pb2.NodeDef
+
+_PASS_THROUGH = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "Snapshot"})
+
+# Stateful in the op registry, since they read state, but running them twice or not at all changes
+# nothing.
+_ONLY_READS = frozenset(
+    {
+        "VarHandleOp",
+        "VariableV2",
+        "Variable",
+        "ReadVariableOp",
+        "ResourceGather",
+        "ResourceGatherNd",
+        "VariableShape",
+        "VarIsInitializedOp",
+        "DisableCopyOnRead",
+        "HashTable",
+        "HashTableV2",
+        "MutableHashTable",
+        "MutableHashTableV2",
+        "LookupTableFind",
+        "LookupTableFindV2",
+        "LookupTableSize",
+        "LookupTableSizeV2",
+        "Placeholder",
+        "PlaceholderV2",
+    }
+)
+_CALLS = frozenset({"StatefulPartitionedCall", "PartitionedCall", "While", "If", "Case"})
+
+
+def tensor(name: str) -> str:
+    """"op" or "op:0" as "op:0"."""
+    return name if ":" in name else name + ":0"
+
+
+def split(name: str) -> tuple[str, int]:
+    """"op:1" as ("op", 1)."""
+    op, _, slot = name.partition(":")
+    return op, int(slot or 0)
+
+
+def data_inputs(node: NodeDef) -> list[str]:
+    """The tensors that a node reads, in slot order."""
+    return [tensor(name) for name in node.input if not name.startswith("^")]
+
+
+def control_inputs(node: NodeDef) -> list[str]:
+    """The names of the nodes that must run before a node."""
+    return [name[1:] for name in node.input if name.startswith("^")]
+
+
+def has_effect(node: NodeDef) -> bool:
+    """Whether running the node matters beyond its outputs (an Assert, a Print, a random draw)."""
+    if node.op in _ONLY_READS:
+        return False
+    definition = op_def_registry.get(node.op)
+    return definition is None or bool(definition.is_stateful)
+
+
+class Graph:
+    """An index over one GraphDef, which it does not change."""
+
+    def __init__(self, graph_def: graph_pb2.GraphDef) -> None:
+        self.nodes: dict[str, NodeDef] = {node.name: node for node in graph_def.node}
+        self._consumers: dict[str, list[tuple[NodeDef, int]]] = defaultdict(list)
+        for node in graph_def.node:
+            for slot, source in enumerate(data_inputs(node)):
+                self._consumers[source].append((node, slot))
+
+    def node(self, tensor_name: str) -> NodeDef:
+        """The node that makes a tensor."""
+        return self.nodes[split(tensor_name)[0]]
+
+    def resolve(self, tensor_name: str) -> str:
+        """The tensor that an Identity, or a chain of them, passes on."""
+        name = tensor(tensor_name)
+        while True:
+            op, slot = split(name)
+            node = self.nodes.get(op)
+            if node is None or node.op not in _PASS_THROUGH:
+                return name
+            name = data_inputs(node)[slot]
+
+    def consumers(self, tensor_name: str) -> list[tuple[NodeDef, int]]:
+        """(node, input slot) of each use of the tensor's value, looking through Identity."""
+        uses = []
+        for node, slot in self._consumers.get(tensor(tensor_name), ()):
+            if node.op in _PASS_THROUGH:
+                passed = f"{node.name}:{slot if node.op == 'IdentityN' else 0}"
+                uses.extend(self.consumers(passed))
+            else:
+                uses.append((node, slot))
+        return uses
+
+    def passed_on(self, tensor_name: str) -> Iterator[str]:
+        """The tensor itself, and each that carries its value through Identity."""
+        yield tensor(tensor_name)
+        for node, slot in self._consumers.get(tensor(tensor_name), ()):
+            if node.op in _PASS_THROUGH:
+                yield from self.passed_on(
+                    f"{node.name}:{slot if node.op == 'IdentityN' else 0}"
+                )
+
+    def ancestors(
+        self, tensors: Iterable[str], stop: Callable[[str], bool] = lambda _: False
+    ) -> set[str]:
+        """Names of the nodes that must run to make `tensors`, not going above one that `stop` names.
+
+        `stop` is asked with tensor names; control inputs are followed always.
+        """
+        found: set[str] = set()
+        pending = [split(name)[0] for name in tensors if not stop(tensor(name))]
+        while pending:
+            name = pending.pop()
+            if name in found or name not in self.nodes:
+                continue
+            found.add(name)
+            node = self.nodes[name]
+            pending.extend(split(t)[0] for t in data_inputs(node) if not stop(t))
+            pending.extend(control_inputs(node))
+        return found
+
+    def downstream(self, starts: Iterable[str], stop_ops: frozenset[str]) -> set[str]:
+        """Names of the nodes reached by data edges from the nodes `starts`, up to `stop_ops`."""
+        readers: dict[str, list[str]] = defaultdict(list)
+        for node in self.nodes.values():
+            for source in data_inputs(node):
+                readers[split(source)[0]].append(node.name)
+        found: set[str] = set()
+        pending = list(starts)
+        while pending:
+            name = pending.pop()
+            if name in found or self.nodes[name].op in stop_ops:
+                continue
+            found.add(name)
+            pending.extend(readers[name])
+        return found
+
+    def constant(self, tensor_name: str) -> Any | None:
+        """The value of a Const, as a numpy array; None for anything else."""
+        from tensorflow.python.framework import tensor_util  # noqa: PLC0415
+
+        node = self.nodes.get(split(self.resolve(tensor_name))[0])
+        if node is None or node.op != "Const":
+            return None
+        return tensor_util.MakeNdarray(node.attr["value"].tensor)

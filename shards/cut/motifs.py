@@ -1,0 +1,273 @@
+"""Recognises how a graph reads a variable: every use a lookup, or the reason why not.
+
+From each gather the search climbs to the highest operation that is still linear in the table's
+rows; see `docs/design.md`. Nothing here changes the graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from shardserve.shards.cut.graph import NodeDef, data_inputs, tensor
+from shardserve.shards.cut.lookups import BadIds, Combiner, Lookup, Motif
+from shardserve.shards.cut.shapes import ShapedGraph
+
+_SPARSE_SEGMENT = {
+    "SparseSegmentSum": Combiner.SUM,
+    "SparseSegmentSumWithNumSegments": Combiner.SUM,
+    "SparseSegmentMean": Combiner.MEAN,
+    "SparseSegmentMeanWithNumSegments": Combiner.MEAN,
+    "SparseSegmentSqrtN": Combiner.SQRTN,
+    "SparseSegmentSqrtNWithNumSegments": Combiner.SQRTN,
+}
+_SEGMENT = {"SegmentSum": Combiner.SUM, "SegmentMean": Combiner.MEAN}
+_REDUCE = {"Sum": Combiner.SUM, "Mean": Combiner.MEAN}
+_GATHERS = frozenset({"Gather", "GatherV2"})
+_POOLED_DTYPES = frozenset({"float32", "float64"})
+_LOOP_OR_BRANCH = frozenset({"Enter", "RefEnter", "Switch", "RefSwitch"})
+_LEAVES = frozenset({"Exit", "RefExit", "Merge", "RefMerge"})
+
+
+@dataclass(frozen=True)
+class Uses:
+    """All uses of one variable: lookups, tensors that only ask its shape, and what matched nothing."""
+
+    lookups: tuple[Lookup, ...]
+    shapes: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TableNode:
+    """A table as the motifs need it: its name, its dtype and the rank of one row."""
+
+    name: str
+    dtype: str
+    row_rank: int
+
+
+class MotifFinder:
+    """Finds uses in one graph, among the nodes `live` only."""
+
+    def __init__(self, graph: ShapedGraph, live: set[str]) -> None:
+        self._graph = graph
+        self._live = live
+        starts = [n.name for n in graph.nodes.values() if n.op in _LOOP_OR_BRANCH]
+        self._conditional = graph.downstream(starts, _LEAVES) if starts else set()
+
+    def uses(self, handle: str, table: TableNode, *, is_ref: bool) -> Uses:
+        """Follow a variable from its handle tensor (or its reference) to all its uses."""
+        lookups: list[Lookup] = []
+        shapes: list[str] = []
+        reasons: list[str] = []
+        values = [handle] if is_ref else []
+        for node, slot in () if is_ref else self._consumers(handle):
+            if node.op == "ResourceGather" and slot == 0 and not node.attr["batch_dims"].i:
+                self._add_gather(node, table, lookups, reasons)
+            elif node.op == "ReadVariableOp":
+                values.append(tensor(node.name))
+            elif node.op == "VariableShape":
+                shapes.append(tensor(node.name))
+            else:
+                reasons.append(_unmatched(node))
+        for value in values:
+            self._uses_of_value(value, table, lookups, shapes, reasons)
+        return Uses(tuple(lookups), tuple(shapes), tuple(reasons))
+
+    def _uses_of_value(
+        self,
+        value: str,
+        table: TableNode,
+        lookups: list[Lookup],
+        shapes: list[str],
+        reasons: list[str],
+    ) -> None:
+        for node, slot in self._consumers(value):
+            if node.op in _GATHERS and slot == 0 and self._gathers_rows(node):
+                self._add_gather(node, table, lookups, reasons)
+            elif node.op in _SPARSE_SEGMENT and slot == 0 and table.dtype in _POOLED_DTYPES:
+                ids = data_inputs(node)[1]
+                lookups.append(self._sparse_segment(node, table, node, ids, None, BadIds.SPARSE))
+            elif node.op == "Shape":
+                shapes.append(tensor(node.name))
+            else:
+                reasons.append(_unmatched(node))
+        if self._fetched(value):
+            reasons.append(f"the whole variable is an output of a signature ({value})")
+
+    def _consumers(self, tensor_name: str) -> list[tuple[NodeDef, int]]:
+        uses = self._graph.consumers(tensor_name)
+        return [(node, slot) for node, slot in uses if node.name in self._live]
+
+    def _fetched(self, tensor_name: str) -> bool:
+        return any(t in self._graph.outputs for t in self._graph.passed_on(tensor_name))
+
+    def _gathers_rows(self, node: NodeDef) -> bool:
+        if node.attr["batch_dims"].i:
+            return False
+        axis = self._graph.constant(data_inputs(node)[2]) if node.op == "GatherV2" else 0
+        return axis is not None and int(axis) == 0
+
+    def _add_gather(
+        self, node: NodeDef, table: TableNode, lookups: list[Lookup], reasons: list[str]
+    ) -> None:
+        if node.name in self._conditional:
+            reasons.append(f"{node.op} {node.name} runs inside a loop or a branch")
+        else:
+            lookups.append(self._pooled(node, table) or self._gather(node, table))
+
+    def _gather(self, node: NodeDef, table: TableNode) -> Lookup:
+        return Lookup(
+            output=tensor(node.name),
+            table=table.name,
+            node=node.name,
+            motif=Motif.GATHER,
+            ids=data_inputs(node)[1],
+        )
+
+    def _pooled(self, gather: NodeDef, table: TableNode) -> Lookup | None:
+        """The pooled lookup that this gather is the only source of, if it is one."""
+        use = self._only_use(tensor(gather.name))
+        if use is None or table.dtype not in _POOLED_DTYPES:
+            return None
+        ids = data_inputs(gather)[1]
+        consumer, slot = use
+        if consumer.op in _SPARSE_SEGMENT and slot == 0:
+            take = data_inputs(consumer)[1]
+            base, position, bad_ids = self._composed(ids, take)
+            return self._sparse_segment(consumer, table, gather, base, position, bad_ids)
+        if consumer.op in _GATHERS and slot == 0 and self._gathers_rows(consumer):
+            base, position, bad_ids = self._composed(ids, data_inputs(consumer)[1])
+            flat = self._graph.rank(data_inputs(consumer)[1]) == 1
+            found = self._weighted(consumer, table, gather, base) if flat else None
+            return found and replace(found, take=position, bad_ids=bad_ids)
+        return self._weighted(gather, table, gather, ids)
+
+    def _weighted(
+        self, rows: NodeDef, table: TableNode, gather: NodeDef, ids: str
+    ) -> Lookup | None:
+        """Rows, maybe times one weight for each, then summed over segments or over an axis."""
+        use = self._only_use(tensor(rows.name))
+        if use is None:
+            return None
+        consumer, slot = use
+        weights = None
+        if consumer.op == "Mul":
+            weights = data_inputs(consumer)[1 - slot]
+            use = self._only_use(tensor(consumer.name))
+            if use is None or not self._one_per_row(weights, rows, table):
+                return None
+            consumer, slot = use
+        if slot != 0:
+            return None
+        lookup = Lookup(
+            output=tensor(consumer.name),
+            table=table.name,
+            node=gather.name,
+            motif=Motif.GATHER,
+            ids=ids,
+            weights=weights,
+        )
+        if consumer.op in _SEGMENT and self._rows_rank(rows, table) == 1:
+            return replace(
+                lookup,
+                motif=Motif.SEGMENT_POOL,
+                combiner=_SEGMENT[consumer.op],
+                segments=data_inputs(consumer)[1],
+            )
+        if consumer.op in _REDUCE and self._reduces_last_ids_axis(consumer, rows, table):
+            return replace(
+                lookup,
+                motif=Motif.REDUCE_POOL,
+                combiner=_REDUCE[consumer.op],
+                keep_dims=bool(consumer.attr["keep_dims"].b),
+            )
+        return None
+
+    def _sparse_segment(
+        self,
+        node: NodeDef,
+        table: TableNode,
+        gather: NodeDef,
+        ids: str,
+        take: str | None,
+        bad_ids: BadIds,
+    ) -> Lookup:
+        inputs = data_inputs(node)
+        return Lookup(
+            output=tensor(node.name),
+            table=table.name,
+            node=gather.name,
+            motif=Motif.SEGMENT_POOL,
+            ids=ids,
+            take=take,
+            combiner=_SPARSE_SEGMENT[node.op],
+            segments=inputs[2],
+            num_segments=inputs[3] if len(inputs) > 3 else None,
+            bad_ids=bad_ids,
+        )
+
+    def _composed(self, ids: str, take: str) -> tuple[str, str | None, BadIds]:
+        """gather(gather(T, ids), take) as ids and positions; both parts of one Unique undo it."""
+        graph = self._graph
+        unique, position = graph.resolve(ids), graph.resolve(take)
+        node = graph.node(unique)
+        if node.op == "Unique" and (unique, position) == (f"{node.name}:0", f"{node.name}:1"):
+            return data_inputs(node)[0], None, BadIds.UNIQUE_GATHER
+        return ids, take, BadIds.GATHER
+
+    def _only_use(self, tensor_name: str) -> tuple[NodeDef, int] | None:
+        uses = self._consumers(tensor_name)
+        if len(uses) != 1 or self._fetched(tensor_name) or uses[0][0].name in self._conditional:
+            return None
+        return uses[0]
+
+    def _rows_rank(self, rows: NodeDef, table: TableNode) -> int | None:
+        """The rank of the ids behind a gather's result."""
+        rank = self._graph.rank(tensor(rows.name))
+        return None if rank is None else rank - table.row_rank
+
+    def _reduces_last_ids_axis(self, node: NodeDef, rows: NodeDef, table: TableNode) -> bool:
+        axis = self._graph.constant(data_inputs(node)[1])
+        if axis is None or axis.size != 1:
+            return False
+        rank = self._rows_rank(rows, table)
+        if rank is not None and rank < 1:
+            return False
+        at = int(axis.reshape(-1)[0])
+        if at < 0:
+            return at == -(table.row_rank + 1)
+        return rank is not None and at == rank - 1
+
+    def _one_per_row(self, weights: str, rows: NodeDef, table: TableNode) -> bool:
+        """Whether the weights are [..., 1] over whole rows, and no wider than the rows are."""
+        if table.row_rank != 1:
+            return False
+        if self._spread_over_ones(weights):
+            return True
+        shape, rank = self._graph.shape(weights), self._graph.rank(tensor(rows.name))
+        return shape is not None and len(shape) == rank and shape[-1] == 1
+
+    def _spread_over_ones(self, weights: str) -> bool:
+        """The form that embedding_lookup_sparse makes: reshape(w, concat(shape(w), ones))."""
+        graph = self._graph
+        node = graph.node(graph.resolve(weights))
+        if node.op != "Reshape":
+            return False
+        source, shape = data_inputs(node)
+        concat = graph.node(graph.resolve(shape))
+        if concat.op != "ConcatV2" or graph.rank(source) not in (None, 1):
+            return False
+        head, tail = (graph.node(graph.resolve(t)) for t in data_inputs(concat)[:2])
+        return (
+            head.op == "Shape"
+            and graph.resolve(data_inputs(head)[0]) == graph.resolve(source)
+            and tail.op == "Fill"
+            and graph.constant(data_inputs(tail)[1]) == 1
+        )
+
+
+def _unmatched(node: NodeDef) -> str:
+    return f"{node.op} {node.name} reads it in a way that no motif matches"
+
+

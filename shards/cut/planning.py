@@ -1,0 +1,85 @@
+"""From a SavedModel's directory to a `ModelPlan`: cut, layout, and where each table's bytes lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from shardserve.batching.errors import DataLoss
+from shardserve.shards.bundle import Bundle, open_bundle
+from shardserve.shards.cut.cut import CutModel, CutRule, CutTable, cut_saved_model
+from shardserve.shards.layout import Layout, check, check_memory
+from shardserve.shards.layout_file import LayoutFile, read_layout_file, to_layout
+from shardserve.shards.model import ModelPlan, PlanOptions, fingerprint
+from shardserve.shards.plan import Plan, PlanRequest, plan_layout
+from shardserve.shards.tables import Table, TableSource
+
+
+def plan_model(name: str, version: int, directory: Path, options: PlanOptions) -> ModelPlan:
+    """Plan one version of a model; `directory` is the version's own.
+
+    Reads `saved_model.pb`, the layout file and the checkpoint's index; no variable. Raises NotFound
+    or DataLoss naming a file that is missing, cut off or does not match the graph, and
+    InvalidArgument naming the table for a layout that does not fit the model.
+    """
+    cut, layout = cut_and_layout(directory, options)
+    if not layout.tables:
+        return ModelPlan(name, version, str(directory), options.tags, layout, {}, "")
+    prefix = checkpoint_prefix(directory)
+    bundle = open_bundle(str(prefix))
+    sources = table_sources(bundle, cut.tables)
+    index = prefix.with_name(prefix.name + ".index").read_bytes()
+    digest = fingerprint(name, version, layout, sources, index)
+    return ModelPlan(name, version, str(directory), options.tags, layout, sources, digest)
+
+
+def cut_and_layout(directory: Path, options: PlanOptions) -> tuple[CutModel, Layout]:
+    """The cut, and the layout: the file's, or the planner's."""
+    file = None if options.layout_file is None else read_layout_file(options.layout_file)
+    cut = cut_saved_model(directory, cut_rule(options, file), options.tags)
+    tables = {name: found.table for name, found in cut.tables.items()}
+    if file is None:
+        return cut, plan_tables(tables, options).layout
+    layout = to_layout(file, tables)
+    if options.replicas is not None:
+        layout = Layout(layout.shards, options.replicas, layout.tables)
+        check(layout, tables)
+    if options.memory_per_shard is not None:
+        check_memory(layout, tables, options.memory_per_shard)
+    return cut, layout
+
+
+def cut_rule(options: PlanOptions, file: LayoutFile | None) -> CutRule:
+    """A layout file names the tables to cut; without one the threshold decides."""
+    if file is None:
+        return CutRule(threshold=options.threshold)
+    return CutRule(only=frozenset(file.tables))
+
+
+def plan_tables(tables: Mapping[str, Table], options: PlanOptions) -> Plan:
+    """The planner's layout for the options."""
+    request = PlanRequest(options.shards, options.replicas or 1, options.memory_per_shard)
+    return plan_layout(tables, request)
+
+
+def checkpoint_prefix(directory: Path) -> Path:
+    """The prefix of a SavedModel's checkpoint files."""
+    return directory / "variables" / "variables"
+
+
+def table_sources(bundle: Bundle, tables: Mapping[str, CutTable]) -> dict[str, TableSource]:
+    """Where each table's bytes lie. Raises DataLoss where the checkpoint and the graph disagree."""
+    sources = {}
+    for name, cut in tables.items():
+        source = bundle.source(cut.key, name)
+        if source.table != cut.table:
+            raise DataLoss(
+                f"{bundle.prefix}.index: entry {cut.key!r} is {_form(source.table)}, the graph's "
+                f"variable {name!r} is {_form(cut.table)}"
+            )
+        sources[name] = source
+    return sources
+
+
+def _form(table: Table) -> str:
+    return f"{table.dtype}{[table.rows, *table.row_shape]}"

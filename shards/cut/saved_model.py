@@ -1,0 +1,112 @@
+"""Reads `saved_model.pb` and inlines its functions, without reading a variable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
+from tensorflow.core.framework import graph_pb2
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
+
+INIT_SIGNATURE = "__saved_model_init_op"
+
+
+@dataclass(frozen=True)
+class InlinedModel:
+    """One MetaGraph, its functions inlined (bodies of functional While and If aside).
+
+    `restore_op` names the op that assigns all variables from a checkpoint. `init_op` is run once
+    after that, with `assets` (tensor -> path) fed. The saver's tensors tell checkpoint keys.
+    """
+
+    directory: Path
+    meta_graph: meta_graph_pb2.MetaGraphDef
+    graph_def: graph_pb2.GraphDef
+    restore_op: str | None
+    init_op: str | None
+    assets: Mapping[str, str]
+
+    @property
+    def signatures(self) -> dict[str, meta_graph_pb2.SignatureDef]:
+        """The signatures that a client may name."""
+        return {
+            name: signature
+            for name, signature in self.meta_graph.signature_def.items()
+            if name != INIT_SIGNATURE
+        }
+
+
+def read_meta_graph(directory: Path, tags: Sequence[str] = ("serve",)) -> meta_graph_pb2.MetaGraphDef:
+    """The MetaGraph with exactly these tags.
+
+    Raises NotFound where there is no `saved_model.pb`, DataLoss where it cannot be parsed, and
+    InvalidArgument where no MetaGraph has the tags; each names the file.
+    """
+    path = directory / "saved_model.pb"
+    model = saved_model_pb2.SavedModel()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such file; a SavedModel has one") from None
+    except DecodeError as error:
+        raise DataLoss(f"{path}: not a SavedModel, or cut off: {error}") from None
+    for meta_graph in model.meta_graphs:
+        if set(meta_graph.meta_info_def.tags) == set(tags):
+            return meta_graph
+    found = [sorted(m.meta_info_def.tags) for m in model.meta_graphs]
+    if not found:
+        raise DataLoss(f"{path}: holds no MetaGraph; the file is empty or cut off")
+    raise InvalidArgument(f"{path}: no MetaGraph with tags {sorted(tags)}; it has {found}")
+
+
+def inline(directory: Path, tags: Sequence[str] = ("serve",)) -> InlinedModel:
+    """Parse, then inline every signature, the init op and the restore op with Grappler."""
+    meta_graph = read_meta_graph(directory, tags)
+    restore_op = meta_graph.saver_def.restore_op_name or None
+    init_op = _init_op(meta_graph)
+    kept = {info.name for s in meta_graph.signature_def.values() for info in _tensors(s)}
+    kept.update(op for op in (restore_op, init_op) if op)
+    kept.add(meta_graph.saver_def.filename_tensor_name)
+    assets = {
+        asset.tensor_info.name: str(directory / "assets" / asset.filename)
+        for asset in meta_graph.asset_file_def
+    }
+    kept.update(assets)
+    return InlinedModel(
+        directory, meta_graph, _inlined(meta_graph, kept), restore_op, init_op, assets
+    )
+
+
+def _inlined(meta_graph: meta_graph_pb2.MetaGraphDef, kept: set[str]) -> graph_pb2.GraphDef:
+    from tensorflow.python.grappler import tf_optimizer  # noqa: PLC0415
+
+    copy = meta_graph_pb2.MetaGraphDef()
+    copy.CopyFrom(meta_graph)
+    copy.collection_def.clear()
+    # Grappler leaves the function that the saver names as it is.
+    copy.ClearField("saver_def")
+    copy.collection_def["train_op"].node_list.value.extend(sorted(kept - {""}))
+    config = config_pb2.ConfigProto()
+    rewrites = config.graph_options.rewrite_options
+    rewrites.optimizers.append("function")
+    rewrites.min_graph_nodes = -1
+    rewrites.meta_optimizer_iterations = rewrites.ONE
+    return tf_optimizer.OptimizeGraph(config, copy)
+
+
+def _tensors(signature: meta_graph_pb2.SignatureDef) -> list[meta_graph_pb2.TensorInfo]:
+    return [*signature.inputs.values(), *signature.outputs.values()]
+
+
+def _init_op(meta_graph: meta_graph_pb2.MetaGraphDef) -> str | None:
+    signature = meta_graph.signature_def.get(INIT_SIGNATURE)
+    if signature is not None:
+        return str(signature.outputs[INIT_SIGNATURE].name)
+    for key in ("saved_model_main_op", "legacy_init_op"):
+        names = meta_graph.collection_def[key].node_list.value if key in meta_graph.collection_def else ()
+        if names:
+            return str(names[0])
+    return None

@@ -1,0 +1,201 @@
+"""Orders a signature's lookups into rounds, and says what each stage feeds and fetches.
+
+What an earlier stage has computed is fetched there and fed later, never run twice, so that a random
+draw or a costly string hash happens once. What depends on no input (constants, whole variables)
+is cheaper to have again than to carry, and handles cannot be carried; those are run where needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from shardserve.shards.cut.graph import (
+    Graph,
+    NodeDef,
+    control_inputs,
+    data_inputs,
+    has_effect,
+    split,
+    tensor,
+)
+from shardserve.shards.cut.lookups import Lookup
+from shardserve.shards.cut.program import Program, Round, StagePlan
+from tensorflow.core.framework import types_pb2
+from tensorflow.python.framework import op_def_registry
+
+_NOT_CARRIED = frozenset({types_pb2.DT_RESOURCE, types_pb2.DT_VARIANT})
+
+
+def plan_program(
+    graph: Graph,
+    inputs: Mapping[str, str],
+    outputs: Mapping[str, str],
+    lookups: Mapping[str, Lookup],
+) -> Program:
+    """The program of one signature over the rewritten graph.
+
+    `inputs` and `outputs` are the signature's tensors by alias; `lookups` are all lookups of the
+    model by their output tensor (a placeholder of the graph by now).
+    """
+    planner = _Planner(graph, inputs, lookups)
+    wanted = {alias: tensor(name) for alias, name in outputs.items()}
+    for rank in planner.rounds_for(wanted.values()):
+        planner.add_stage([t for lookup in rank for t in lookup.operands], rank)
+    planner.add_stage(wanted.values(), ())
+    *rounds, last = planner.finished()
+    named = {alias: planner.known_as(name) for alias, name in wanted.items()}
+    return Program(
+        inputs={alias: tensor(name) for alias, name in inputs.items()},
+        rounds=tuple(rounds),
+        dense=last.stage,
+        outputs=named,
+    )
+
+
+class _Planner:
+    def __init__(
+        self, graph: Graph, inputs: Mapping[str, str], lookups: Mapping[str, Lookup]
+    ) -> None:
+        self._graph = graph
+        self._lookups = lookups
+        self._known = {tensor(name) for name in inputs.values()}
+        self._ran: dict[str, int] = {}
+        self._feeds: list[list[str]] = []
+        self._fetches: list[list[str]] = []
+        self._rounds: list[tuple[Lookup, ...]] = []
+        self._varies: dict[str, bool] = {}
+
+    def rounds_for(self, outputs: Iterable[str]) -> list[tuple[Lookup, ...]]:
+        """The lookups that the outputs need, by the round in which their operands are known."""
+        rank: dict[str, int] = {}
+
+        def rank_of(tensors: Iterable[str]) -> int:
+            names = self._graph.ancestors(tensors)
+            above = [name for name in map(tensor, sorted(names)) if name in self._lookups]
+            for name in above:
+                if name not in rank:
+                    rank[name] = rank_of(self._lookups[name].operands)
+            return 1 + max((rank[name] for name in above), default=-1)
+
+        count = rank_of(outputs)
+        return [
+            tuple(self._lookups[name] for name in sorted(rank) if rank[name] == number)
+            for number in range(count)
+        ]
+
+    def known_as(self, name: str) -> str:
+        """The known tensor that carries a tensor's value: itself, or what its Identity passes on."""
+        resolved = self._graph.resolve(name)
+        return name if name in self._known or resolved not in self._known else resolved
+
+    def add_stage(self, tensors: Iterable[str], lookups: tuple[Lookup, ...]) -> None:
+        """Append the stage that makes `tensors`, and the lookups that follow it."""
+        number = len(self._feeds)
+        self._feeds.append([])
+        self._fetches.append([])
+        fetches = [t for t in dict.fromkeys(map(tensor, tensors)) if self.known_as(t) not in self._known]
+        self._fetches[number].extend(fetches)
+        self._trace(fetches, number)
+        self._known.update(fetches)
+        self._known.update(lookup.output for lookup in lookups)
+        self._rounds.append(
+            tuple(
+                _with_operands(lookup, {t: self.known_as(tensor(t)) for t in lookup.operands})
+                for lookup in lookups
+            )
+        )
+
+    def _trace(self, fetches: list[str], number: int) -> None:
+        pending = list(fetches)
+        seen: set[str] = set()
+        while pending:
+            name = pending.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            if self._taken_from_earlier(name, number):
+                if name not in self._feeds[number]:
+                    self._feeds[number].append(name)
+                continue
+            node = self._graph.node(name)
+            self._ran.setdefault(node.name, number)
+            pending.extend(data_inputs(node))
+            pending.extend(tensor(control) for control in control_inputs(node))
+
+    def _taken_from_earlier(self, name: str, number: int) -> bool:
+        if name in self._known:
+            return True
+        if self._graph.resolve(name) != name:
+            return False
+        node = self._graph.node(name)
+        ran = self._ran.get(node.name, number)
+        if ran == number or not self._is_varying(node.name) or not _can_carry(self._graph, name):
+            return False
+        self._fetches[ran].append(name)
+        self._known.add(name)
+        return True
+
+    def _is_varying(self, name: str) -> bool:
+        """Whether a node's value differs between requests: it follows from an input, or a draw."""
+        pending = [name]
+        while pending:
+            at = pending[-1]
+            if at in self._varies:
+                pending.pop()
+                continue
+            node = self._graph.nodes[at]
+            sources = [split(t)[0] for t in data_inputs(node)]
+            unknown = [s for s in sources if s not in self._varies]
+            if node.op in ("Placeholder", "PlaceholderV2") or has_effect(node):
+                self._varies[at] = True
+            elif node.op == "NextIteration" or not unknown:
+                self._varies[at] = any(self._varies.get(s, True) for s in sources)
+            else:
+                pending.extend(unknown)
+                continue
+            pending.pop()
+        return self._varies[name]
+
+    def finished(self) -> list[Round]:
+        """Every stage with its lookups, the last one without any."""
+        return [
+            Round(StagePlan(tuple(feeds), tuple(fetches)), lookups)
+            for feeds, fetches, lookups in zip(
+                self._feeds, self._fetches, self._rounds, strict=True
+            )
+        ]
+
+
+def _with_operands(lookup: Lookup, known: Mapping[str, str]) -> Lookup:
+    def renamed(name: str | None) -> str | None:
+        return None if name is None else known[name]
+
+    return replace(
+        lookup,
+        ids=known[lookup.ids],
+        take=renamed(lookup.take),
+        segments=renamed(lookup.segments),
+        num_segments=renamed(lookup.num_segments),
+        weights=renamed(lookup.weights),
+    )
+
+
+def _can_carry(graph: Graph, name: str) -> bool:
+    op, slot = split(name)
+    node = graph.nodes[op]
+    return _output_type(node, slot) not in _NOT_CARRIED
+
+
+def _output_type(node: NodeDef, slot: int) -> int:
+    """The DataType of a node's output, from its op's definition."""
+    definition = op_def_registry.get(node.op)
+    types: list[int] = []
+    for output in definition.output_arg if definition is not None else ():
+        if output.type_list_attr:
+            types.extend(node.attr[output.type_list_attr].list.type)
+        else:
+            kind = node.attr[output.type_attr].type if output.type_attr else output.type
+            count = int(node.attr[output.number_attr].i) if output.number_attr else 1
+            types.extend([kind] * count)
+    return types[slot] if slot < len(types) else types_pb2.DT_RESOURCE

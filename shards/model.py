@@ -1,0 +1,75 @@
+"""The plan of one version of one model: all that a shard or a router must know of it. Plain data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardserve.shards.layout import Layout, Slice
+from shardserve.shards.tables import TableSource
+
+DEFAULT_THRESHOLD = 16 << 20
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """How to plan. A `layout_file` settles everything but `replicas`, where that is set.
+
+    `replicas` None is the layout file's number, or 1. `memory_per_shard` in bytes, None for no
+    bound. Variables of at least `threshold` bytes are cut, if there is no layout file.
+    """
+
+    shards: int = 1
+    replicas: int | None = None
+    layout_file: Path | None = None
+    memory_per_shard: int | None = None
+    threshold: int = DEFAULT_THRESHOLD
+    tags: tuple[str, ...] = ("serve",)
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """What is served, from where, and which slice lies on which shard.
+
+    `sources` has each table of the layout. `fingerprint` is equal for equal plans over equal
+    checkpoints; a router and a shard of different fingerprints refuse each other. A model with
+    nothing to cut has a layout without tables, and needs no shards.
+    """
+
+    name: str
+    version: int
+    directory: str
+    tags: tuple[str, ...]
+    layout: Layout
+    sources: Mapping[str, TableSource]
+    fingerprint: str
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is cut."""
+        return not self.layout.tables
+
+    def slices_of_shard(self, shard: int) -> tuple[Slice, ...]:
+        """The slices on one shard; a slice's place is its id in messages."""
+        return self.layout.slices_of_shard(shard)
+
+    def bytes_of_shard(self, shard: int) -> int:
+        """Bytes of all slices on one shard."""
+        return sum(
+            piece.nbytes(self.sources[piece.table].table) for piece in self.slices_of_shard(shard)
+        )
+
+
+def fingerprint(
+    name: str, version: int, layout: Layout, sources: Mapping[str, TableSource], index: bytes
+) -> str:
+    """A digest of all that decides what a slice id means and which bytes it holds.
+
+    `index` is the checkpoint's index file, which has every tensor's place and checksum.
+    """
+    digest = hashlib.sha256(index)
+    tables = sorted(layout.tables.items())
+    digest.update(repr((name, version, layout.shards, tables, sorted(sources.items()))).encode())
+    return digest.hexdigest()

@@ -1,0 +1,125 @@
+"""The planner: from tables, shards and a memory bound to a layout. Pure and deterministic.
+
+Enumerate, estimate, place, in the manner of TorchRec's planner: each table gets the first sharding
+of a fixed order of preference that fits; tables are placed by falling size, ties by name, on the
+shard with the least bytes, ties to the lowest number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shardserve.batching.errors import InvalidArgument
+from shardserve.shards import layout as layouts
+from shardserve.shards.layout import Layout, Sharding, TableLayout
+from shardserve.shards.tables import Table
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """`memory_per_shard` is in bytes, None for no bound."""
+
+    shards: int
+    replicas: int = 1
+    memory_per_shard: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layout, and for each table one line that says why it lies as it does."""
+
+    layout: Layout
+    reasons: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ShardLoad:
+    """What one shard holds, and its share of all lookups where every table is read alike often.
+
+    `lookups` counts expected lookups for each lookup of every table: a table with n lookups counts
+    n; a row-wise slice gets them by its share of the rows, a column slice all of them, a replicated
+    table its share of the copies.
+    """
+
+    shard: int
+    slices: int
+    nbytes: int
+    lookups: float
+
+
+def plan_layout(tables: Mapping[str, Table], request: PlanRequest) -> Plan:
+    """Spread the tables over the shards.
+
+    A table larger than an even share of all bytes is cut by `row_hash` over all shards, so that hot
+    neighbours do not meet on one; with fewer rows than 64 for each shard it is cut by columns. A
+    smaller one goes whole to the shard that holds least. Raises InvalidArgument naming the shard
+    where the memory does not hold it.
+    """
+    if request.shards < 1:
+        raise InvalidArgument(f"shards must be at least 1, not {request.shards}")
+    placer = _Placer(request.shards, sum(t.nbytes for t in tables.values()))
+    for table in sorted(tables.values(), key=lambda t: (-t.nbytes, t.name)):
+        placer.place(table)
+    layout = Layout(request.shards, request.replicas, dict(sorted(placer.layouts.items())))
+    layouts.check(layout, tables)
+    if request.memory_per_shard is not None:
+        layouts.check_memory(layout, tables, request.memory_per_shard)
+    return Plan(layout, dict(sorted(placer.reasons.items())))
+
+
+def shard_loads(
+    layout: Layout, tables: Mapping[str, Table], lookups: Mapping[str, int]
+) -> tuple[ShardLoad, ...]:
+    """What each shard holds and is asked; `lookups` is the number of lookups by table."""
+    loads = []
+    for shard in range(layout.shards):
+        slices = layout.slices_of_shard(shard)
+        asked = sum(
+            lookups.get(piece.table, 0) * _share(layout.tables[piece.table], piece.rows.count)
+            for piece in slices
+        )
+        nbytes = sum(piece.nbytes(tables[piece.table]) for piece in slices)
+        loads.append(ShardLoad(shard, len(slices), nbytes, asked))
+    return tuple(loads)
+
+
+def _share(table_layout: TableLayout, rows: int) -> float:
+    match table_layout.sharding:
+        case Sharding.TABLE | Sharding.COLUMN:
+            return 1.0
+        case Sharding.REPLICATED:
+            return 1.0 / len(table_layout.slices)
+        case _:
+            total = sum(piece.rows.count for piece in table_layout.slices)
+            return rows / total if total else 0.0
+
+
+class _Placer:
+    def __init__(self, shards: int, total: int) -> None:
+        self._held = [0] * shards
+        self._even_share = total / shards
+        self.layouts: dict[str, TableLayout] = {}
+        self.reasons: dict[str, str] = {}
+
+    def place(self, table: Table) -> None:
+        table_layout, reason = self._choose(table)
+        self.layouts[table.name] = table_layout
+        self.reasons[table.name] = reason
+        for piece in table_layout.slices:
+            self._held[piece.shard] += piece.nbytes(table)
+
+    def _choose(self, table: Table) -> tuple[TableLayout, str]:
+        shards = range(len(self._held))
+        if len(self._held) == 1:
+            return layouts.whole_table(table, 0), "there is one shard"
+        # A table of up to half an even share can go whole without a shard passing one and a half.
+        if table.nbytes > self._even_share / 2:
+            size = f"{table.nbytes} bytes, over half an even share of {self._even_share:.0f}"
+            if table.rows >= 64 * len(self._held):
+                return layouts.row_hash(table, shards), f"row_hash over all shards: {size}"
+            if table.columns >= len(self._held):
+                bounds = layouts.even_bounds(table.columns, shards)
+                return layouts.column(table, bounds), f"column: {table.rows} rows only, {size}"
+        emptiest = min(shards, key=lambda shard: (self._held[shard], shard))
+        return layouts.whole_table(table, emptiest), "whole, on the shard that held least"
