@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shardserve.shards.layout import Layout
-from shardserve.shards.tables import Table
 
 #: A shard process is on a core while it answers; between requests it needs none. So little is
 #: reserved that a laptop takes any number of shards; what limits a node is its memory.
@@ -48,14 +47,6 @@ def seats(layout: Layout) -> tuple[Seat, ...]:
         return ()
     return tuple(
         Seat(shard, replica) for replica in range(layout.replicas) for shard in range(layout.shards)
-    )
-
-
-def bytes_of_shards(layout: Layout, tables: Mapping[str, Table]) -> tuple[int, ...]:
-    """The bytes of each shard's slices."""
-    return tuple(
-        sum(piece.nbytes(tables[piece.table]) for piece in layout.slices_of_shard(shard))
-        for shard in range(layout.shards)
     )
 
 

@@ -11,17 +11,14 @@ from shardserve.cluster.placement import (
     Seat,
     assign,
     bundle_for,
-    bytes_of_shards,
     seats,
     shortage,
 )
-from shardserve.shards.layout import Layout, even_bounds, replicated, row_range, whole_table
+from shardserve.shards.layout import Layout, even_bounds, row_range
 from shardserve.shards.tables import Table
 
 GB = 1_000_000_000
 USERS = Table("users", "float32", 100, (8,))
-ITEMS = Table("items", "float32", 50, (4,))
-TABLES = {"users": USERS, "items": ITEMS}
 
 
 def layout(shards: int, replicas: int) -> Layout:
@@ -35,11 +32,6 @@ def test_every_replica_of_every_shard_has_one_seat() -> None:
 
 def test_a_model_with_nothing_cut_needs_no_seats() -> None:
     assert seats(Layout(4, 2, {})) == ()
-
-
-def test_a_shard_weighs_what_its_slices_do() -> None:
-    cut = Layout(2, 1, {"users": replicated(USERS, [0, 1]), "items": whole_table(ITEMS, 1)})
-    assert bytes_of_shards(cut, TABLES) == (3200, 3200 + 800)
 
 
 def test_a_bundle_takes_the_largest_shard_and_its_process() -> None:
