@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = ("batching", "shards", "router", "cluster")
+
+# Prints "NAME PATH" of every subpackage, as `python -c IMPORT_ALL`.
+IMPORT_ALL = """
+import importlib, pkgutil, shardserve
+for module in pkgutil.walk_packages(shardserve.__path__, "shardserve."):
+    if module.ispkg:
+        print(module.name, importlib.import_module(module.name).__file__)
+"""
+
+
+def sources() -> Iterator[Path]:
+    for package in PACKAGES:
+        yield from (ROOT / package).rglob("*.py")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy of the tree, so that the build leaves nothing in the clone."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for name in ("shardserve", *PACKAGES):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignored)
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tree / "dist"), str(tree))
+    (built,) = (tree / "dist").iterdir()
+    return built
+
+
+def pip(*arguments: str) -> None:
+    quiet = ("--quiet", "--disable-pip-version-check", "--no-index")
+    subprocess.run([sys.executable, "-m", "pip", arguments[0], *quiet, *arguments[1:]], check=True)
+
+
+def test_the_wheel_holds_every_module_and_the_licence(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    wanted = {f"shardserve/{source.relative_to(ROOT)}" for source in sources()}
+    assert wanted - set(names) == set()
+    assert "shardserve/py.typed" in names
+    assert any(name.endswith("/LICENSE") for name in names)
+
+
+def test_an_installed_wheel_imports_outside_the_clone(wheel: Path, tmp_path: Path) -> None:
+    installed = tmp_path / "installed"
+    pip("install", "--no-deps", "--target", str(installed), str(wheel))
+    environment = {"PYTHONPATH": str(installed), "PATH": "/usr/bin:/bin"}
+    printed = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    found = dict(line.split(" ", 1) for line in printed.splitlines())
+    assert set(found) == set(PROJECT["tool"]["setuptools"]["packages"]) - {"shardserve"}
+    assert all(Path(path).is_relative_to(installed) for path in found.values())
+
+
+def test_every_third_party_import_is_a_declared_dependency() -> None:
+    declared = {
+        canonical(re.split(r"[\[<>=!~ ]", requirement)[0])
+        for requirement in PROJECT["project"]["dependencies"]
+    }
+    owners = importlib.metadata.packages_distributions()
+    for name in sorted({name for source in sources() for name in imported(source)}):
+        if name in sys.stdlib_module_names or name in ("shardserve", "__future__"):
+            continue
+        assert declared & {canonical(owner) for owner in owners.get(name, [])}, name
+
+
+def imported(source: Path) -> Iterator[str]:
+    """The top-level names of the modules that a file imports."""
+    for node in ast.walk(ast.parse(source.read_text())):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            modules = [node.module]
+        yield from (module.split(".")[0] for module in modules)
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_constraints_pin_versions_and_nothing_else() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", pin) for pin in pins)
+    pinned = {canonical(pin.split("==")[0]) for pin in pins}
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    for requirement in [
+        *PROJECT["project"]["dependencies"],
+        *(r for extra in extras for r in extra),
+    ]:
+        assert canonical(re.split(r"[\[<>=!~ ]", requirement)[0]) in pinned, requirement
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_each_package_is_linked_under_the_one_import_name(package: str) -> None:
+    link = ROOT / "shardserve" / package
+    assert link.is_symlink()
+    assert link.readlink() == Path("..") / package
