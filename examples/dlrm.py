@@ -130,7 +130,7 @@ def _write(config: DlrmConfig, building: Path, seed: int) -> None:
     _write_json(building / EXTRA / "predict_request.json", {"instances": _rows(features)})
     _write_json(
         building / EXTRA / "predict_reply.json",
-        {"predictions": [_shortest(row) for row in prediction["prediction"].numpy()]},
+        {"predictions": [shortest(row) for row in prediction["prediction"].numpy()]},
     )
 
 
@@ -224,14 +224,14 @@ def _rows(features: Mapping[str, Array]) -> list[dict[str, Any]]:
     batch = len(features["dense"])
     return [
         {
-            name: _shortest(value[i]) if value.dtype == np.float32 else value[i].tolist()
+            name: shortest(value[i]) if value.dtype == np.float32 else value[i].tolist()
             for name, value in features.items()
         }
         for i in range(batch)
     ]
 
 
-def _shortest(values: Array) -> list[float]:
+def shortest(values: Array) -> list[float]:
     """Floats with the fewest digits that give the same fp32 back."""
     return [float(str(value)) for value in values]
 
