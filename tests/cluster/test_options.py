@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shardserve.batching.errors import InvalidArgument
+from shardserve.cluster.options import DoorOptions, Engine, RayOptions, ServeOptions, check
+
+GOOD = ServeOptions("dlrm", Path("/models/dlrm"))
+
+
+def test_the_defaults_are_tensorflow_servings() -> None:
+    check(GOOD)
+
+    assert (GOOD.doors.grpc_port, GOOD.doors.rest_port, GOOD.doors.rest_timeout) == (8500, 0, 30.0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        (replace(GOOD, model_name=""), "--model_name"),
+        (replace(GOOD, model_name="a/b"), "--model_name"),
+        (replace(GOOD, model_name="a:predict"), "--model_name"),
+        (replace(GOOD, doors=DoorOptions(grpc_port=0)), "--port and --rest_api_port are both 0"),
+        (replace(GOOD, doors=DoorOptions(rest_port=8500)), "--port and --rest_api_port are both"),
+        (replace(GOOD, doors=DoorOptions(rest_port=65536)), "--rest_api_port must be in"),
+        (replace(GOOD, doors=DoorOptions(grpc_port=-1)), "--port must be in"),
+        (replace(GOOD, doors=DoorOptions(rest_port=8000)), "--serve_http_port are both 8000"),
+        (replace(GOOD, ray=RayOptions(routers=0)), "--routers"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_the_name_of_its_flag(bad: ServeOptions, named: str) -> None:
+    with pytest.raises(InvalidArgument, match=named):
+        check(bad)
+
+
+def test_the_local_engine_has_no_ingress_to_collide_with() -> None:
+    check(replace(GOOD, engine=Engine.LOCAL, doors=DoorOptions(rest_port=8000)))
