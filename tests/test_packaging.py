@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = ("batching", "shards", "router", "cluster")
+OURS = {"shardserve", "tests", "benchmarks", "examples"}
+# Modules of an extra that the tests run without, under the names that they are imported by.
+OPTIONAL = {"fbgemm_gpu"}
+REQUIREMENTS = [
+    *PROJECT["project"]["dependencies"],
+    *(line for extra in PROJECT["project"]["optional-dependencies"].values() for line in extra),
+]
 
 # Prints "NAME PATH" of every subpackage, as `python -c IMPORT_ALL`.
 IMPORT_ALL = """
@@ -75,16 +82,31 @@ def test_an_installed_wheel_imports_outside_the_clone(wheel: Path, tmp_path: Pat
     assert all(Path(path).is_relative_to(installed) for path in found.values())
 
 
-def test_every_third_party_import_is_a_declared_dependency() -> None:
-    declared = {
-        canonical(re.split(r"[\[<>=!~ ]", requirement)[0])
-        for requirement in PROJECT["project"]["dependencies"]
-    }
+def test_every_third_party_import_of_the_packages_is_a_declared_dependency() -> None:
+    assert undeclared(sources(), PROJECT["project"]["dependencies"]) == {}
+
+
+def test_every_third_party_import_around_them_is_declared_in_an_extra() -> None:
+    around = [
+        path
+        for name in ("tests", "benchmarks", "examples")
+        for path in ROOT.glob(f"{name}/**/*.py")
+    ]
+    assert undeclared(around, REQUIREMENTS) == {}
+
+
+def undeclared(paths: Iterable[Path], requirements: Iterable[str]) -> dict[str, str]:
+    """Modules imported that belong to no requirement, and one file that imports each."""
+    declared = {distribution(requirement) for requirement in requirements}
     owners = importlib.metadata.packages_distributions()
-    for name in sorted({name for source in sources() for name in imported(source)}):
-        if name in sys.stdlib_module_names or name in ("shardserve", "__future__"):
-            continue
-        assert declared & {canonical(owner) for owner in owners.get(name, [])}, name
+    return {
+        name: str(path)
+        for path in paths
+        for name in imported(path)
+        if name not in OURS | OPTIONAL
+        and name not in sys.stdlib_module_names
+        and declared.isdisjoint(canonical(owner) for owner in owners.get(name, [name]))
+    }
 
 
 def imported(source: Path) -> Iterator[str]:
@@ -98,6 +120,10 @@ def imported(source: Path) -> Iterator[str]:
         yield from (module.split(".")[0] for module in modules)
 
 
+def distribution(requirement: str) -> str:
+    return canonical(re.split(r"[\[<>=!~ ]", requirement)[0])
+
+
 def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -107,12 +133,7 @@ def test_constraints_pin_versions_and_nothing_else() -> None:
     pins = [line for line in lines if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", pin) for pin in pins)
     pinned = {canonical(pin.split("==")[0]) for pin in pins}
-    extras = PROJECT["project"]["optional-dependencies"].values()
-    for requirement in [
-        *PROJECT["project"]["dependencies"],
-        *(r for extra in extras for r in extra),
-    ]:
-        assert canonical(re.split(r"[\[<>=!~ ]", requirement)[0]) in pinned, requirement
+    assert {distribution(requirement) for requirement in REQUIREMENTS} <= pinned
 
 
 @pytest.mark.parametrize("package", PACKAGES)
