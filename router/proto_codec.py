@@ -1,0 +1,220 @@
+"""TensorProto to numpy and back, by whole arrays, with TensorFlow's rules for odd protos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
+
+from shardserve.batching.errors import InvalidArgument
+from shardserve.router.servable import Array
+from shardserve.router.tensor_types import BY_NUMBER, BY_NUMPY, STRING, TensorType, name_of
+
+#: numpy's limit; TensorFlow's own is 254, of which no kernel takes more than 8.
+MAX_RANK = 64
+
+#: A proto may repeat its last value to fill its shape; it may not make that much out of nothing.
+MAX_FILLED_BYTES = 64 << 20
+
+
+_FEW = 40
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of typed values in a TensorProto: its number, the numpy dtype of its values.
+
+    `raw` values lie on the wire as numpy holds them; the others are varints.
+    """
+
+    number: int
+    dtype: np.dtype[Any]
+    raw: bool
+
+
+FIELDS: Mapping[str, Field] = {
+    "float_val": Field(5, np.dtype("<f4"), raw=True),
+    "double_val": Field(6, np.dtype("<f8"), raw=True),
+    "int_val": Field(7, np.dtype("<i4"), raw=False),
+    "scomplex_val": Field(9, np.dtype("<f4"), raw=True),
+    "int64_val": Field(10, np.dtype("<i8"), raw=False),
+    "bool_val": Field(11, np.dtype("?"), raw=True),
+    "dcomplex_val": Field(12, np.dtype("<f8"), raw=True),
+    "half_val": Field(13, np.dtype("<i4"), raw=False),
+    "uint32_val": Field(16, np.dtype("<u4"), raw=False),
+    "uint64_val": Field(17, np.dtype("<u8"), raw=False),
+    "float8_val": Field(18, np.dtype("u1"), raw=True),
+}
+
+
+class TensorError(ValueError):
+    """A proto that is no tensor. The text says why, for a message that names the input."""
+
+
+def decode_tensor(proto: tensor_pb2.TensorProto) -> Array:
+    """The tensor as an array of its type's numpy dtype; it may be a read-only view of the proto.
+
+    As TensorFlow reads it: `tensor_content`, where present, must be exactly as long as the shape
+    asks; else the typed values fill the shape in order, surplus ones are dropped, the last one is
+    repeated where there are too few, and zero where there is none. An unknown rank is a scalar.
+    Raises TensorError before anything is allocated that the bytes received do not account for.
+    """
+    kind = BY_NUMBER.get(proto.dtype)
+    if kind is None:
+        raise TensorError(f"a tensor of type {name_of(proto.dtype)} cannot be sent")
+    shape = _decode_shape(proto.tensor_shape)
+    count = math.prod(shape)
+    if kind is STRING:
+        values = _decode_strings(proto, count)
+    elif proto.tensor_content and count:
+        values = _decode_content(proto.tensor_content, kind, count)
+    else:
+        values = _decode_field(proto, kind, count)
+    return values.reshape(shape)
+
+
+def _decode_shape(proto: tensor_shape_pb2.TensorShapeProto) -> tuple[int, ...]:
+    shape = tuple([dim.size for dim in proto.dim])
+    if shape and (min(shape) < 0 or proto.unknown_rank or len(shape) > MAX_RANK):
+        raise TensorError(f"invalid shape {list(shape)}")
+    return shape
+
+
+def _decode_content(content: bytes, kind: TensorType, count: int) -> Array:
+    needed = count * kind.numpy.itemsize
+    if len(content) != needed:
+        raise TensorError(f"tensor_content has {len(content)} bytes, the shape takes {needed}")
+    return np.frombuffer(content, kind.numpy)
+
+
+def _decode_field(proto: tensor_pb2.TensorProto, kind: TensorType, count: int) -> Array:
+    values = _field_values(getattr(proto, kind.field), FIELDS[kind.field])
+    elements: Array = values.astype(kind.bits, copy=False).view(kind.numpy)
+    if len(elements) == count:
+        return elements
+    return _filled(elements, count, kind.numpy)
+
+
+def _field_values(values: Any, field: Field) -> Array:
+    if isinstance(values, bytes):
+        return np.frombuffer(values, field.dtype)
+    # Two ways into numpy: the first is quicker for a few values, the second copies memory.
+    if len(values) < _FEW:
+        return np.array(values[:], field.dtype)
+    return np.asarray(values, field.dtype)
+
+
+def _filled(elements: Array, count: int, dtype: np.dtype[Any]) -> Array:
+    """`elements` cut, or filled up with the last of them (zero where there is none), to `count`."""
+    given = len(elements)
+    if given >= count:
+        return elements[:count]
+    if (count - given) * dtype.itemsize > MAX_FILLED_BYTES:
+        raise TensorError(f"{given} values for a shape of {count} elements")
+    filled = np.zeros(count, dtype)
+    if given:
+        filled[:given] = elements
+        filled[given:] = elements[-1]
+    return filled
+
+
+def _decode_strings(proto: tensor_pb2.TensorProto, count: int) -> Array:
+    if proto.tensor_content and count:
+        values = _split_strings(proto.tensor_content, count)
+    else:
+        values = list(proto.string_val) or [b""]
+    elements = np.empty(len(values), object)
+    elements[:] = values
+    return elements if len(elements) == count else _filled(elements, count, elements.dtype)
+
+
+def _split_strings(content: bytes, count: int) -> list[bytes]:
+    """Strings in `tensor_content`: the `count` lengths as varints, then the bytes of them all."""
+    if count > len(content):
+        raise TensorError(f"tensor_content has {len(content)} bytes for {count} strings")
+    lengths = []
+    position = 0
+    for _ in range(count):
+        length, position = _varint(content, position)
+        lengths.append(length)
+    if position + sum(lengths) != len(content):
+        raise TensorError(f"tensor_content has {len(content)} bytes, not those of its strings")
+    values = []
+    for length in lengths:
+        values.append(content[position : position + length])
+        position += length
+    return values
+
+
+def _varint(content: bytes, position: int) -> tuple[int, int]:
+    value = 0
+    for place, byte in enumerate(content[position : position + 10]):
+        value |= (byte & 127) << (7 * place)
+        if byte < 128:
+            return value, position + place + 1
+    raise TensorError("tensor_content is cut off in a string's length")
+
+
+def encode_tensor(array: Array) -> bytes:
+    """A serialised TensorProto: type, shape, and all values in the typed field.
+
+    Raises InvalidArgument for a dtype that TensorFlow has no type for.
+    """
+    kind = BY_NUMPY.get(array.dtype)
+    if kind is None:
+        raise InvalidArgument(f"an output of numpy type {array.dtype} cannot be sent")
+    dims = b"".join([_message(2, _number(1, size)) for size in array.shape])
+    return b"".join((_number(1, kind.number), _message(2, dims), _encode_values(array, kind)))
+
+
+def encode_predict_response(outputs: Mapping[str, Array], model_spec: bytes) -> bytes:
+    """A serialised PredictResponse. `model_spec` is a serialised ModelSpec."""
+    entries = [
+        _message(1, _message(1, alias.encode()) + _message(2, encode_tensor(array)))
+        for alias, array in outputs.items()
+    ]
+    return b"".join((*entries, _message(2, model_spec)))
+
+
+def _encode_values(array: Array, kind: TensorType) -> bytes:
+    if not array.size:
+        return b""
+    if kind is STRING:
+        return _serialized(string_val=array.ravel().tolist())
+    field = FIELDS[kind.field]
+    bits = np.ascontiguousarray(array).view(kind.bits).ravel()
+    if field.raw:
+        return _message(field.number, bits.tobytes())
+    return _serialized(**{kind.field: bits.tolist()})
+
+
+def _serialized(**fields: Any) -> bytes:
+    encoded: bytes = tensor_pb2.TensorProto(**fields).SerializeToString()
+    return encoded
+
+
+def _number(field: int, value: int) -> bytes:
+    """A varint field, left out when zero, as proto3 does."""
+    return _varint_bytes(field << 3) + _varint_bytes(value) if value else b""
+
+
+def _message(field: int, content: bytes) -> bytes:
+    return b"".join((_varint_bytes(field << 3 | 2), _varint_bytes(len(content)), content))
+
+
+def _varint_bytes(value: int) -> bytes:
+    if value < 128:
+        return _ONE_BYTE[value]
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+_ONE_BYTE = tuple(bytes([value]) for value in range(128))

@@ -1,0 +1,132 @@
+"""Serves a SavedModel as it is, uncut, of either format, from one session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tensorflow.core.framework import tensor_shape_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import get_model_metadata_pb2
+
+from shardserve.batching.errors import DataLoss
+from shardserve.router.proto_codec import TensorError, decode_tensor
+from shardserve.router.saved_model import load_into
+from shardserve.router.servable import Array, RequestContext, Signature, TensorInfo
+from shardserve.router.session import Parallelism, StageThreads, TensorFlowRunner
+from shardserve.router.stages import StageCache
+
+#: The signature a request means that names none.
+DEFAULT_SIGNATURE = "serving_default"
+
+#: Compiled (signature, outputs) pairs kept for a model. Clients choose the outputs: it is bounded.
+MAX_STAGES = 128
+
+_INITIALISATION = "__saved_model_init_op"
+
+
+class WholeServable:
+    """A `Servable` whose every signature is one stage."""
+
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        runner: TensorFlowRunner,
+        meta_graph: meta_graph_pb2.MetaGraphDef,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.signatures: Mapping[str, Signature] = signatures_of(meta_graph)
+        self.signature_def_map = signature_def_map_of(meta_graph)
+        self._runner = runner
+        self._stages = StageCache(runner, MAX_STAGES)
+
+    async def run(
+        self,
+        signature: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        context: RequestContext,
+    ) -> dict[str, Array]:
+        chosen = self.signatures[signature]
+        stage = await self._stages.get(*_ends(chosen, outputs), context)
+        values = [inputs[alias] for alias in chosen.inputs]
+        results = await self._runner.run(stage, values, context)
+        return dict(zip(outputs, results, strict=True))
+
+    def prepare(self, signature: str) -> None:
+        """Compile a signature with all its outputs now, so that no request has to wait for it."""
+        chosen = self.signatures[signature]
+        self._stages.prepare(*_ends(chosen, tuple(chosen.outputs)))
+
+
+def load_whole(
+    name: str,
+    version: int,
+    directory: Path,
+    threads: StageThreads,
+    tags: Sequence[str] = ("serve",),
+    parallelism: Parallelism = Parallelism(),  # noqa: B008 (frozen)
+) -> WholeServable:
+    """Load the SavedModel in `directory`, and compile its default signature.
+
+    Blocks for as long as the model's size takes. Raises as `saved_model.load_into` does.
+    """
+    runner = TensorFlowRunner(threads, parallelism=parallelism)
+    try:
+        servable = WholeServable(name, version, runner, load_into(runner.session, directory, tags))
+        if DEFAULT_SIGNATURE in servable.signatures:
+            servable.prepare(DEFAULT_SIGNATURE)
+    except BaseException:
+        runner.close()
+        raise
+    return servable
+
+
+def signatures_of(meta_graph: meta_graph_pb2.MetaGraphDef) -> dict[str, Signature]:
+    """The signatures that requests can name; inputs and outputs by alias, in sorted order."""
+    return {
+        name: Signature(
+            method_name=signature.method_name,
+            inputs=_infos(signature.inputs),
+            outputs=_infos(signature.outputs),
+            defaults={alias: _default(name, alias, p) for alias, p in signature.defaults.items()},
+        )
+        for name, signature in meta_graph.signature_def.items()
+        if name != _INITIALISATION
+    }
+
+
+def signature_def_map_of(meta_graph: meta_graph_pb2.MetaGraphDef) -> bytes:
+    """All SignatureDefs as a serialised SignatureDefMap, for GetModelMetadata."""
+    whole = get_model_metadata_pb2.SignatureDefMap()
+    for name, signature in meta_graph.signature_def.items():
+        whole.signature_def[name].CopyFrom(signature)
+    serialized: bytes = whole.SerializeToString(deterministic=True)
+    return serialized
+
+
+def _ends(signature: Signature, outputs: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return (
+        tuple([info.tensor for info in signature.inputs.values()]),
+        tuple([signature.outputs[alias].tensor for alias in outputs]),
+    )
+
+
+def _infos(infos: Mapping[str, meta_graph_pb2.TensorInfo]) -> dict[str, TensorInfo]:
+    return {
+        alias: TensorInfo(info.name, info.dtype, _shape(info.tensor_shape))
+        for alias, info in sorted(infos.items())
+    }
+
+
+def _shape(proto: tensor_shape_pb2.TensorShapeProto) -> tuple[int, ...] | None:
+    return None if proto.unknown_rank else tuple(dim.size for dim in proto.dim)
+
+
+def _default(signature: str, alias: str, proto: tensor_shape_pb2.TensorShapeProto) -> Array:
+    try:
+        return decode_tensor(proto)
+    except TensorError as error:
+        raise DataLoss(f"signature {signature!r}: default of input {alias!r}: {error}") from error
