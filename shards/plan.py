@@ -51,20 +51,32 @@ class ShardLoad:
 def plan_layout(tables: Mapping[str, Table], request: PlanRequest) -> Plan:
     """Spread the tables over the shards.
 
-    A table larger than an even share of all bytes is cut by `row_hash` over all shards, so that hot
+    A table of over half an even share of all bytes is cut by `row_hash` over all shards, so that hot
     neighbours do not meet on one; with fewer rows than 64 for each shard it is cut by columns. A
-    smaller one goes whole to the shard that holds least. Raises InvalidArgument naming the shard
-    where the memory does not hold it.
+    smaller one goes whole to the shard that holds least. Where that does not fit the memory, every
+    table is cut. Raises InvalidArgument naming a shard where that does not fit either.
     """
     if request.shards < 1:
         raise InvalidArgument(f"shards must be at least 1, not {request.shards}")
-    placer = _Placer(request.shards, sum(t.nbytes for t in tables.values()))
+    total = sum(table.nbytes for table in tables.values())
+    # A table of up to half an even share can go whole without a shard passing one and a half.
+    plan = _placed(tables, request, total / request.shards / 2)
+    if request.memory_per_shard is None:
+        return plan
+    try:
+        layouts.check_memory(plan.layout, tables, request.memory_per_shard)
+    except InvalidArgument:
+        plan = _placed(tables, request, 0.0)
+        layouts.check_memory(plan.layout, tables, request.memory_per_shard)
+    return plan
+
+
+def _placed(tables: Mapping[str, Table], request: PlanRequest, whole_up_to: float) -> Plan:
+    placer = _Placer(request.shards, whole_up_to)
     for table in sorted(tables.values(), key=lambda t: (-t.nbytes, t.name)):
         placer.place(table)
     layout = Layout(request.shards, request.replicas, dict(sorted(placer.layouts.items())))
     layouts.check(layout, tables)
-    if request.memory_per_shard is not None:
-        layouts.check_memory(layout, tables, request.memory_per_shard)
     return Plan(layout, dict(sorted(placer.reasons.items())))
 
 
@@ -96,9 +108,9 @@ def _share(table_layout: TableLayout, rows: int) -> float:
 
 
 class _Placer:
-    def __init__(self, shards: int, total: int) -> None:
+    def __init__(self, shards: int, whole_up_to: float) -> None:
         self._held = [0] * shards
-        self._even_share = total / shards
+        self._whole_up_to = whole_up_to
         self.layouts: dict[str, TableLayout] = {}
         self.reasons: dict[str, str] = {}
 
@@ -113,13 +125,12 @@ class _Placer:
         shards = range(len(self._held))
         if len(self._held) == 1:
             return layouts.whole_table(table, 0), "there is one shard"
-        # A table of up to half an even share can go whole without a shard passing one and a half.
-        if table.nbytes > self._even_share / 2:
-            size = f"{table.nbytes} bytes, over half an even share of {self._even_share:.0f}"
+        if table.nbytes > self._whole_up_to:
+            size = f"more than {self._whole_up_to:.0f} bytes"
             if table.rows >= 64 * len(self._held):
                 return layouts.row_hash(table, shards), f"row_hash over all shards: {size}"
             if table.columns >= len(self._held):
                 bounds = layouts.even_bounds(table.columns, shards)
-                return layouts.column(table, bounds), f"column: {table.rows} rows only, {size}"
+                return layouts.column(table, bounds), f"column over all shards: {size}, and only {table.rows} rows"
         emptiest = min(shards, key=lambda shard: (self._held[shard], shard))
         return layouts.whole_table(table, emptiest), "whole, on the shard that held least"

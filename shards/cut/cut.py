@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,6 +86,20 @@ class CutModel:
     variables: tuple[Variable, ...]
     graph_def: graph_pb2.GraphDef = field(repr=False)
 
+    def program_for(self, signature: str, outputs: Collection[str]) -> Program:
+        """The program that answers only some of a signature's outputs, by alias.
+
+        It makes only the lookups that those outputs need.
+        """
+        definition = self.inlined.signatures[signature]
+        lookups = {t.output: t for table in self.tables.values() for t in table.lookups}
+        return plan_program(
+            Graph(self.graph_def),
+            {alias: info.name for alias, info in definition.inputs.items()},
+            {alias: definition.outputs[alias].name for alias in outputs},
+            lookups,
+        )
+
 
 def cut_saved_model(directory: Path, rule: CutRule, tags: tuple[str, ...] = ("serve",)) -> CutModel:
     """Cut the SavedModel in `directory` (the one that holds `saved_model.pb`).
@@ -118,14 +132,13 @@ class _Cutter:
         for name, variables in groups.items():
             self._decide(finder, name, variables)
         lookups = {
-            tensor(lookup.output): lookup
+            lookup.output: lookup
             for cut in self._tables.values()
             for lookup in cut.lookups
         }
         graph_def = self._rewritten(groups, lookups)
         programs = self._programs(Graph(graph_def), lookups)
-        kept = _roots(self._model, programs)
-        graph_def = pruned_to(graph_def, kept)
+        graph_def = pruned_to(graph_def, _roots(self._model, lookups.values()))
         left = {node.name for node in graph_def.node}
         return CutModel(
             inlined=self._model,
@@ -223,13 +236,13 @@ def _cleaned(model: InlinedModel) -> graph_pb2.GraphDef:
     return pruned_to(model.graph_def, [tensor(name) for name in roots])
 
 
-def _roots(model: InlinedModel, programs: Mapping[str, Program]) -> list[str]:
-    """Every tensor that a stage feeds or fetches, and what loading needs."""
+def _roots(model: InlinedModel, lookups: Iterable[Lookup]) -> list[str]:
+    """Every tensor that a program may feed or fetch, and what loading needs."""
     roots = [*model.assets]
     if model.init_op is not None:
         roots.append(model.init_op)
-    for program in programs.values():
-        stages = [*(r.stage for r in program.rounds), program.dense]
-        roots.extend(t for stage in stages for t in (*stage.feeds, *stage.fetches))
-        roots.extend(program.inputs.values())
+    for signature in model.signatures.values():
+        roots.extend(i.name for i in (*signature.inputs.values(), *signature.outputs.values()))
+    for lookup in lookups:
+        roots.extend((lookup.output, *lookup.operands))
     return sorted({split(name)[0] for name in roots})

@@ -8,6 +8,7 @@ from pathlib import Path
 from shardserve.batching.errors import DataLoss
 from shardserve.shards.bundle import Bundle, open_bundle
 from shardserve.shards.cut.cut import CutModel, CutRule, CutTable, cut_saved_model
+from shardserve.shards.cut.saved_model import checkpoint_prefix
 from shardserve.shards.layout import Layout, check, check_memory
 from shardserve.shards.layout_file import LayoutFile, read_layout_file, to_layout
 from shardserve.shards.model import ModelPlan, PlanOptions, fingerprint
@@ -60,11 +61,6 @@ def plan_tables(tables: Mapping[str, Table], options: PlanOptions) -> Plan:
     """The planner's layout for the options."""
     request = PlanRequest(options.shards, options.replicas or 1, options.memory_per_shard)
     return plan_layout(tables, request)
-
-
-def checkpoint_prefix(directory: Path) -> Path:
-    """The prefix of a SavedModel's checkpoint files."""
-    return directory / "variables" / "variables"
 
 
 def table_sources(bundle: Bundle, tables: Mapping[str, CutTable]) -> dict[str, TableSource]:

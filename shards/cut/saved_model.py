@@ -62,6 +62,11 @@ def read_meta_graph(directory: Path, tags: Sequence[str] = ("serve",)) -> meta_g
     raise InvalidArgument(f"{path}: no MetaGraph with tags {sorted(tags)}; it has {found}")
 
 
+def checkpoint_prefix(directory: Path) -> Path:
+    """The prefix of a SavedModel's checkpoint files."""
+    return directory / "variables" / "variables"
+
+
 def inline(directory: Path, tags: Sequence[str] = ("serve",)) -> InlinedModel:
     """Parse, then inline every signature, the init op and the restore op with Grappler."""
     meta_graph = read_meta_graph(directory, tags)

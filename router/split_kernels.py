@@ -1,0 +1,136 @@
+"""Compiled loops that send ids to parts and put partial results together. GIL-free.
+
+Arrays are C-contiguous, ids and segments int64; inputs may be read-only. The signatures are spelled
+out so that everything is compiled (or loaded from numba's cache) at import, never in a request.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numba import types
+
+RANGE, MOD, HASH = 0, 1, 2
+
+_i4, _i8 = types.int32, types.int64
+
+
+def _read(element, ndim=1):
+    return types.Array(element, ndim, "C", readonly=True)
+
+
+def _write(element, ndim=1):
+    return types.Array(element, ndim, "C")
+
+
+@numba.njit(inline="always")
+def _owner(row, kind, parts, bounds, multiplier, total):
+    """(part, local row) of a table's row, as `shardserve.shards.rows` numbers them."""
+    if kind == MOD:
+        return row % parts, row // parts
+    if kind == HASH:
+        place = (row * multiplier) % total
+        return place % parts, place // parts
+    low, high = 0, parts - 1
+    while low < high:
+        middle = (low + high) >> 1
+        if row < bounds[middle + 1]:
+            high = middle
+        else:
+            low = middle + 1
+    return low, row - bounds[low]
+
+
+@numba.njit(_i8(_read(_i8), _i8), nogil=True, cache=True)
+def first_outside(ids, total):
+    """The position of the first id not in [0, total), or -1."""
+    for i in range(ids.shape[0]):
+        if ids[i] < 0 or ids[i] >= total:
+            return i
+    return -1
+
+
+@numba.njit(_i8(_read(_i8)), nogil=True, cache=True)
+def first_descent(segments):
+    """The position of the first segment that is negative or below the one before it, or -1."""
+    before = 0
+    for i in range(segments.shape[0]):
+        if segments[i] < before:
+            return i
+        before = segments[i]
+    return -1
+
+
+_SPLIT = [
+    types.void(
+        _read(_i8), _read(_i4), _i8, _i8, _read(_i8), _i8, _i8,
+        _write(row), _write(_i4), _write(_i8), _write(_i4), _write(_i8), _write(_i4),
+    )
+    for row in (_i4, _i8)
+]  # fmt: skip
+
+
+@numba.njit(_SPLIT, nogil=True, cache=True)
+def split(
+    ids, bags, kind, parts, bounds, multiplier, total,
+    rows, order, starts, bag_out, bag_starts, offsets,
+):  # fmt: skip
+    """Group ids by part, keeping their order within each, and their runs of equal bags.
+
+    Reads ids [n], and bags [n] (never falling; empty for a gather). Fills, part after part:
+    rows [n] local rows; order [n] each row's position in ids; starts [parts + 1] into both;
+    bag_out [<= n] the bag of each run; bag_starts [parts + 1] into it; offsets [<= n + parts] each
+    part's runs as offsets into its rows, its own end included.
+    """
+    n = ids.shape[0]
+    pooled = bags.shape[0] == n and n > 0
+    owners = np.empty(n, np.int32)
+    locals_ = np.empty(n, np.int64)
+    counts = np.zeros(parts, np.int64)
+    runs = np.zeros(parts, np.int64)
+    last = np.full(parts, -1, np.int64)
+    for i in range(n):
+        part, local = _owner(np.int64(ids[i]), kind, parts, bounds, multiplier, total)
+        owners[i] = part
+        locals_[i] = local
+        counts[part] += 1
+        if pooled and last[part] != bags[i]:
+            runs[part] += 1
+            last[part] = bags[i]
+    starts[0] = 0
+    bag_starts[0] = 0
+    for part in range(parts):
+        starts[part + 1] = starts[part] + counts[part]
+        bag_starts[part + 1] = bag_starts[part] + runs[part]
+        counts[part] = 0
+        runs[part] = 0
+        last[part] = -1
+    for i in range(n):
+        part = owners[i]
+        at = starts[part] + counts[part]
+        rows[at] = locals_[i]
+        order[at] = i
+        if pooled and last[part] != bags[i]:
+            bag_out[bag_starts[part] + runs[part]] = bags[i]
+            offsets[bag_starts[part] + part + runs[part]] = counts[part]
+            runs[part] += 1
+            last[part] = bags[i]
+        counts[part] += 1
+    if pooled:
+        for part in range(parts):
+            offsets[bag_starts[part] + part + runs[part]] = counts[part]
+
+
+_SCATTER_ADD = [
+    types.void(_write(real, 2), _read(_i4), _i8, _read(real, 2))
+    for real in (types.float32, types.float64)
+]
+
+
+@numba.njit(_SCATTER_ADD, nogil=True, cache=True)
+def scatter_add(out, places, column, partial):
+    """out[places[i], column:column + width] += partial[i]. `places` are within `out`."""
+    for i in range(places.shape[0]):
+        place = places[i]
+        for c in range(partial.shape[1]):
+            out[place, column + c] += partial[i, c]

@@ -1,0 +1,147 @@
+"""What `shardserve inspect` and `shardserve plan` report. Plain data; the command line draws it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow.python.framework import dtypes
+
+from shardserve.shards.bundle import open_bundle
+from shardserve.shards.cut.cut import CutModel, CutTable, WholeVariable, cut_saved_model
+from shardserve.shards.cut.lookups import Lookup, Motif
+from shardserve.shards.cut.planning import cut_rule, plan_tables, table_sources
+from shardserve.shards.cut.saved_model import checkpoint_prefix
+from shardserve.shards.layout_file import dump_layout, read_layout_file, to_file
+from shardserve.shards.model import PlanOptions
+from shardserve.shards.plan import ShardLoad, shard_loads
+from shardserve.shards.tables import Table
+
+
+@dataclass(frozen=True)
+class TensorForm:
+    """An input or output: its alias, dtype and shape, -1 for an unknown size, None for any rank."""
+
+    alias: str
+    dtype: str
+    shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class SignatureReport:
+    """A signature, and how it is run: the lookups of each round, between the stages."""
+
+    name: str
+    inputs: tuple[TensorForm, ...]
+    outputs: tuple[TensorForm, ...]
+    rounds: tuple[int, ...]
+    has_ids_stage: bool
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """A table that is cut: where the cut falls (`cut_at`, the nodes replaced), and by which motif."""
+
+    table: Table
+    motifs: tuple[str, ...]
+    cut_at: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A SavedModel as the cut sees it."""
+
+    directory: Path
+    signatures: tuple[SignatureReport, ...]
+    tables: tuple[TableReport, ...]
+    whole: tuple[WholeVariable, ...]
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """A planned layout: the file's text, each shard's load, and the tables."""
+
+    text: str
+    loads: tuple[ShardLoad, ...]
+    tables: Mapping[str, Table]
+    reasons: Mapping[str, str]
+
+
+def inspect_model(directory: Path, options: PlanOptions) -> Inspection:
+    """Cut the SavedModel in `directory` and report; raises as `plan_model` does.
+
+    The checkpoint's index is read too, so that a model that could not be served is not praised.
+    """
+    file = None if options.layout_file is None else read_layout_file(options.layout_file)
+    cut = cut_saved_model(directory, cut_rule(options, file), options.tags)
+    _check_checkpoint(directory, cut)
+    signatures = tuple(
+        _signature(name, signature, cut) for name, signature in cut.inlined.signatures.items()
+    )
+    tables = tuple(_table(found) for found in cut.tables.values())
+    return Inspection(directory, signatures, tables, cut.whole)
+
+
+def plan_report(directory: Path, options: PlanOptions) -> PlanReport:
+    """Plan a layout for the SavedModel in `directory`; raises as `plan_model` does."""
+    cut = cut_saved_model(directory, cut_rule(options, None), options.tags)
+    _check_checkpoint(directory, cut)
+    tables = {name: found.table for name, found in cut.tables.items()}
+    plan = plan_tables(tables, options)
+    comments = {
+        name: f"{_form(tables[name])}, {tables[name].nbytes} bytes; {reason}"
+        for name, reason in plan.reasons.items()
+    }
+    text = dump_layout(to_file(plan.layout, options.memory_per_shard), comments, _HEAD)
+    counts = {name: len(found.lookups) for name, found in cut.tables.items()}
+    return PlanReport(text, shard_loads(plan.layout, tables, counts), tables, plan.reasons)
+
+
+_HEAD = "Which slice of which table lies on which shard. See docs/layouts.md.\n"
+
+
+def _check_checkpoint(directory: Path, cut: CutModel) -> None:
+    if cut.tables:
+        table_sources(open_bundle(str(checkpoint_prefix(directory))), cut.tables)
+
+
+def _signature(
+    name: str, signature: meta_graph_pb2.SignatureDef, cut: CutModel
+) -> SignatureReport:
+    program = cut.programs[name]
+    return SignatureReport(
+        name=name,
+        inputs=tuple(_tensor(alias, info) for alias, info in sorted(signature.inputs.items())),
+        outputs=tuple(_tensor(alias, info) for alias, info in sorted(signature.outputs.items())),
+        rounds=tuple(len(one.lookups) for one in program.rounds),
+        has_ids_stage=any(one.stage.fetches for one in program.rounds),
+    )
+
+
+def _tensor(alias: str, info: meta_graph_pb2.TensorInfo) -> TensorForm:
+    shape = info.tensor_shape
+    known = None if shape.unknown_rank else tuple(dim.size for dim in shape.dim)
+    return TensorForm(alias, dtypes.as_dtype(info.dtype).name, known)
+
+
+def _table(found: CutTable) -> TableReport:
+    motifs = Counter(_motif(lookup) for lookup in found.lookups)
+    return TableReport(
+        table=found.table,
+        motifs=tuple(f"{count} x {motif}" for motif, count in sorted(motifs.items())),
+        cut_at=tuple(lookup.output.removesuffix(":0") for lookup in found.lookups),
+    )
+
+
+def _motif(lookup: Lookup) -> str:
+    if lookup.motif is Motif.GATHER:
+        return "gather"
+    weighted = "weighted " if lookup.weights is not None else ""
+    return f"{weighted}{lookup.motif.value} {lookup.combiner.value}"
+
+
+def _form(table: Table) -> str:
+    return f"{table.dtype}{[table.rows, *table.row_shape]}"
