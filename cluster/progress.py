@@ -1,0 +1,82 @@
+"""How far the start of a model has come. Replaced whole, and numbered; a person reads it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from shardserve.batching.errors import ServingError, error_of
+from shardserve.cluster.placement import Seat, seats
+from shardserve.shards.model import ModelPlan
+
+
+class Phase(enum.StrEnum):
+    """In the order in which they follow each other; FAILED can follow any."""
+
+    PLANNING = "planning"
+    PLACING = "placing"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A `ServingError` as data, to travel between processes."""
+
+    code: int
+    message: str
+
+    def error(self) -> ServingError:
+        return error_of(self.code, self.message)
+
+
+def failure_of(error: ServingError) -> Failure:
+    return Failure(error.code, error.message)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`totals` and `loaded` are bytes of slices by seat; `note` says what is waited for."""
+
+    number: int
+    phase: Phase = Phase.PLANNING
+    note: str = ""
+    totals: Mapping[Seat, int] = field(default_factory=dict)
+    loaded: Mapping[Seat, int] = field(default_factory=dict)
+    failure: Failure | None = None
+
+
+def placing(progress: Progress, plan: ModelPlan, note: str) -> Progress:
+    """The plan is known; room is being found for its shards."""
+    totals = {seat: plan.bytes_of_shard(seat.shard) for seat in seats(plan.layout)}
+    return _next(progress, phase=Phase.PLACING, totals=totals, note=note)
+
+
+def loading(progress: Progress) -> Progress:
+    """The shard actors are starting."""
+    return _next(progress, phase=Phase.LOADING, note="")
+
+
+def loaded(progress: Progress, seat: Seat, nbytes: int) -> Progress:
+    """A seat has `nbytes` of its slices by now."""
+    if progress.loaded.get(seat) == nbytes:
+        return progress
+    return _next(progress, loaded={**progress.loaded, seat: nbytes})
+
+
+def ready(progress: Progress) -> Progress:
+    """Every seat serves. What befalls a seat later is the routing table's."""
+    return _next(progress, phase=Phase.READY, loaded=progress.totals)
+
+
+def failed(progress: Progress, failure: Failure) -> Progress:
+    """The model cannot be served; the first failure counts."""
+    if progress.phase is Phase.FAILED:
+        return progress
+    return _next(progress, phase=Phase.FAILED, failure=failure, note="")
+
+
+def _next(progress: Progress, **changed: object) -> Progress:
+    return replace(progress, number=progress.number + 1, **changed)  # type: ignore[arg-type]

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from shardserve.batching.errors import DataLoss, Unavailable
+from shardserve.cluster import progress
+from shardserve.cluster.placement import Seat
+from shardserve.cluster.progress import Failure, Phase, Progress, failure_of
+from shardserve.shards.layout import Layout, even_bounds, row_range
+from shardserve.shards.model import ModelPlan
+from shardserve.shards.tables import Table, TableSource
+
+USERS = Table("users", "float32", 100, (8,))
+PLAN = ModelPlan(
+    "model",
+    1,
+    "/models/model/1",
+    ("serve",),
+    Layout(2, 2, {"users": row_range(USERS, even_bounds(100, range(2)))}),
+    {"users": TableSource(USERS, ())},
+    "digest",
+)
+
+
+def test_a_start_goes_through_its_phases_and_each_step_has_a_new_number() -> None:
+    steps = [Progress(0)]
+    steps.append(progress.placing(steps[-1], PLAN, "waiting for room"))
+    steps.append(progress.loading(steps[-1]))
+    steps.append(progress.loaded(steps[-1], Seat(1, 0), 800))
+    steps.append(progress.ready(steps[-1]))
+
+    assert [step.number for step in steps] == [0, 1, 2, 3, 4]
+    assert [step.phase for step in steps] == [
+        Phase.PLANNING,
+        Phase.PLACING,
+        Phase.LOADING,
+        Phase.LOADING,
+        Phase.READY,
+    ]
+    assert [step.note for step in steps] == ["", "waiting for room", "", "", ""]
+
+
+def test_each_seat_has_its_bytes_to_load_and_all_of_them_when_ready() -> None:
+    step = progress.placing(Progress(0), PLAN, "")
+    assert step.totals == {Seat(s, r): 1600 for s in range(2) for r in range(2)}
+
+    step = progress.loaded(progress.loading(step), Seat(0, 1), 64)
+    assert step.loaded == {Seat(0, 1): 64}
+    assert progress.ready(step).loaded == step.totals
+
+
+def test_the_first_failure_counts() -> None:
+    first = failure_of(DataLoss("variables.data: cut off"))
+    step = progress.failed(Progress(5), first)
+
+    assert step.phase is Phase.FAILED
+    assert progress.failed(step, Failure(Unavailable.code, "later")) is step
+
+
+def test_a_failure_is_the_error_again_on_the_other_side() -> None:
+    error = failure_of(DataLoss("variables.data: cut off")).error()
+
+    assert isinstance(error, DataLoss)
+    assert error.message == "variables.data: cut off"
