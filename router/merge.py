@@ -24,9 +24,7 @@ def array_dtype(table: Table) -> np.dtype[Any]:
     return np.dtype(np.uint16 if table.dtype == "bfloat16" else table.dtype)
 
 
-def merge_gathered(
-    table: Table, count: int, answers: Sequence[tuple[Fragment, Array]]
-) -> Array:
+def merge_gathered(table: Table, count: int, answers: Sequence[tuple[Fragment, Array]]) -> Array:
     """[count, columns]: each id's row. Together the fragments place every row."""
     if len(answers) == 1 and _is_whole(table, answers[0][0]):
         return answers[0][1]
@@ -64,11 +62,13 @@ def divided(sums: Array, sizes: Array | int, combiner: Combiner) -> Array:
     if isinstance(sizes, int):
         with np.errstate(invalid="ignore"):
             divisor = sums.dtype.type(sizes)
-            return np.divide(sums, divisor if combiner is Combiner.MEAN else np.sqrt(divisor))
+            quotient: Array = sums / (divisor if combiner is Combiner.MEAN else np.sqrt(divisor))
+        return quotient
     divisors = np.maximum(sizes, 1).astype(sums.dtype)
     if combiner is Combiner.SQRTN:
         divisors = np.sqrt(divisors)
-    return np.divide(sums, divisors[:, None])
+    means: Array = sums / divisors[:, None]
+    return means
 
 
 def _is_whole(table: Table, fragment: Fragment) -> bool:

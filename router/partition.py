@@ -54,7 +54,7 @@ class Fragment:
 
 
 class TablePartition:
-    """How one table's rows fall to slices. Immutable; `slice_ids[p]` is part p's id on its shard."""
+    """How one table's rows fall to slices. `slice_ids[p]` is part p's id on its shard."""
 
     def __init__(self, table: Table, table_layout: TableLayout, slice_ids: Sequence[int]) -> None:
         self.table = table
@@ -172,7 +172,5 @@ def _first_row(piece: Slice) -> int:
 
 
 def _bounds(pieces: Sequence[tuple[Slice, int]], total: int) -> npt.NDArray[np.int64]:
-    starts = [
-        piece.rows.start if isinstance(piece.rows, RowRange) else 0 for piece, _ in pieces
-    ]
+    starts = [piece.rows.start if isinstance(piece.rows, RowRange) else 0 for piece, _ in pieces]
     return np.array([*starts, total], np.int64)

@@ -1,4 +1,4 @@
-"""One round of lookups: split over the shards, asked for, merged. The fan-out itself is the stream's."""
+"""One round of lookups: split over the shards, asked for, merged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SplitRound:
 
 
 class Fanout:
-    """Splits and merges the lookups of one model by one layout. Stateless but for a turn counter."""
+    """Splits and merges one model's lookups by its layout. Its only state is a turn counter."""
 
     def __init__(self, layout: Layout, tables: Mapping[str, Table]) -> None:
         self._tables = dict(tables)
@@ -57,9 +57,7 @@ class Fanout:
         }
         return SplitRound(prepared, requests, {s: tuple(o) for s, o in owners.items()})
 
-    def merge(
-        self, split: SplitRound, replies: Mapping[int, LookupReply]
-    ) -> dict[str, Array]:
+    def merge(self, split: SplitRound, replies: Mapping[int, LookupReply]) -> dict[str, Array]:
         """The tensors that the round makes known."""
         answers: list[list[tuple[Fragment, Array]]] = [[] for _ in split.prepared]
         for shard in sorted(split.owners):
@@ -93,9 +91,7 @@ async def ask(
     )
     context.spend("queue", slowest.queue_seconds)
     context.spend("lookup", slowest.lookup_seconds)
-    context.spend(
-        "wire", max(0.0, elapsed - slowest.queue_seconds - slowest.lookup_seconds)
-    )
+    context.spend("wire", max(0.0, elapsed - slowest.queue_seconds - slowest.lookup_seconds))
     return dict(zip(split.requests, replies, strict=True))
 
 
@@ -103,5 +99,6 @@ def _graph_dtype(table: Table) -> np.dtype[Any]:
     if table.dtype == "bfloat16":
         import ml_dtypes  # noqa: PLC0415 (comes with TensorFlow; only such tables need it)
 
-        return np.dtype(ml_dtypes.bfloat16)
+        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return found
     return np.dtype(table.dtype)

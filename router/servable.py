@@ -29,7 +29,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Signature:
-    """A SignatureDef: inputs and outputs by alias. `defaults` supply inputs that a request omits."""
+    """A SignatureDef: inputs and outputs by alias. `defaults` supply inputs that are omitted."""
 
     method_name: str
     inputs: Mapping[str, TensorInfo]
@@ -39,7 +39,7 @@ class Signature:
 
 @dataclass
 class RequestContext:
-    """One request's identity, its deadline (on `time.monotonic`) and the seconds each stage took."""
+    """One request's identity, its deadline (on `time.monotonic`), and what each stage took."""
 
     request_id: str
     deadline: float
@@ -83,4 +83,5 @@ def numpy_dtype(dtype: int) -> np.dtype[Any]:
     """
     from tensorflow.python.framework import dtypes  # noqa: PLC0415 (TensorFlow is slow to import)
 
-    return np.dtype(dtypes.as_dtype(dtype).as_numpy_dtype)
+    found: np.dtype[Any] = np.dtype(dtypes.as_dtype(dtype).as_numpy_dtype)
+    return found

@@ -186,7 +186,11 @@ def _check_table(table_layout: TableLayout, table: Table, shards: int) -> None:
             raise InvalidArgument(f"{where}: shard {shard} is named twice")
     match table_layout.sharding:
         case Sharding.ROW_RANGE:
-            runs = [(s.rows.start, s.rows.stop) for s in table_layout.slices if _is_range(s)]
+            runs = [
+                (s.rows.start, s.rows.stop)
+                for s in table_layout.slices
+                if isinstance(s.rows, RowRange)
+            ]
             _check_cover(where, "rows", runs, table.rows)
         case Sharding.COLUMN:
             runs = [(s.column_start, s.column_stop) for s in table_layout.slices]
@@ -203,17 +207,15 @@ def _check_table(table_layout: TableLayout, table: Table, shards: int) -> None:
             pass
 
 
-def _is_range(piece: Slice) -> bool:
-    return isinstance(piece.rows, RowRange)
-
-
 def _check_cover(where: str, what: str, runs: list[tuple[int, int]], total: int) -> None:
     reached = 0
     for start, stop in sorted(runs):
         if stop <= start:
             raise InvalidArgument(f"{where}: {what} [{start}, {stop}) are empty")
         if start < reached:
-            raise InvalidArgument(f"{where}: {what} [{start}, {min(reached, stop)}) lie on two slices")
+            raise InvalidArgument(
+                f"{where}: {what} [{start}, {min(reached, stop)}) lie on two slices"
+            )
         if start > reached:
             raise InvalidArgument(f"{where}: {what} [{reached}, {start}) lie on no slice")
         reached = stop
@@ -224,7 +226,7 @@ def _check_cover(where: str, what: str, runs: list[tuple[int, int]], total: int)
 
 
 def check_memory(layout: Layout, tables: Mapping[str, Table], memory_per_shard: int) -> None:
-    """Raise ResourceExhausted-like InvalidArgument naming the first shard that is over its memory."""
+    """Raise InvalidArgument naming the first shard that holds more than its memory, in bytes."""
     for shard in range(layout.shards):
         held = sum(s.nbytes(tables[s.table]) for s in layout.slices_of_shard(shard))
         if held > memory_per_shard:

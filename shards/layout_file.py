@@ -184,7 +184,7 @@ def _entry(table_layout: TableLayout) -> TableEntry:
 
 
 def dump_layout(file: LayoutFile, comments: Mapping[str, str] | None = None, head: str = "") -> str:
-    """The file's text. `comments` are put above their tables, `head` above all, each line a comment."""
+    """The file's text, `comments` above their tables and `head` above all, as comment lines."""
     data: dict[str, Any] = file.model_dump(mode="json", exclude_defaults=True)
     tables = data.pop("tables", {})
     lines = [f"# {line}" for line in head.splitlines()]

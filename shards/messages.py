@@ -1,4 +1,4 @@
-"""What a router asks of a shard, and what the shard answers. Plain data, the same on every transport."""
+"""What a router asks of a shard, and what the shard answers, on whatever transport."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import enum
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]

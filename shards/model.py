@@ -1,4 +1,4 @@
-"""The plan of one version of one model: all that a shard or a router must know of it. Plain data."""
+"""The plan of one version of a model: all that a shard or a router must know. Plain data."""
 
 from __future__ import annotations
 

@@ -51,10 +51,10 @@ class ShardLoad:
 def plan_layout(tables: Mapping[str, Table], request: PlanRequest) -> Plan:
     """Spread the tables over the shards.
 
-    A table of over half an even share of all bytes is cut by `row_hash` over all shards, so that hot
-    neighbours do not meet on one; with fewer rows than 64 for each shard it is cut by columns. A
-    smaller one goes whole to the shard that holds least. Where that does not fit the memory, every
-    table is cut. Raises InvalidArgument naming a shard where that does not fit either.
+    A table of over half an even share of all bytes is cut by `row_hash` over all shards, so that
+    hot neighbours do not meet on one; with fewer rows than 64 for each shard it is cut by columns.
+    A smaller one goes whole to the shard that holds least. Where that does not fit the memory,
+    every table is cut. Raises InvalidArgument naming a shard where that does not fit either.
     """
     if request.shards < 1:
         raise InvalidArgument(f"shards must be at least 1, not {request.shards}")
@@ -131,6 +131,8 @@ class _Placer:
                 return layouts.row_hash(table, shards), f"row_hash over all shards: {size}"
             if table.columns >= len(self._held):
                 bounds = layouts.even_bounds(table.columns, shards)
-                return layouts.column(table, bounds), f"column over all shards: {size}, and only {table.rows} rows"
+                return layouts.column(
+                    table, bounds
+                ), f"column over all shards: {size}, and only {table.rows} rows"
         emptiest = min(shards, key=lambda shard: (self._held[shard], shard))
         return layouts.whole_table(table, emptiest), "whole, on the shard that held least"

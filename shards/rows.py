@@ -36,7 +36,7 @@ class RowRange:
 
 @dataclass(frozen=True)
 class RowMod:
-    """Rows r with r % parts == part, of a table of `total` rows. Row r has local number r // parts."""
+    """Rows r of `total` with r % parts == part. Row r has local number r // parts."""
 
     part: int
     parts: int

@@ -132,11 +132,11 @@ def _save(module: tf.Module, path: Path) -> None:
 def _keras_embedding(path: Path) -> None:
     keras.utils.set_random_seed(4)
     ids = keras.Input((5,), dtype="int32", name="ids")
-    dense = keras.Input((3,), name="dense")
+    extra = keras.Input((3,), name="extra")
     rows = keras.layers.Embedding(60, 8, name="items")(ids)
     pooled = keras.layers.GlobalAveragePooling1D()(rows)
-    joined = keras.layers.Concatenate()([pooled, dense])
-    keras.Model([ids, dense], keras.layers.Dense(2)(joined)).export(str(path), verbose=False)
+    joined = keras.layers.Concatenate()([pooled, extra])
+    keras.Model([ids, extra], keras.layers.Dense(2)(joined)).export(str(path), verbose=False)
 
 
 def _keras_masked(path: Path) -> None:
@@ -198,7 +198,7 @@ def _keras_feeds(draw: st.DrawFn) -> Feeds:
     batch = draw(st.integers(1, 5))
     return {
         "ids": draw(_int_array(-60, 60, (batch, 5), np.int32)),
-        "dense": draw(_floats((batch, 3))),
+        "extra": draw(_floats((batch, 3))),
     }
 
 

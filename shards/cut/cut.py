@@ -1,10 +1,12 @@
-"""Cuts a SavedModel: which variables become tables, what reads them, what each signature becomes."""
+"""Cuts a SavedModel: which variables become tables, and what each signature becomes."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tensorflow.core.framework import graph_pb2
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.cut.graph import Graph, split, tensor
@@ -23,7 +25,6 @@ from shardserve.shards.cut.variables import (
 )
 from shardserve.shards.model import DEFAULT_THRESHOLD
 from shardserve.shards.tables import Table
-from tensorflow.core.framework import graph_pb2
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,7 @@ class _Cutter:
         finder = MotifFinder(self._graph, self._live)
         for name, variables in groups.items():
             self._decide(finder, name, variables)
-        lookups = {
-            lookup.output: lookup
-            for cut in self._tables.values()
-            for lookup in cut.lookups
-        }
+        lookups = {lookup.output: lookup for cut in self._tables.values() for lookup in cut.lookups}
         graph_def = self._rewritten(groups, lookups)
         programs = self._programs(Graph(graph_def), lookups)
         graph_def = pruned_to(graph_def, _roots(self._model, lookups.values()))
@@ -170,9 +167,7 @@ class _Cutter:
         reason = self._reason_to_keep(name, first)
         if reason is None and first.shape is not None:
             node = TableNode(name, first.dtype, len(first.shape) - 1)
-            found = [
-                finder.uses(handle_tensor(v), node, is_ref=v.is_ref) for v in variables
-            ]
+            found = [finder.uses(handle_tensor(v), node, is_ref=v.is_ref) for v in variables]
             uses = Uses(
                 lookups=tuple(lookup for use in found for lookup in use.lookups),
                 shapes=tuple(shape for use in found for shape in use.shapes),

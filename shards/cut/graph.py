@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
-from tensorflow.core.framework import graph_pb2, node_def_pb2
+from tensorflow.core.framework import graph_pb2
+from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import op_def_registry
-
-NodeDef = node_def_pb2.NodeDef
 
 _PASS_THROUGH = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "Snapshot"})
 
@@ -38,16 +38,20 @@ _ONLY_READS = frozenset(
         "PlaceholderV2",
     }
 )
-_CALLS = frozenset({"StatefulPartitionedCall", "PartitionedCall", "While", "If", "Case"})
+
+
+#: Lowered control flow: what enters a loop or a branch, and what leaves it.
+LOOP_OR_BRANCH = frozenset({"Enter", "RefEnter", "Switch", "RefSwitch"})
+_LEAVES = frozenset({"Exit", "RefExit", "Merge", "RefMerge"})
 
 
 def tensor(name: str) -> str:
-    """"op" or "op:0" as "op:0"."""
+    """ "op" or "op:0" as "op:0"."""
     return name if ":" in name else name + ":0"
 
 
 def split(name: str) -> tuple[str, int]:
-    """"op:1" as ("op", 1)."""
+    """ "op:1" as ("op", 1)."""
     op, _, slot = name.partition(":")
     return op, int(slot or 0)
 
@@ -110,14 +114,12 @@ class Graph:
         yield tensor(tensor_name)
         for node, slot in self._consumers.get(tensor(tensor_name), ()):
             if node.op in _PASS_THROUGH:
-                yield from self.passed_on(
-                    f"{node.name}:{slot if node.op == 'IdentityN' else 0}"
-                )
+                yield from self.passed_on(f"{node.name}:{slot if node.op == 'IdentityN' else 0}")
 
     def ancestors(
         self, tensors: Iterable[str], stop: Callable[[str], bool] = lambda _: False
     ) -> set[str]:
-        """Names of the nodes that must run to make `tensors`, not going above one that `stop` names.
+        """The nodes that must run to make `tensors`, none above a tensor that `stop` names.
 
         `stop` is asked with tensor names; control inputs are followed always.
         """
@@ -148,6 +150,15 @@ class Graph:
             found.add(name)
             pending.extend(readers[name])
         return found
+
+    @cached_property
+    def conditional(self) -> set[str]:
+        """Names of the nodes inside a loop or a branch of lowered control flow.
+
+        Their tensors may never be made, or be made many times; they can be neither fed nor fetched.
+        """
+        starts = [node.name for node in self.nodes.values() if node.op in LOOP_OR_BRANCH]
+        return self.downstream(starts, _LEAVES) if starts else set()
 
     def constant(self, tensor_name: str) -> Any | None:
         """The value of a Const, as a numpy array; None for anything else."""

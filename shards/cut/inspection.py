@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardserve.shards.bundle import open_bundle
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.framework import dtypes
 
-from shardserve.shards.bundle import open_bundle
 from shardserve.shards.cut.cut import CutModel, CutTable, WholeVariable, cut_saved_model
 from shardserve.shards.cut.lookups import Lookup, Motif
 from shardserve.shards.cut.planning import cut_rule, plan_tables, table_sources
@@ -43,7 +43,7 @@ class SignatureReport:
 
 @dataclass(frozen=True)
 class TableReport:
-    """A table that is cut: where the cut falls (`cut_at`, the nodes replaced), and by which motif."""
+    """A table that is cut, the motifs that read it, and the nodes that the cut replaces."""
 
     table: Table
     motifs: tuple[str, ...]
@@ -108,9 +108,7 @@ def _check_checkpoint(directory: Path, cut: CutModel) -> None:
         table_sources(open_bundle(str(checkpoint_prefix(directory))), cut.tables)
 
 
-def _signature(
-    name: str, signature: meta_graph_pb2.SignatureDef, cut: CutModel
-) -> SignatureReport:
+def _signature(name: str, signature: meta_graph_pb2.SignatureDef, cut: CutModel) -> SignatureReport:
     program = cut.programs[name]
     return SignatureReport(
         name=name,

@@ -20,7 +20,7 @@ class Motif(enum.StrEnum):
 
 
 class Combiner(enum.StrEnum):
-    """How a bag's rows become one: their sum, over their number (mean), or over its root (sqrtn)."""
+    """How a bag's rows become one: the sum, over their number (mean) or over its root (sqrtn)."""
 
     SUM = "sum"
     MEAN = "mean"

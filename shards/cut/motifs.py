@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from shardserve.shards.cut.graph import NodeDef, data_inputs, tensor
+from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+from shardserve.shards.cut.graph import LOOP_OR_BRANCH, data_inputs, tensor
 from shardserve.shards.cut.lookups import BadIds, Combiner, Lookup, Motif
 from shardserve.shards.cut.shapes import ShapedGraph
 
@@ -24,13 +26,11 @@ _SEGMENT = {"SegmentSum": Combiner.SUM, "SegmentMean": Combiner.MEAN}
 _REDUCE = {"Sum": Combiner.SUM, "Mean": Combiner.MEAN}
 _GATHERS = frozenset({"Gather", "GatherV2"})
 _POOLED_DTYPES = frozenset({"float32", "float64"})
-_LOOP_OR_BRANCH = frozenset({"Enter", "RefEnter", "Switch", "RefSwitch"})
-_LEAVES = frozenset({"Exit", "RefExit", "Merge", "RefMerge"})
 
 
 @dataclass(frozen=True)
 class Uses:
-    """All uses of one variable: lookups, tensors that only ask its shape, and what matched nothing."""
+    """A variable's uses: lookups, tensors that only ask its shape, and what matched nothing."""
 
     lookups: tuple[Lookup, ...]
     shapes: tuple[str, ...]
@@ -52,8 +52,7 @@ class MotifFinder:
     def __init__(self, graph: ShapedGraph, live: set[str]) -> None:
         self._graph = graph
         self._live = live
-        starts = [n.name for n in graph.nodes.values() if n.op in _LOOP_OR_BRANCH]
-        self._conditional = graph.downstream(starts, _LEAVES) if starts else set()
+        self._conditional = graph.conditional
 
     def uses(self, handle: str, table: TableNode, *, is_ref: bool) -> Uses:
         """Follow a variable from its handle tensor (or its reference) to all its uses."""
@@ -268,6 +267,6 @@ class MotifFinder:
 
 
 def _unmatched(node: NodeDef) -> str:
+    if node.op in LOOP_OR_BRANCH:
+        return f"it is read inside a loop or a branch ({node.op} {node.name})"
     return f"{node.op} {node.name} reads it in a way that no motif matches"
-
-

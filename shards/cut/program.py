@@ -10,7 +10,7 @@ from shardserve.shards.cut.lookups import Lookup
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A part of the graph to run: tensors fed, tensors fetched. Nothing to fetch, nothing to run."""
+    """A part of the graph to run, from feeds to fetches. Nothing to fetch, nothing to run."""
 
     feeds: tuple[str, ...]
     fetches: tuple[str, ...]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from shardserve.shards.cut.graph import Graph, control_inputs, has_effect, split
 from tensorflow.core.framework import graph_pb2, node_def_pb2, types_pb2
 from tensorflow.python.framework import dtypes, tensor_util
+
+from shardserve.shards.cut.graph import Graph, control_inputs, has_effect, split
 
 
 def without_tables(
@@ -27,9 +28,7 @@ def without_tables(
     fixed = {
         split(t)[0]: _constant(graph.nodes[split(t)[0]], shape) for t, shape in shape_values.items()
     }
-    gone = graph.downstream(tables, frozenset()) - graph.downstream(
-        [*cut, *fixed], frozenset()
-    )
+    gone = graph.downstream(tables, frozenset()) - graph.downstream([*cut, *fixed], frozenset())
     gone -= cut.keys() | fixed.keys()
     effects = _Effects(graph, cut.keys() | fixed.keys() | gone)
     rewritten = graph_pb2.GraphDef()

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
-from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
 from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
+
+from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
 
 INIT_SIGNATURE = "__saved_model_init_op"
 
@@ -39,7 +40,9 @@ class InlinedModel:
         }
 
 
-def read_meta_graph(directory: Path, tags: Sequence[str] = ("serve",)) -> meta_graph_pb2.MetaGraphDef:
+def read_meta_graph(
+    directory: Path, tags: Sequence[str] = ("serve",)
+) -> meta_graph_pb2.MetaGraphDef:
     """The MetaGraph with exactly these tags.
 
     Raises NotFound where there is no `saved_model.pb`, DataLoss where it cannot be parsed, and
@@ -111,7 +114,11 @@ def _init_op(meta_graph: meta_graph_pb2.MetaGraphDef) -> str | None:
     if signature is not None:
         return str(signature.outputs[INIT_SIGNATURE].name)
     for key in ("saved_model_main_op", "legacy_init_op"):
-        names = meta_graph.collection_def[key].node_list.value if key in meta_graph.collection_def else ()
+        names = (
+            meta_graph.collection_def[key].node_list.value
+            if key in meta_graph.collection_def
+            else ()
+        )
         if names:
             return str(names[0])
     return None

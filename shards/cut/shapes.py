@@ -27,4 +27,5 @@ class ShapedGraph(Graph):
 
     def rank(self, tensor_name: str) -> int | None:
         """The static rank, or None."""
-        return self._imported.get_tensor_by_name(tensor(tensor_name)).shape.rank
+        shape = self.shape(tensor_name)
+        return None if shape is None else len(shape)

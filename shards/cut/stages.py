@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from tensorflow.core.framework import types_pb2
+from tensorflow.core.framework.node_def_pb2 import NodeDef
+from tensorflow.python.framework import op_def_registry
+
 from shardserve.shards.cut.graph import (
     Graph,
-    NodeDef,
     control_inputs,
     data_inputs,
     has_effect,
@@ -21,8 +24,6 @@ from shardserve.shards.cut.graph import (
 )
 from shardserve.shards.cut.lookups import Lookup
 from shardserve.shards.cut.program import Program, Round, StagePlan
-from tensorflow.core.framework import types_pb2
-from tensorflow.python.framework import op_def_registry
 
 _NOT_CARRIED = frozenset({types_pb2.DT_RESOURCE, types_pb2.DT_VARIANT})
 
@@ -85,7 +86,7 @@ class _Planner:
         ]
 
     def known_as(self, name: str) -> str:
-        """The known tensor that carries a tensor's value: itself, or what its Identity passes on."""
+        """The known tensor with this one's value: itself, or what its Identity passes on."""
         resolved = self._graph.resolve(name)
         return name if name in self._known or resolved not in self._known else resolved
 
@@ -94,7 +95,9 @@ class _Planner:
         number = len(self._feeds)
         self._feeds.append([])
         self._fetches.append([])
-        fetches = [t for t in dict.fromkeys(map(tensor, tensors)) if self.known_as(t) not in self._known]
+        fetches = [
+            t for t in dict.fromkeys(map(tensor, tensors)) if self.known_as(t) not in self._known
+        ]
         self._fetches[number].extend(fetches)
         self._trace(fetches, number)
         self._known.update(fetches)
@@ -130,7 +133,9 @@ class _Planner:
             return False
         node = self._graph.node(name)
         ran = self._ran.get(node.name, number)
-        if ran == number or not self._is_varying(node.name) or not _can_carry(self._graph, name):
+        if ran == number or node.name in self._graph.conditional:
+            return False
+        if not self._is_varying(node.name) or not _can_carry(self._graph, name):
             return False
         self._fetches[ran].append(name)
         self._known.add(name)

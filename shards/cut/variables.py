@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shardserve.shards.cut.graph import Graph, data_inputs, split, tensor
 from tensorflow.python.framework import dtypes
+
+from shardserve.shards.cut.graph import Graph, data_inputs, split, tensor
 
 _HANDLES = frozenset({"VarHandleOp"})
 _REFS = frozenset({"VariableV2", "Variable"})
@@ -89,15 +90,11 @@ def named_by_key(variables: Mapping[str, Variable]) -> dict[str, str]:
     key's nodes the shortest counts, the first of equals.
     """
     names: dict[str, str] = {}
-    for variable in sorted(
-        variables.values(), key=lambda v: (len(v.shared_name), v.shared_name)
-    ):
+    for variable in sorted(variables.values(), key=lambda v: (len(v.shared_name), v.shared_name)):
         names.setdefault(variable.key, variable.shared_name)
     used = list(names.values())
     by_key = {v.key: v.key_name for v in variables.values()}
-    return {
-        key: name if used.count(name) == 1 else by_key[key] for key, name in names.items()
-    }
+    return {key: name if used.count(name) == 1 else by_key[key] for key, name in names.items()}
 
 
 def handle_tensor(variable: Variable) -> str:

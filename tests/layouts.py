@@ -1,0 +1,68 @@
+"""Layouts to try things under: one of each sharding, and random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+
+from hypothesis import strategies as st
+
+from shardserve.shards import layout as layouts
+from shardserve.shards.layout import Layout, TableLayout
+from shardserve.shards.tables import Table
+
+LAYOUTS: dict[str, Callable[[Table, int], TableLayout]] = {
+    "row_range": lambda t, n: layouts.row_range(t, layouts.even_bounds(t.rows, range(n))),
+    "row_mod": lambda t, n: layouts.row_mod(t, range(n)),
+    "row_hash": lambda t, n: layouts.row_hash(t, range(n)),
+    "column": lambda t, n: layouts.column(t, layouts.even_bounds(t.columns, range(n))),
+    "table": lambda t, n: layouts.whole_table(t, n - 1),
+    "replicated": lambda t, n: layouts.replicated(t, range(n)),
+}
+
+
+def layout_of(kind: str, tables: Mapping[str, Table], shards: int) -> Layout:
+    """Every table sharded in the same way over all shards."""
+    return Layout(shards, 1, {name: LAYOUTS[kind](table, shards) for name, table in tables.items()})
+
+
+@st.composite
+def _bounds(draw: st.DrawFn, total: int, shards: list[int]) -> list[tuple[int, int, int]]:
+    """A random division of [0, total) among some of the shards, in random order."""
+    cuts = (
+        sorted(draw(st.sets(st.integers(1, total - 1), max_size=len(shards) - 1)))
+        if total > 1 and len(shards) > 1
+        else []
+    )
+    edges = [0, *cuts, total]
+    spans = list(pairwise(edges))
+    return [
+        (shard, *span) for shard, span in zip(shards, draw(st.permutations(spans)), strict=False)
+    ]
+
+
+@st.composite
+def _table_layout(draw: st.DrawFn, table: Table, shards: int) -> TableLayout:
+    owners = draw(st.permutations(range(shards)))
+    owners = owners[: draw(st.integers(1, shards))]
+    match draw(st.sampled_from(sorted(LAYOUTS))):
+        case "row_range":
+            return layouts.row_range(table, draw(_bounds(table.rows, owners)))
+        case "column":
+            return layouts.column(table, draw(_bounds(table.columns, owners)))
+        case "row_mod":
+            return layouts.row_mod(table, owners)
+        case "row_hash":
+            return layouts.row_hash(table, owners)
+        case "replicated":
+            return layouts.replicated(table, owners)
+        case _:
+            return layouts.whole_table(table, owners[0])
+
+
+@st.composite
+def random_layout(draw: st.DrawFn, tables: Mapping[str, Table], shards: int) -> Layout:
+    """Any valid layout: each table in its own way, unevenly, over some of the shards."""
+    return Layout(
+        shards, 1, {name: draw(_table_layout(table, shards)) for name, table in tables.items()}
+    )

@@ -1,0 +1,106 @@
+"""Layout files: there and back, and every way to be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardserve.batching.errors import InvalidArgument, NotFound
+from shardserve.shards.layout_file import (
+    dump_layout,
+    parse_layout,
+    read_layout_file,
+    to_file,
+    to_layout,
+)
+from shardserve.shards.tables import Table
+from tests.layouts import random_layout
+
+TABLES = {
+    "emb": Table("emb", "float32", 10, (4,)),
+    "odd: name #1": Table("odd: name #1", "float32", 7, (3, 2)),
+}
+
+
+@given(random_layout(TABLES, 3))
+def test_a_layout_written_and_read_is_the_same_layout(layout):
+    text = dump_layout(to_file(layout), {"emb": "first line\nsecond"}, "What this is\n")
+    assert to_layout(parse_layout(text, "file"), TABLES) == layout
+
+
+def test_a_written_layout_keeps_one_line_for_each_slice():
+    text = "shards: 2\ntables: {emb: {sharding: row_range, slices: [{shard: 0, rows: [0, 10]}]}}"
+    layout = to_layout(parse_layout(text, "file"), TABLES)
+    assert "    - {shard: 0, rows: [0, 10]}" in dump_layout(to_file(layout)).splitlines()
+
+
+def test_the_layouts_replicas_and_memory_are_read():
+    text = "shards: 1\nreplicas: 2\nmemory_per_shard: 1KiB\ntables: {}\n"
+    file = parse_layout(text, "file")
+    assert (file.replicas, file.memory_per_shard) == (2, 1024)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("{sharding: diagonal, shards: [0]}", "tables.emb.sharding"),
+        ("{sharding: row_range, shards: [0]}", "'emb'.*'row_range' takes 'slices'"),
+        ("{sharding: row_hash, slices: [{shard: 0, rows: [0, 10]}]}", "'emb'.*takes 'shards'"),
+        ("{sharding: column, slices: [{shard: 0, rows: [0, 10]}]}", "slice 0 needs 'columns'"),
+        ("{sharding: row_range, slices: [{shard: 0, rows: [0]}]}", "tables.emb.slices.0.rows"),
+        ("{sharding: table, shards: [0, 1]}", "'emb'.*takes one shard"),
+        ("{sharding: table, shards: [7]}", r"'emb'.*shard 7 is not in \[0, 2\)"),
+        ("{sharding: table, shards: [0], precision: int3}", "tables.emb.precision"),
+        ("{sharding: table, shards: [0], tier: cloud}", "tables.emb.tier"),
+        ("{sharding: table, shards: [0], colour: red}", "tables.emb.colour"),
+        ("{sharding: row_range, slices: [{shard: 0, rows: [0, 9]}]}", r"'emb'.*\[9, 10\)"),
+        ("[]", "tables.emb"),
+    ],
+)
+def test_a_wrong_table_entry_is_refused_naming_the_table(entry, words):
+    with pytest.raises(InvalidArgument, match=words):
+        to_layout(parse_layout(f"shards: 2\ntables: {{emb: {entry}}}", "file"), TABLES)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("shards: [", "layout.yaml: not YAML"),
+        ("!!python/object/apply:os.system ['true']", "not YAML"),
+        ("", "layout.yaml"),
+        ("tables: {}", "shards: Field required"),
+        ("shards: 0\ntables: {}", "shards"),
+        ("shards: 1\nreplicas: 0\ntables: {}", "replicas"),
+        ("version: 2\nshards: 1\ntables: {}", "version"),
+        ("shards: 1\nmemory_per_shard: lots\ntables: {}", "memory_per_shard"),
+        ("shards: 1\ntables: {nope: {sharding: table, shards: [0]}}", "'nope' is not in the model"),
+        (
+            "shards: 1\nmemory_per_shard: 159B\ntables: {emb: {sharding: table, shards: [0]}}",
+            "shard 0 holds 160 bytes, its memory is 159 bytes",
+        ),
+    ],
+)
+def test_a_wrong_file_is_refused_naming_the_field(tmp_path: Path, text, words):
+    path = tmp_path / "layout.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidArgument, match=words):
+        to_layout(read_layout_file(path), TABLES)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused_or_read_and_nothing_else(data):
+    try:
+        parse_layout(data, "file")
+    except InvalidArgument as error:
+        refusal = error.message
+    else:
+        refusal = "file: "
+    assert refusal.startswith("file: ")
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(NotFound, match=r"gone\.yaml"):
+        read_layout_file(tmp_path / "gone.yaml")
