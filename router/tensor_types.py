@@ -73,5 +73,5 @@ def name_of(number: int) -> str:
     if number in BY_NUMBER:
         return BY_NUMBER[number].name
     if number in types_pb2.DataType.values():
-        return types_pb2.DataType.Name(number).removeprefix("DT_").lower()
+        return str(types_pb2.DataType.Name(number)).removeprefix("DT_").lower()
     return f"unknown dtype enum ({number})"
