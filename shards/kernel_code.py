@@ -1,0 +1,226 @@
+"""The kernels, written for numba, and their compilation to one object file.
+
+A shard process imports neither this nor numba: it loads the object file (see `native`). Every
+kernel takes plain numbers: addresses, counts and strides in bytes, as an ordinary C function does.
+
+Row numbers are int64 where `wide`, else int32. A kernel looks at each before it touches the row,
+asks for the row that comes `ahead` places later, and returns ALL_FOUND or the place of the first
+row number outside [0, count); a pool returns BAD_OFFSETS for offsets that do not rise from 0 to n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+from numba.core import types
+
+from shardserve.shards.lanes import Lanes, add_scaled, inlined, loader, prefetch, store, zeros
+
+ALL_FOUND = -1
+BAD_OFFSETS = -2
+CACHE_LINE = 64
+#: A longer row is a stream to the processor's own prefetcher: only its beginning is asked for.
+LONG_ROW = 1024
+BEGINNING = 256
+#: Columns for which a row's sum stays in registers: what is usual, whole or cut by columns.
+FIXED_WIDTHS = (8, 16, 32, 64, 128)
+
+_load_int32 = loader(types.int32)
+_load_int64 = loader(types.int64)
+_load_byte = loader(types.uint8)
+_pread = types.ExternalFunction(
+    "pread64", types.int64(types.int32, types.intp, types.int64, types.int64)
+)
+
+
+def _row_number(rows, wide, place):  # type: ignore[no-untyped-def]
+    if wide:
+        return _load_int64(rows + place * 8)
+    return types.int64(_load_int32(rows + place * 4))
+
+
+row_number = inlined(_row_number)
+
+
+def _ask(row, row_bytes):  # type: ignore[no-untyped-def]
+    for byte in range(0, row_bytes if row_bytes <= LONG_ROW else BEGINNING, CACHE_LINE):
+        prefetch(row + byte)
+    if row_bytes % CACHE_LINE and CACHE_LINE % row_bytes:
+        prefetch(row + row_bytes - 1)
+
+
+ask = inlined(_ask)
+
+
+def _ask_first(table, row_bytes, rows, wide, count):  # type: ignore[no-untyped-def]
+    for place in range(count):
+        ask(table + row_number(rows, wide, place) * row_bytes, row_bytes)
+
+
+ask_first = inlined(_ask_first)
+
+_Block = Lanes(types.uint8, CACHE_LINE)
+_Small = Lanes(types.uint8, 16)
+_load_block, _load_small = loader(_Block), loader(_Small)
+
+
+def _copy(source, target, length):  # type: ignore[no-untyped-def]
+    """In blocks, the last of which overlaps the one before: no loop over what is left."""
+    if length >= CACHE_LINE:
+        for byte in range(0, length - CACHE_LINE, CACHE_LINE):
+            store(target + byte, _load_block(source + byte))
+        store(target + length - CACHE_LINE, _load_block(source + length - CACHE_LINE))
+    elif length >= 16:
+        for byte in range(0, length - 16, 16):
+            store(target + byte, _load_small(source + byte))
+        store(target + length - 16, _load_small(source + length - 16))
+    else:
+        for byte in range(length):
+            store(target + byte, _load_byte(source + byte))
+
+
+copy = inlined(_copy)
+
+
+def gather(table, count, row_bytes, rows, wide, n, ahead, out):  # type: ignore[no-untyped-def]
+    """Copy n rows to out, one behind the other."""
+    ask_first(table, row_bytes, rows, wide, min(n, ahead))
+    for place in range(n):
+        if place + ahead < n:
+            ask(table + row_number(rows, wide, place + ahead) * row_bytes, row_bytes)
+        row = row_number(rows, wide, place)
+        if row < 0 or row >= count:
+            return place
+        copy(table + row * row_bytes, out + place * row_bytes, row_bytes)
+    return ALL_FOUND
+
+
+def _spans(offsets, bags, n):  # type: ignore[no-untyped-def]
+    return _load_int64(offsets) == 0 and _load_int64(offsets + bags * 8) == n
+
+
+spans = inlined(_spans)
+
+
+def pool_fixed(element: Any, width: int) -> Callable[..., Any]:
+    """Sum the rows of each bag in registers, for rows of `width` columns.
+
+    `offsets` has bags + 1 int64 entries. Without `weights` (address 0) each row counts once.
+    """
+    lanes = Lanes(element, width)
+    none, load_row, load_weight = zeros(lanes), loader(lanes), loader(element)
+    itemsize = element.bitwidth // 8
+    row_bytes = width * itemsize
+
+    def pool(  # type: ignore[no-untyped-def]
+        table, count, columns, rows, wide, n, offsets, bags, weights, ahead, out
+    ):
+        if not spans(offsets, bags, n):
+            return BAD_OFFSETS
+        ask_first(table, row_bytes, rows, wide, min(n, ahead))
+        for bag in range(bags):
+            first, stop = _load_int64(offsets + bag * 8), _load_int64(offsets + bag * 8 + 8)
+            if stop < first or stop > n:
+                return BAD_OFFSETS
+            total = none()
+            for place in range(first, stop):
+                if place + ahead < n:
+                    ask(table + row_number(rows, wide, place + ahead) * row_bytes, row_bytes)
+                row = row_number(rows, wide, place)
+                if row < 0 or row >= count:
+                    return place
+                weight = load_weight(weights + place * itemsize) if weights else element(1)
+                total = add_scaled(total, load_row(table + row * row_bytes), weight)
+            store(out + bag * row_bytes, total)
+        return ALL_FOUND
+
+    return pool
+
+
+def pool_any(element: Any) -> Callable[..., Any]:
+    """As `pool_fixed`, for any number of columns: the sum stays in `out`, which is cached."""
+    lanes = Lanes(element, 16)
+    lone = Lanes(element, 1)
+    load_lanes, load_lone, load_weight = loader(lanes), loader(lone), loader(element)
+    itemsize = element.bitwidth // 8
+    step = 16 * itemsize
+
+    def add_row(row, weight, out, row_bytes):  # type: ignore[no-untyped-def]
+        even = row_bytes - row_bytes % step
+        for byte in range(0, even, step):
+            here = out + byte
+            store(here, add_scaled(load_lanes(here), load_lanes(row + byte), weight))
+        for byte in range(even, row_bytes, itemsize):
+            here = out + byte
+            store(here, add_scaled(load_lone(here), load_lone(row + byte), weight))
+
+    add = inlined(add_row)
+
+    def pool(  # type: ignore[no-untyped-def]
+        table, count, columns, rows, wide, n, offsets, bags, weights, ahead, out
+    ):
+        row_bytes = columns * itemsize
+        if not spans(offsets, bags, n):
+            return BAD_OFFSETS
+        ask_first(table, row_bytes, rows, wide, min(n, ahead))
+        for bag in range(bags):
+            first, stop = _load_int64(offsets + bag * 8), _load_int64(offsets + bag * 8 + 8)
+            if stop < first or stop > n:
+                return BAD_OFFSETS
+            sums = out + bag * row_bytes
+            for byte in range(0, row_bytes, itemsize):
+                store(sums + byte, element(0))
+            for place in range(first, stop):
+                if place + ahead < n:
+                    ask(table + row_number(rows, wide, place + ahead) * row_bytes, row_bytes)
+                row = row_number(rows, wide, place)
+                if row < 0 or row >= count:
+                    return place
+                weight = load_weight(weights + place * itemsize) if weights else element(1)
+                add(table + row * row_bytes, weight, sums, row_bytes)
+        return ALL_FOUND
+
+    return pool
+
+
+def read_rows(  # type: ignore[no-untyped-def]
+    file, start, row_bytes, length, rows, places, n, target, target_row_bytes
+):
+    """Read `length` bytes of each row, to its own place; return how many rows came whole.
+
+    Row r's bytes are at `start + r * row_bytes` of the file; they go to place p of `target`.
+    """
+    for i in range(n):
+        offset = start + _load_int64(rows + i * 8) * row_bytes
+        to = target + _load_int64(places + i * 8) * target_row_bytes
+        if _pread(types.int32(file), to, length, offset) != length:
+            return i
+    return n
+
+
+def kernels() -> dict[str, tuple[Callable[..., Any], int]]:
+    """Each kernel's name, its code, and how many numbers it takes."""
+    code: dict[str, tuple[Callable[..., Any], int]] = {
+        "gather": (gather, 8),
+        "read_rows": (read_rows, 9),
+    }
+    for name, element in (("float32", types.float32), ("float64", types.float64)):
+        code[f"pool_{name}"] = (pool_any(element), 11)
+    for width in FIXED_WIDTHS:
+        code[f"pool_float32_{width}"] = (pool_fixed(types.float32, width), 11)
+    return code
+
+
+def compile_object(target: Any) -> tuple[dict[str, tuple[str, int]], bytes]:
+    """Each kernel's symbol and how many numbers it takes, and object code for an LLVM target."""
+    functions = {}
+    module = llvm.parse_assembly("")
+    for name, (function, numbers) in kernels().items():
+        signature = types.int64(*[types.int64] * numbers)
+        compiled = numba.cfunc(signature, error_model="numpy")(function)
+        functions[name] = (compiled.native_name, numbers)
+        module.link_in(llvm.parse_assembly(compiled.inspect_llvm()))
+    return functions, target.emit_object(module)

@@ -1,0 +1,164 @@
+"""Compiled kernels in a process that has no compiler: built once a machine, by a child process.
+
+numba costs a process 64 MB and half a second, also where it finds its code in its own cache. Here a
+child imports it, compiles `kernel_code` for this processor and leaves an object file; whoever needs
+the kernels loads that with llvmlite, for 7 MB of its own and a tenth of a second.
+
+The file is kept in `$SHARDSERVE_CACHE_DIR`, else `$XDG_CACHE_HOME/shardserve`, else
+`~/.cache/shardserve`, under a name that changes with the kernels' source, LLVM and the processor.
+Where that cannot be written, it is built again for every process, in a temporary directory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+
+import shardserve
+from shardserve.batching.errors import Internal
+
+Kernel = Callable[..., int]
+
+_HERE = Path(__file__).resolve().parent
+_SOURCES = ("kernel_code.py", "lanes.py", "native.py")
+
+
+@dataclass(frozen=True)
+class Library:
+    """The kernels of `kernel_code.kernels`, by name, and the engine that owns their code.
+
+    A kernel takes Python ints and runs without the interpreter's lock. It trusts its arguments:
+    only `shardserve.shards.kernels` and `shardserve.shards.loading` call one.
+    """
+
+    kernels: Mapping[str, Kernel]
+    engine: Any
+
+
+@functools.cache
+def library() -> Library:
+    """The machine's kernels. The first call loads them, and builds them if nobody has yet.
+
+    Raises Internal if they do not compile.
+    """
+    try:
+        return _load(_built(_cache_directory()))
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+    with tempfile.TemporaryDirectory(prefix="shardserve-") as directory:
+        return _load(_built(Path(directory)))
+
+
+def _cache_directory() -> Path:
+    named = os.environ.get("SHARDSERVE_CACHE_DIR")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(named) if named else Path(base) / "shardserve"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory
+
+
+def _built(directory: Path) -> Path:
+    """The object file in `directory`, built by a child process if it is not there or damaged."""
+    path = directory / f"kernels-{_key()}.o"
+    if not _intact(path):
+        with _lock(path.with_suffix(".lock")):
+            if not _intact(path):
+                _build(path)
+    return path
+
+
+def _key() -> str:
+    digest = hashlib.sha256()
+    for source in _SOURCES:
+        digest.update((_HERE / source).read_bytes())
+    features = llvm.get_host_cpu_features().flatten()
+    digest.update(f"{llvmlite.__version__} {llvm.get_host_cpu_name()} {features}".encode())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold a file's lock: of processes that start together, one builds and the others wait."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(path: Path) -> None:
+    command = [sys.executable, "-m", "shardserve.shards.native", str(path)]
+    paths = [str(_package_root()), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    child = subprocess.run(command, env=environment, capture_output=True, check=False)  # noqa: S603
+    if child.returncode:
+        raise Internal(f"kernels do not compile: {child.stderr.decode(errors='replace')[-2000:]}")
+
+
+def _package_root() -> Path:
+    """The directory to import `shardserve` from: its packages may lie there behind links."""
+    return Path(shardserve.__file__).resolve().parent.parent
+
+
+def _write(path: Path) -> None:
+    """Compile, and put the file in place whole: a digest, the functions as JSON, object code."""
+    from shardserve.shards.kernel_code import compile_object  # noqa: PLC0415 (imports numba)
+
+    functions, code = compile_object(_target())
+    body = json.dumps(functions).encode() + b"\n" + code
+    draft = path.with_suffix(f".{os.getpid()}.draft")
+    draft.write_bytes(hashlib.sha256(body).digest() + body)
+    draft.rename(path)
+
+
+def _intact(path: Path) -> bool:
+    if not path.exists():
+        return False
+    content = path.read_bytes()
+    return hashlib.sha256(content[32:]).digest() == content[:32]
+
+
+def _load(path: Path) -> Library:
+    head, _, code = path.read_bytes()[32:].partition(b"\n")
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    kernels = {
+        name: ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * numbers)(
+            engine.get_function_address(symbol)
+        )
+        for name, (symbol, numbers) in json.loads(head).items()
+    }
+    return Library(kernels, engine)
+
+
+def _target() -> Any:
+    """This processor. The code may come to lie far from what it calls, hence the large model."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        codemodel="large",
+        jit=True,
+    )
+
+
+if __name__ == "__main__":
+    _write(Path(sys.argv[1]))

@@ -1,0 +1,96 @@
+"""Slice stores: where a slice's rows are kept, and what can be asked of them there.
+
+One protocol for every tier: host memory here; files mapped into memory and GPUs have their place
+beside it. `tests/shards/test_store.py` is the conformance suite that each has to pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from shardserve.batching.errors import Unimplemented
+from shardserve.shards.kernels import RowKernels
+
+Array = npt.NDArray[Any]
+
+
+class SliceStore(Protocol):
+    """The rows of one slice, by local number. Safe for many threads at once; never changes."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows."""
+        ...
+
+    @property
+    def columns(self) -> int:
+        """Elements in a row."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """The table's dtype: a numpy name, or "bfloat16", whose arrays are of uint16."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the rows take where they are kept."""
+        ...
+
+    def gather(self, rows: Array) -> Array:
+        """[n, columns]: the rows that `rows`, int32 or int64 [n], names, bytes unchanged.
+
+        Raises InvalidArgument, naming the place and the number, for a row outside the slice.
+        """
+        ...
+
+    def pool(self, rows: Array, offsets: Array, weights: Array | None) -> Array:
+        """[bags, columns]: bag b is the sum of rows[offsets[b]:offsets[b + 1]], weighted.
+
+        As `Part` has it. Raises InvalidArgument as `gather` does, and for offsets or weights that
+        do not fit the rows; Unimplemented for a dtype that this store does not pool.
+        """
+        ...
+
+
+class HostStore:
+    """Rows in host memory. Owns `array` [rows, columns], contiguous, from now on.
+
+    `dtype` is the table's where numpy has no name for it: "bfloat16" over an array of uint16.
+    """
+
+    def __init__(self, array: Array, dtype: str | None = None) -> None:
+        self._kernels = RowKernels(array)
+        self._dtype = dtype or array.dtype.name
+
+    @property
+    def rows(self) -> int:
+        return self._kernels.count
+
+    @property
+    def columns(self) -> int:
+        return self._kernels.columns
+
+    @property
+    def dtype(self) -> str:
+        return self._dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self._kernels.table.nbytes
+
+    def gather(self, rows: Array) -> Array:
+        return self._kernels.gather(rows)
+
+    def pool(self, rows: Array, offsets: Array, weights: Array | None) -> Array:
+        if self._dtype == "bfloat16":
+            raise Unimplemented("pooling rows of bfloat16 is not implemented")
+        return self._kernels.pool(rows, offsets, weights)
+
+
+def array_dtype(dtype: str) -> np.dtype[Any]:
+    """The numpy dtype of the arrays that hold a table's `dtype`."""
+    return np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
