@@ -71,14 +71,10 @@ def prepare(lookup: Lookup, table: Table, known: Mapping[str, Array]) -> Prepare
 
 
 def _gather(lookup: Lookup, table: Table, ids: Array) -> Prepared:
-    return Prepared(
-        lookup, ids.reshape(-1), None, ids.size, 1, (*ids.shape, *table.row_shape)
-    )
+    return Prepared(lookup, ids.reshape(-1), None, ids.size, 1, (*ids.shape, *table.row_shape))
 
 
-def _segments(
-    lookup: Lookup, table: Table, ids: Array, known: Mapping[str, Array]
-) -> Prepared:
+def _segments(lookup: Lookup, table: Table, ids: Array, known: Mapping[str, Array]) -> Prepared:
     assert lookup.segments is not None
     segments = _int64(known[lookup.segments])
     if segments.shape != ids.shape:
@@ -118,9 +114,7 @@ def _reduced(lookup: Lookup, table: Table, ids: Array, known: Mapping[str, Array
     return Prepared(lookup, ids.reshape(-1), bags, count, int(length), shape)
 
 
-def _weights(
-    lookup: Lookup, table: Table, ids: Array, known: Mapping[str, Array]
-) -> Array | None:
+def _weights(lookup: Lookup, table: Table, ids: Array, known: Mapping[str, Array]) -> Array | None:
     if lookup.weights is None:
         return None
     flat = known[lookup.weights].reshape(-1)

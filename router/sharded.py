@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from shardserve.batching.errors import FailedPrecondition, error_of
+from shardserve.router.once import OnceCache
 from shardserve.router.rounds import Fanout, SplitRound, ask
 from shardserve.router.servable import RequestContext, Signature
 from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFlowRunner
@@ -85,9 +85,9 @@ class ShardedServable:
         self._cut = cut
         self._channels = tuple(channels)
         self._runner = runner
-        self._compiled: OrderedDict[tuple[str, tuple[str, ...]], _Compiled] = OrderedDict()
+        self._compiled = OnceCache(runner.threads, self._compile, MAX_COMPILED_PROGRAMS)
         for name, signature in self.signatures.items():
-            self._program(name, tuple(signature.outputs))
+            self._compiled.prepare((name, tuple(sorted(signature.outputs))))
 
     async def run(
         self,
@@ -97,7 +97,7 @@ class ShardedServable:
         context: RequestContext,
     ) -> dict[str, Array]:
         """See `Servable.run`."""
-        compiled = self._program(signature, tuple(sorted(outputs)))
+        compiled = await self._compiled.get((signature, tuple(sorted(outputs))), context)
         known = {compiled.program.inputs[alias]: value for alias, value in inputs.items()}
         work = _Work(self._fanout, known, context)
         for step in compiled.steps:
@@ -107,7 +107,7 @@ class ShardedServable:
         return {alias: known[compiled.program.outputs[alias]] for alias in outputs}
 
     async def _perform(self, work: _Work, step: _Step) -> SplitRound:
-        """Merge what came, run the ids stage, split the next round; on a thread unless it is little."""
+        """Merge what came, run the ids stage, split the next round; a little of it on the loop."""
         if step.stage is None and work.is_small(step.lookups):
             return work.next_round(step)
         split: SplitRound = await self._runner.threads.run(
@@ -121,19 +121,8 @@ class ShardedServable:
         else:
             await self._runner.threads.run(lambda: work.finish(dense), work.context, None)
 
-    def _program(self, signature: str, outputs: tuple[str, ...]) -> _Compiled:
-        key = (signature, tuple(sorted(outputs)))
-        compiled = self._compiled.get(key)
-        if compiled is None:
-            compiled = self._compile(self._cut.program_for(signature, outputs))
-            self._compiled[key] = compiled
-            if len(self._compiled) > MAX_COMPILED_PROGRAMS:
-                self._compiled.popitem(last=False)
-        else:
-            self._compiled.move_to_end(key)
-        return compiled
-
-    def _compile(self, program: Program) -> _Compiled:
+    def _compile(self, key: tuple[str, tuple[str, ...]]) -> _Compiled:
+        program = self._cut.program_for(*key)
         steps = tuple(_Step(self._stage(r.stage), r.lookups) for r in program.rounds)
         return _Compiled(program, steps, self._stage(program.dense))
 
@@ -148,9 +137,7 @@ class ShardedServable:
 class _Work:
     """One request on its way: the tensors known, and the round that is still to be merged."""
 
-    def __init__(
-        self, fanout: Fanout, known: dict[str, Array], context: RequestContext
-    ) -> None:
+    def __init__(self, fanout: Fanout, known: dict[str, Array], context: RequestContext) -> None:
         self.context = context
         self._fanout = fanout
         self._known = known
