@@ -135,12 +135,18 @@ class Graph:
             pending.extend(control_inputs(node))
         return found
 
-    def downstream(self, starts: Iterable[str], stop_ops: frozenset[str]) -> set[str]:
-        """Names of the nodes reached by data edges from the nodes `starts`, up to `stop_ops`."""
+    def downstream(
+        self, starts: Iterable[str], stop_ops: frozenset[str], *, controls: bool = False
+    ) -> set[str]:
+        """Names of the nodes reached from the nodes `starts`, up to `stop_ops`, by data edges.
+
+        With `controls` by control edges too.
+        """
         readers: dict[str, list[str]] = defaultdict(list)
         for node in self.nodes.values():
-            for source in data_inputs(node):
-                readers[split(source)[0]].append(node.name)
+            sources = [split(source)[0] for source in data_inputs(node)]
+            for source in [*sources, *(control_inputs(node) if controls else ())]:
+                readers[source].append(node.name)
         found: set[str] = set()
         pending = list(starts)
         while pending:
@@ -158,7 +164,7 @@ class Graph:
         Their tensors may never be made, or be made many times; they can be neither fed nor fetched.
         """
         starts = [node.name for node in self.nodes.values() if node.op in LOOP_OR_BRANCH]
-        return self.downstream(starts, _LEAVES) if starts else set()
+        return self.downstream(starts, _LEAVES, controls=True) if starts else set()
 
     def constant(self, tensor_name: str) -> Any | None:
         """The value of a Const, as a numpy array; None for anything else."""

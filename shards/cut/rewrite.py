@@ -70,6 +70,8 @@ class _Effects:
     def __init__(self, graph: Graph, harmless: Iterable[str]) -> None:
         self._graph = graph
         self._known = dict.fromkeys(harmless, False)
+        # A constant of a loop's body belongs to the loop by a control input alone.
+        self._known.update(dict.fromkeys(graph.conditional, True))
 
     def pruned(self, node: node_def_pb2.NodeDef) -> node_def_pb2.NodeDef:
         """The node without the control inputs that order nothing."""
