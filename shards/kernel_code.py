@@ -17,7 +17,9 @@ import llvmlite.binding as llvm
 import numba
 from numba.core import types
 
+from shardserve.batching.errors import Internal
 from shardserve.shards.lanes import Lanes, add_scaled, inlined, loader, prefetch, store, zeros
+from shardserve.shards.native import LIBC
 
 ALL_FOUND = -1
 BAD_OFFSETS = -2
@@ -32,7 +34,7 @@ _load_int32 = loader(types.int32)
 _load_int64 = loader(types.int64)
 _load_byte = loader(types.uint8)
 _pread = types.ExternalFunction(
-    "pread64", types.int64(types.int32, types.intp, types.int64, types.int64)
+    "pread", types.int64(types.int32, types.intp, types.int64, types.int64)
 )
 
 
@@ -48,7 +50,7 @@ row_number = inlined(_row_number)
 def _ask(row, row_bytes):  # type: ignore[no-untyped-def]
     for byte in range(0, row_bytes if row_bytes <= LONG_ROW else BEGINNING, CACHE_LINE):
         prefetch(row + byte)
-    if row_bytes % CACHE_LINE and CACHE_LINE % row_bytes:
+    if row_bytes % CACHE_LINE and row_bytes & (row_bytes - 1):
         prefetch(row + row_bytes - 1)
 
 
@@ -223,4 +225,24 @@ def compile_object(target: Any) -> tuple[dict[str, tuple[str, int]], bytes]:
         compiled = numba.cfunc(signature, error_model="numpy")(function)
         functions[name] = (compiled.native_name, numbers)
         module.link_in(llvm.parse_assembly(compiled.inspect_llvm()))
+    _drop_error_paths(module, target)
+    _refuse_calls(module)
     return functions, target.emit_object(module)
+
+
+def _drop_error_paths(module: Any, target: Any) -> None:
+    """See that no kernel raises, and drop the code with which its wrapper would say so."""
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_ipsccp_pass()
+    passes.add_simplify_cfg_pass()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.add_strip_dead_prototype_pass()
+    passes.run(module, llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options()))
+
+
+def _refuse_calls(module: Any) -> None:
+    """Raise Internal for a kernel that would need Python or numba, as one that may raise does."""
+    for function in module.functions:
+        known = function.name in LIBC or function.name.startswith("llvm.")
+        if function.is_declaration and not known:
+            raise Internal(f"a kernel calls {function.name}")

@@ -35,6 +35,9 @@ from shardserve.batching.errors import Internal
 
 Kernel = Callable[..., int]
 
+#: What kernels may call.
+LIBC = ("pread",)
+
 _HERE = Path(__file__).resolve().parent
 _SOURCES = ("kernel_code.py", "lanes.py", "native.py")
 
@@ -135,6 +138,9 @@ def _intact(path: Path) -> bool:
 
 def _load(path: Path) -> Library:
     head, _, code = path.read_bytes()[32:].partition(b"\n")
+    for name in LIBC:
+        function = ctypes.CDLL(None)[name]
+        llvm.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()

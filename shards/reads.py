@@ -1,0 +1,128 @@
+"""Which bytes of which files make up a slice, and where each goes. Pure: nothing is opened here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shardserve.shards.layout import Slice
+from shardserve.shards.rows import RowHash, RowMod, RowRange, RowSet, hash_multiplier
+from shardserve.shards.tables import Extent, TableSource
+
+IntArray = npt.NDArray[np.int64]
+
+RUN_BYTES = 4 << 20
+SCATTER_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Run:
+    """`nbytes` from byte `offset` of a file on, to byte `target` of the slice on."""
+
+    path: str
+    offset: int
+    nbytes: int
+    target: int
+
+
+@dataclass(frozen=True, eq=False)
+class Scatter:
+    """`length` bytes of each of some rows of a file, each to a place of its own.
+
+    Row r's are at byte `offset + r * row_bytes`; those of rows[i] go to byte
+    `target + places[i] * place_bytes` of the slice. `rows` rises.
+    """
+
+    path: str
+    offset: int
+    row_bytes: int
+    length: int
+    rows: IntArray
+    places: IntArray
+    target: int
+    place_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.length * len(self.rows)
+
+
+Read = Run | Scatter
+
+
+def plan_reads(source: TableSource, piece: Slice) -> Iterator[Read]:
+    """Reads that together fetch each byte of the slice once, and no other byte.
+
+    The slice is row-major [count, columns]. Reads of an extent follow its order on disk; each is at
+    most RUN_BYTES or SCATTER_ROWS long, and made when it is asked for.
+    """
+    for extent in source.extents:
+        first = max(piece.column_start, extent.column_start)
+        last = min(piece.column_stop, extent.column_stop)
+        if first < last:
+            yield from _reads(extent, piece, first, last, source.table.itemsize)
+
+
+def _reads(extent: Extent, piece: Slice, first: int, last: int, itemsize: int) -> Iterator[Read]:
+    """Of the extent's rows, the slice's, and of those columns [first, last)."""
+    width = extent.column_stop - extent.column_start
+    if isinstance(piece.rows, RowRange) and last - first == width == piece.columns:
+        yield from _runs(extent, piece.rows, width * itemsize)
+        return
+    for rows, places in chosen_rows(piece.rows, extent.row_start, extent.row_stop):
+        yield Scatter(
+            path=extent.path,
+            offset=extent.offset + (first - extent.column_start) * itemsize,
+            row_bytes=width * itemsize,
+            length=(last - first) * itemsize,
+            rows=rows - extent.row_start,
+            places=places,
+            target=(first - piece.column_start) * itemsize,
+            place_bytes=piece.columns * itemsize,
+        )
+
+
+def _runs(extent: Extent, rows: RowRange, row_bytes: int) -> Iterator[Run]:
+    start, stop = max(rows.start, extent.row_start), min(rows.stop, extent.row_stop)
+    offset = extent.offset + (start - extent.row_start) * row_bytes
+    target = (start - rows.start) * row_bytes
+    total = (stop - start) * row_bytes
+    for done in range(0, total, RUN_BYTES):
+        yield Run(extent.path, offset + done, min(RUN_BYTES, total - done), target + done)
+
+
+def chosen_rows(rows: RowSet, start: int, stop: int) -> Iterator[tuple[IntArray, IntArray]]:
+    """Those of the table's rows [start, stop) that are in the set, rising, and their local numbers.
+
+    In chunks of at most SCATTER_ROWS, none of them empty.
+    """
+    match rows:
+        case RowRange():
+            yield from _local_chunks(rows, max(0, start - rows.start), stop - rows.start)
+        case RowMod(part, parts, _):
+            yield from _local_chunks(rows, -(-(start - part) // parts), -(-(stop - part) // parts))
+        case RowHash():
+            yield from _hashed_chunks(rows, start, stop)
+
+
+def _local_chunks(
+    rows: RowRange | RowMod, first: int, last: int
+) -> Iterator[tuple[IntArray, IntArray]]:
+    first, last = max(0, first), min(last, rows.count)
+    for at in range(first, last, SCATTER_ROWS):
+        end = min(at + SCATTER_ROWS, last)
+        yield rows.rows(at, end), np.arange(at, end, dtype=np.int64)
+
+
+def _hashed_chunks(rows: RowHash, start: int, stop: int) -> Iterator[tuple[IntArray, IntArray]]:
+    """By the table's order rather than the set's own, in which every read would be a seek."""
+    multiplier = hash_multiplier(rows.total)
+    for at in range(start, stop, SCATTER_ROWS):
+        numbers = np.arange(at, min(at + SCATTER_ROWS, stop), dtype=np.int64)
+        places = numbers * multiplier % rows.total
+        ours = places % rows.parts == rows.part
+        if ours.any():
+            yield numbers[ours], places[ours] // rows.parts

@@ -1,0 +1,79 @@
+"""Sets of rows: each numbers its rows without holes, and the parts share out the table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardserve.shards.reads import SCATTER_ROWS, chosen_rows
+from shardserve.shards.rows import MAX_HASHED_ROWS, RowHash, RowMod, RowRange, hash_multiplier
+
+totals = st.integers(1, 500)
+parts = st.integers(1, 9)
+
+
+def all_rows(rows) -> list[int]:
+    return rows.rows(0, rows.count).tolist()
+
+
+@pytest.mark.parametrize("kind", [RowMod, RowHash])
+@given(total=totals, parts=parts)
+def test_the_parts_hold_each_row_once(kind, total, parts):
+    held = [row for part in range(parts) for row in all_rows(kind(part, parts, total))]
+    assert sorted(held) == list(range(total))
+
+
+@given(total=totals, parts=parts)
+def test_mod_puts_row_r_at_r_div_parts(total, parts):
+    for part in range(parts):
+        rows = all_rows(RowMod(part, parts, total))
+        assert [row % parts for row in rows] == [part] * len(rows)
+        assert [row // parts for row in rows] == list(range(len(rows)))
+
+
+@given(start=st.integers(0, 100), count=st.integers(0, 100))
+def test_a_range_holds_its_rows_in_order(start, count):
+    rows = RowRange(start, start + count)
+    assert rows.count == count
+    assert all_rows(rows) == list(range(start, start + count))
+
+
+@given(total=st.integers(2, MAX_HASHED_ROWS), parts=st.integers(1, 64), data=st.data())
+def test_hashed_rows_are_where_the_hash_says_in_any_table(total, parts, data):
+    part = data.draw(st.integers(0, min(parts, total) - 1))
+    rows = RowHash(part, parts, total)
+    first = data.draw(st.integers(0, rows.count - 1))
+    numbers = rows.rows(first, min(first + 50, rows.count)).tolist()
+    for local, row in enumerate(numbers, start=first):
+        place = row * hash_multiplier(total) % total
+        assert 0 <= row < total
+        assert (place % parts, place // parts) == (part, local)
+
+
+row_sets = st.one_of(
+    st.builds(RowRange, st.integers(0, 200), st.integers(200, 400)),
+    st.builds(RowMod, st.integers(0, 3), st.just(4), st.integers(1, 400)),
+    st.builds(RowHash, st.integers(0, 3), st.just(4), st.integers(1, 400)),
+)
+
+
+@given(rows=row_sets, start=st.integers(0, 400), length=st.integers(0, 400))
+def test_the_rows_chosen_of_a_run_are_the_sets_own(rows, start, length):
+    stop = min(start + length, getattr(rows, "total", 400))
+    expected = {row: local for local, row in enumerate(all_rows(rows)) if start <= row < stop}
+    chosen = list(chosen_rows(rows, start, stop))
+    assert all(len(numbers) for numbers, _ in chosen)
+    numbers = [row for chunk, _ in chosen for row in chunk.tolist()]
+    places = [place for _, chunk in chosen for place in chunk.tolist()]
+    assert numbers == sorted(numbers)
+    assert dict(zip(numbers, places, strict=True)) == expected
+
+
+@pytest.mark.parametrize("kind", [RowMod, RowHash])
+def test_rows_are_chosen_in_bounded_chunks(kind):
+    total = 3 * SCATTER_ROWS + 5
+    chunks = [numbers for numbers, _ in chosen_rows(kind(0, 1, total), 0, total)]
+    assert max(map(len, chunks)) <= SCATTER_ROWS
+    assert np.array_equal(np.concatenate(chunks), np.arange(total))
