@@ -87,10 +87,10 @@ class Rest:
         self._count(exchange, Code.OK)
         return Response(200, exchange.headers(), reply)
 
-    def too_large(self, limit: int) -> Response:
-        """The response to a body that is longer than the door reads."""
+    def refused(self, status: int, message: str) -> Response:
+        """The response to a request that the door does not even read to its end."""
         self._metrics.request("", "", "REST", Code.INVALID_ARGUMENT, 0.0)
-        return Response(413, _JSON, _error(f"The request body is longer than {limit} bytes."))
+        return Response(status, _JSON, _error(message))
 
     async def _answer(self, exchange: _Exchange, headers: RequestHeaders, body: bytes) -> bytes:
         asked = exchange.route

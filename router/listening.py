@@ -1,0 +1,34 @@
+"""Sockets that several processes of a node share, so that each takes a part of the connections."""
+
+from __future__ import annotations
+
+import socket
+
+from shardserve.batching.errors import Unavailable
+
+#: Connections that wait to be accepted.
+BACKLOG = 1024
+
+#: All addresses, of IPv6 and IPv4.
+ANY_HOST = ""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on `host`, or on every address if it is `ANY_HOST`; port 0 is any free.
+
+    Every process that listens on the same port this way gets its share of new connections. Raises
+    Unavailable, naming the address, if it cannot be had: also where somebody listens on it alone.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    dual = host == ANY_HOST and socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if dual else family,
+            backlog=BACKLOG,
+            reuse_port=True,
+            dualstack_ipv6=dual,
+        )
+    except OSError as error:
+        where = f"{host or 'all addresses'}, port {port}"
+        raise Unavailable(f"cannot listen on {where}: {error.strerror or error}") from error
