@@ -1,0 +1,113 @@
+"""The conformance suite: what every slice store has to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from shardserve.batching.errors import InvalidArgument, Unimplemented
+from shardserve.shards.store import HostStore, SliceStore, array_dtype
+
+Make = Callable[[np.ndarray, str], SliceStore]
+
+STORES: dict[str, Make] = {"host": HostStore}
+
+
+@pytest.fixture(params=STORES)
+def make(request: pytest.FixtureRequest) -> Make:
+    """A store of an array [rows, columns] and a table's dtype."""
+    return STORES[request.param]
+
+
+@pytest.fixture
+def table() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(100, 16)).astype(np.float32)
+
+
+@pytest.fixture
+def store(make: Make, table: np.ndarray) -> SliceStore:
+    return make(table.copy(), "float32")
+
+
+def test_it_says_what_it_holds(store):
+    assert (store.rows, store.columns, store.dtype, store.nbytes) == (100, 16, "float32", 6400)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_it_gathers_rows(store, table, dtype):
+    rows = np.array([99, 0, 0, 41], dtype)
+    np.testing.assert_array_equal(store.gather(rows), table[rows])
+
+
+def test_it_pools_rows(store, table):
+    rows, offsets = np.array([5, 6, 5, 99]), np.array([0, 2, 2, 4])
+    expected = [table[5] + table[6], np.zeros(16), table[5] + table[99]]
+    np.testing.assert_array_equal(store.pool(rows, offsets, None), np.float32(expected))
+
+
+def test_it_pools_rows_by_weight(store, table):
+    rows, offsets = np.array([5, 6]), np.array([0, 2], np.int32)
+    weights = np.array([0.5, -3.0], np.float32)
+    expected = table[5] * weights[0] + table[6] * weights[1]
+    np.testing.assert_array_equal(store.pool(rows, offsets, weights), expected[None])
+
+
+def test_it_answers_nothing_with_nothing(store):
+    none = np.array([], np.int64)
+    assert store.gather(none).shape == (0, 16)
+    assert store.pool(none, np.array([0]), None).shape == (0, 16)
+    assert store.pool(none, np.array([0, 0, 0]), None).tolist() == [[0.0] * 16] * 2
+
+
+@pytest.mark.parametrize("bad", [-1, 100, 2**40])
+def test_it_refuses_rows_outside_and_names_them(store, bad):
+    rows = np.array([0, bad, 1])
+    message = rf"rows\[1\] = {bad} is not in \[0, 100\)"
+    with pytest.raises(InvalidArgument, match=message):
+        store.gather(rows)
+    with pytest.raises(InvalidArgument, match=message):
+        store.pool(rows, np.array([0, 3]), None)
+
+
+def test_it_refuses_offsets_and_weights_that_do_not_fit(store):
+    rows = np.array([0, 1])
+    with pytest.raises(InvalidArgument, match="offsets"):
+        store.pool(rows, np.array([0, 3]), None)
+    with pytest.raises(InvalidArgument, match="weights"):
+        store.pool(rows, np.array([0, 2]), np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "float64"])
+def test_it_gathers_rows_of_any_dtype_to_the_bit(make, dtype):
+    rng = np.random.default_rng(1)
+    size = array_dtype(dtype).itemsize
+    table = rng.integers(0, 256, (9, 5 * size), np.uint8).view(array_dtype(dtype))
+    store = make(table.copy(), dtype)
+    assert (store.dtype, store.columns, store.nbytes) == (dtype, 5, 45 * size)
+    assert store.gather(np.array([8, 1])).tobytes() == table[[8, 1]].tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int32"])
+def test_it_says_what_it_cannot_pool(make, dtype):
+    store = make(np.zeros((3, 4), array_dtype(dtype)), dtype)
+    with pytest.raises(Unimplemented, match=f"pooling rows of {dtype}"):
+        store.pool(np.array([0]), np.array([0, 1]), None)
+
+
+def test_its_answers_belong_to_the_caller(store, table):
+    store.gather(np.arange(100))[:] = 0
+    store.pool(np.arange(100), np.arange(101), None)[:] = 0
+    np.testing.assert_array_equal(store.gather(np.arange(100)), table)
+
+
+def test_many_threads_may_ask_at_once(store, table):
+    def ask(seed: int) -> None:
+        rows = np.random.default_rng(seed).integers(0, 100, 2000)
+        np.testing.assert_array_equal(store.gather(rows), table[rows])
+        np.testing.assert_array_equal(store.pool(rows, np.arange(2001), None), table[rows])
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(ask, range(40)))
