@@ -1,0 +1,182 @@
+"""How a running server is measured: checked first, then by the rate that it can promise."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from benchmarks.server_process import ServerProcess
+from benchmarks.serving_load import Generator, Measured, Target, Workload
+from benchmarks.serving_search import Bracket, highest_rate
+from benchmarks.serving_subjects import START_SECONDS, Setting, Subject
+
+CHECK_SECONDS = 1.0
+
+
+class Disqualified(RuntimeError):
+    """A server gave an answer that is not TensorFlow's, or none where it had nothing else to do."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of request, and the promise whose highest rate is looked for.
+
+    A rate holds if every request of `seconds` of it is answered, and right, and `bound` seconds is
+    not below the 99th percentile of the latencies. `clients` are those of a closed loop, which
+    finds out where to look.
+    """
+
+    name: str
+    bound: float
+    clients: int
+    seconds: float
+    tries: int
+
+    @property
+    def give_up(self) -> float:
+        """Once a request has waited for this long the rate does not hold, whatever comes."""
+        return 3 * self.bound
+
+
+@dataclass
+class Watch:
+    """What went on besides: how late the generator was, and how busy the machine with others."""
+
+    lags: list[float] = field(default_factory=list)
+    generator_cpu: list[float] = field(default_factory=list)
+    others_cpu: list[float] = field(default_factory=list)
+
+    def describe(self) -> list[str]:
+        """For a report's notes."""
+        if not self.lags:
+            return []
+        lag, cpu, others = map(statistics.median, (self.lags, self.generator_cpu, self.others_cpu))
+        generator = (
+            f"The load generator sent {lag * 1e3:.2f} ms late at the 99th percentile (median of "
+            f"the runs), which latencies include, and took {cpu:.0%} of a core"
+        )
+        machine = (
+            "Everything else on this machine, the idle servers included, took "
+            f"{others:.2f} cores (median of the runs), at most {max(self.others_cpu):.2f}"
+        )
+        return [generator, machine]
+
+
+class Contender:
+    """A running server with a load generator for each case. A context manager: ends both."""
+
+    def __init__(self, subject: Subject, directory: Path, watch: Watch) -> None:
+        self.subject = subject
+        self._watch = watch
+        self._seeds = itertools.count()
+        self._capacities: dict[Case, float] = {}
+        self._generators: dict[Case, Generator] = {}
+        self._exits = ExitStack()
+        self._server: ServerProcess = self._exits.enter_context(subject.start(directory))
+        self.setting = ""
+
+    @property
+    def name(self) -> str:
+        return self.subject.name
+
+    def get_ready(self, single: Case, batch: Case) -> None:
+        """Wait for the server, check its answers, and choose its best setting.
+
+        Raises DidNotStart or Disqualified.
+        """
+        self._server.wait_until(lambda: self.subject.ready(self._server), START_SECONDS)
+        self._aim(batch, *self.subject.grpc)
+        settings = self.subject.settings
+        if len(settings) == 1:
+            self._use(settings[0], single)
+        else:
+            self._use(max(settings, key=lambda setting: self._try(setting, single)), single)
+
+    def _try(self, setting: Setting, case: Case) -> tuple[float, float]:
+        self._use(setting, case)
+        return self.highest(case, tries=3), self._capacities[case]
+
+    def _use(self, setting: Setting, case: Case) -> None:
+        setting.apply()
+        self.setting = setting.name
+        self._aim(case, *setting.rest)
+
+    def _aim(self, case: Case, target: Target, workload: Workload) -> None:
+        generator = self._exits.enter_context(Generator(target, workload))
+        self._generators[case] = generator
+        self._capacities.pop(case, None)
+        checked = generator.closed_loop(2, CHECK_SECONDS)
+        if checked.errors:
+            raise Disqualified(f"{case.name}: {checked.first_error}")
+
+    def capacity(self, case: Case) -> float:
+        """Requests a second in a closed loop; measured once."""
+        if case not in self._capacities:
+            generator = self._generators[case]
+            measured = self._watched(
+                lambda: generator.closed_loop(case.clients, case.seconds / 2), case
+            )
+            self._capacities[case] = measured.completed_rate
+        return self._capacities[case]
+
+    def highest(self, case: Case, tries: int | None = None) -> float:
+        """The highest rate that keeps the case's promise, requests a second; 0 if none did."""
+        return highest_rate(
+            Bracket.around(self.capacity(case)),
+            lambda rate: self.at(case, rate).percentile(99) <= case.bound,
+            tries or case.tries,
+        )
+
+    def at(self, case: Case, rate: float, seconds: float | None = None) -> Measured:
+        """The case's load at one rate."""
+        generator, seed = self._generators[case], next(self._seeds)
+        return self._watched(
+            lambda: generator.open_loop(rate, seconds or case.seconds, case.give_up, seed), case
+        )
+
+    def _watched(self, measure: Callable[[], Measured], case: Case) -> Measured:
+        busy, own = _busy_seconds(), self._server.cpu_seconds()
+        measured = measure()
+        served = self._server.cpu_seconds() - own
+        others = _busy_seconds() - busy - served - measured.generator_cpu
+        self._watch.lags.append(measured.lag_p99)
+        self._watch.generator_cpu.append(measured.generator_cpu / measured.seconds)
+        self._watch.others_cpu.append(max(0.0, others / measured.seconds))
+        if measured.wrong_answer:
+            raise Disqualified(f"{case.name}: {measured.wrong_answer}")
+        return measured
+
+    def __enter__(self) -> Contender:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._exits.close()
+
+
+def highest_by_round(
+    contenders: Sequence[Contender], case: Case, rounds: int
+) -> dict[str, list[float]]:
+    """Each contender's highest rates, one for each round. Every other round goes backwards."""
+    rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for turn in range(rounds):
+        for contender in contenders[:: -1 if turn % 2 else 1]:
+            rates[contender.name].append(contender.highest(case))
+    return rates
+
+
+def _busy_seconds() -> float:
+    """Seconds that all cores of this machine have spent on anything, so far."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)
