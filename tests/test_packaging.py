@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = ("batching", "shards", "router", "cluster")
 OURS = {"shardserve", "tests", "benchmarks", "examples"}
-# Modules of an extra that the tests run without, under the names that they are imported by.
-OPTIONAL = {"fbgemm_gpu"}
+# An extra's module that is not named as its distribution is, and one with an environment of its own.
+OPTIONAL = {"fbgemm_gpu", "pytriton"}
 REQUIREMENTS = [
     *PROJECT["project"]["dependencies"],
     *(line for extra in PROJECT["project"]["optional-dependencies"].values() for line in extra),
