@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = ("batching", "shards", "router", "cluster")
 OURS = {"shardserve", "tests", "benchmarks", "examples"}
-# An extra's module that is not named as its distribution is, and one with an environment of its own.
+# One is not named as its distribution is, the other has an environment of its own.
 OPTIONAL = {"fbgemm_gpu", "pytriton"}
 REQUIREMENTS = [
     *PROJECT["project"]["dependencies"],
