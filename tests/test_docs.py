@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from shardserve.shards.layout import Sharding
+from shardserve.shards.layout_file import parse_layout, to_layout
+from shardserve.shards.tables import Table
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = "(?:batching|shards|router|cluster|docs|examples|benchmarks)"
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+
+
+def test_the_layout_that_is_explained_is_a_layout() -> None:
+    page = (ROOT / "docs" / "layouts.md").read_text()
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    found = re.findall(r"^  (\w+): +# ([\d,]+) x (\d+)$", text, re.MULTILINE)
+    tables = {
+        name: Table(name, "float32", int(rows.replace(",", "")), (int(columns),))
+        for name, rows, columns in found
+    }
+    layout = to_layout(parse_layout(text, "docs/layouts.md"), tables)
+    assert set(layout.tables) == set(tables)
+
+
+def test_every_sharding_is_explained() -> None:
+    page = (ROOT / "docs" / "layouts.md").read_text()
+    assert [word for word in Sharding if f"| `{word}` |" not in page] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    named = [ROOT / name for name in re.findall(rf"`({FOLDERS}/[\w/.]+\.\w+)`", text)]
+    linked = [page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
+    assert [str(path) for path in named + linked if not path.exists()] == []
