@@ -147,6 +147,55 @@ def _keras_masked(path: Path) -> None:
     keras.Model(ids, keras.layers.Dense(3)(pooled)).export(str(path), verbose=False)
 
 
+def _keras_text(path: Path) -> None:
+    """String ids by hashing and by a vocabulary, into two tables."""
+    keras.utils.set_random_seed(6)
+    word = keras.Input((1,), dtype="string", name="word")
+    hashed = keras.layers.Embedding(90, 4)(keras.layers.Hashing(num_bins=90)(word))
+    looked_up = keras.layers.StringLookup(vocabulary=["a", "b", "c"])(word)
+    known = keras.layers.Embedding(70, 4)(looked_up)
+    joined = keras.layers.Concatenate()([hashed, known])
+    outputs = keras.layers.Dense(2)(keras.layers.Flatten()(joined))
+    keras.Model(word, outputs).export(str(path), verbose=False)
+
+
+def _keras_sequence(path: Path) -> None:
+    """An embedding before a while loop."""
+    keras.utils.set_random_seed(7)
+    ids = keras.Input((6,), dtype="int32", name="ids")
+    rows = keras.layers.Embedding(40, 8, mask_zero=True)(ids)
+    keras.Model(ids, keras.layers.LSTM(5)(rows)).export(str(path), verbose=False)
+
+
+class _Ragged(tf.Module):
+    """Ragged ids, half-precision rows, and a variable that one use keeps whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = np.random.default_rng(8)
+        self.full = _variable(rng, (80, 6), "full")
+        self.half = tf.Variable(rng.normal(size=(120, 5)).astype(np.float16), name="half")
+        self.wide = tf.Variable(tf.cast(rng.normal(size=(90, 6)), tf.bfloat16), name="wide")
+        self.kept = _variable(rng, (80, 6), "kept")
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.int64, name="values"),
+            tf.TensorSpec([None], tf.int64, name="splits"),
+        ]
+    )
+    def __call__(self, values: Any, splits: Any) -> dict[str, Any]:
+        ids = tf.RaggedTensor.from_row_splits(values, splits)
+        rows = tf.nn.embedding_lookup(self.full, ids)
+        return {
+            "sum": tf.reduce_sum(rows, axis=1),
+            "sparse": tf.nn.safe_embedding_lookup_sparse(self.full, ids.to_sparse()),
+            "half": tf.nn.embedding_lookup(self.half, values),
+            "bfloat16": tf.cast(tf.gather(self.wide, values), tf.float32),
+            "kept": tf.gather_nd(self.kept, values[:, None]),
+        }
+
+
 def _int_array(low: int, high: int, shape: tuple[int, ...], dtype: type) -> st.SearchStrategy:
     count = int(np.prod(shape))
     values = st.lists(st.integers(low, high - 1), min_size=count, max_size=count)
@@ -209,10 +258,31 @@ def _masked_feeds(draw: st.DrawFn) -> Feeds:
     return {"ids": ids}
 
 
+@st.composite
+def _text_feeds(draw: st.DrawFn) -> Feeds:
+    words = draw(st.lists(st.sampled_from([b"a", b"c", b"", b"other"]), min_size=1, max_size=5))
+    return {"word": np.array(words, object).reshape(-1, 1)}
+
+
+@st.composite
+def _sequence_feeds(draw: st.DrawFn) -> Feeds:
+    return {"ids": draw(_int_array(0, 40, (draw(st.integers(1, 4)), 6), np.int32))}
+
+
+@st.composite
+def _ragged_feeds(draw: st.DrawFn) -> Feeds:
+    lengths = draw(st.lists(st.integers(0, 4), min_size=1, max_size=5))
+    splits = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return {"values": draw(_int_array(0, 80, (int(splits[-1]),), np.int64)), "splits": splits}
+
+
 CASES = (
     ModelCase("gathers", lambda path: _save(_Gathers(), path), _gather_feeds()),
     ModelCase("bags", lambda path: _save(_Bags(), path), _bag_feeds()),
     ModelCase("hand_written", lambda path: _save(_HandWritten(), path), _hand_feeds()),
     ModelCase("keras_embedding", _keras_embedding, _keras_feeds()),
     ModelCase("keras_masked", _keras_masked, _masked_feeds()),
+    ModelCase("keras_text", _keras_text, _text_feeds()),
+    ModelCase("keras_sequence", _keras_sequence, _sequence_feeds()),
+    ModelCase("ragged", lambda path: _save(_Ragged(), path), _ragged_feeds()),
 )

@@ -89,12 +89,15 @@ class Graph:
         return self.nodes[split(tensor_name)[0]]
 
     def resolve(self, tensor_name: str) -> str:
-        """The tensor that an Identity, or a chain of them, passes on."""
+        """The tensor that an Identity, or a chain of them, passes on.
+
+        One that waits for something (a control input) is not looked through.
+        """
         name = tensor(tensor_name)
         while True:
             op, slot = split(name)
             node = self.nodes.get(op)
-            if node is None or node.op not in _PASS_THROUGH:
+            if node is None or node.op not in _PASS_THROUGH or control_inputs(node):
                 return name
             name = data_inputs(node)[slot]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from tensorflow.core.framework import graph_pb2, node_def_pb2, types_pb2
 from tensorflow.python.framework import dtypes, tensor_util
@@ -19,38 +19,55 @@ def without_tables(
     """The graph with no node left that touches a cut table.
 
     `lookup_outputs` maps each lookup's output tensor to its dtype's name, `shape_values` each
-    tensor that asks for a table's shape to that shape, `tables` names the variable nodes. Control
-    inputs that order nothing with an effect are dropped: TensorFlow puts every stateful op, the
-    gathers among them, before every output, which would run each stage's nodes in all later ones.
+    tensor that asks for a table's shape to that shape, `tables` names the variable nodes.
     """
     graph = Graph(graph_def)
     cut = {split(t)[0]: _placeholder(split(t)[0], d) for t, d in lookup_outputs.items()}
     fixed = {
         split(t)[0]: _constant(graph.nodes[split(t)[0]], shape) for t, shape in shape_values.items()
     }
-    gone = graph.downstream(tables, frozenset()) - graph.downstream([*cut, *fixed], frozenset())
-    gone -= cut.keys() | fixed.keys()
-    effects = _Effects(graph, cut.keys() | fixed.keys() | gone)
-    rewritten = graph_pb2.GraphDef()
-    rewritten.versions.CopyFrom(graph_def.versions)
-    rewritten.library.CopyFrom(graph_def.library)
-    for name, node in graph.nodes.items():
-        if name in gone:
-            continue
-        rewritten.node.append(cut.get(name) or fixed.get(name) or effects.pruned(node))
+    kept = graph.downstream([*cut, *fixed], frozenset())
+    gone = graph.downstream(tables, frozenset()) - kept
+    rewritten = _like(graph_def)
+    # What a lookup waits for is made with its operands, in the ids stage: to wait for the lookup's
+    # own nodes is to wait for nothing more.
+    rewritten.node.extend(
+        cut.get(name) or fixed.get(name) or _with_controls(node, lambda c: c not in gone)
+        for name, node in graph.nodes.items()
+        if name not in gone
+    )
+    return rewritten
+
+
+def without_idle_controls(graph_def: graph_pb2.GraphDef) -> graph_pb2.GraphDef:
+    """The graph without the control inputs that order nothing with an effect.
+
+    TensorFlow puts every stateful op of a function, each read of a variable among them, before its
+    outputs. Kept, they would run every stage's nodes in all later stages, and the gathers of tables
+    that are not there.
+    """
+    effects = _Effects(Graph(graph_def))
+    rewritten = _like(graph_def)
+    rewritten.node.extend(effects.pruned(node) for node in graph_def.node)
     return rewritten
 
 
 def pruned_to(graph_def: graph_pb2.GraphDef, tensors: Iterable[str]) -> graph_pb2.GraphDef:
     """Only the nodes that must be there to make `tensors`."""
     needed = Graph(graph_def).ancestors(tensors)
-    pruned = graph_pb2.GraphDef()
+    pruned = _like(graph_def)
     pruned.node.extend(node for node in graph_def.node if node.name in needed)
-    pruned.library.CopyFrom(graph_def.library)
-    pruned.versions.CopyFrom(graph_def.versions)
     for node in pruned.node:
         _keep_colocations(node, needed)
     return pruned
+
+
+def _like(graph_def: graph_pb2.GraphDef) -> graph_pb2.GraphDef:
+    """An empty graph with the same function library and versions."""
+    empty = graph_pb2.GraphDef()
+    empty.library.CopyFrom(graph_def.library)
+    empty.versions.CopyFrom(graph_def.versions)
+    return empty
 
 
 def _keep_colocations(node: node_def_pb2.NodeDef, present: set[str]) -> None:
@@ -67,23 +84,15 @@ def _keep_colocations(node: node_def_pb2.NodeDef, present: set[str]) -> None:
 class _Effects:
     """Which nodes have, or follow from, an effect; the answer is kept for each."""
 
-    def __init__(self, graph: Graph, harmless: Iterable[str]) -> None:
+    def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._known = dict.fromkeys(harmless, False)
-        # A constant of a loop's body belongs to the loop by a control input alone.
-        self._known.update(dict.fromkeys(graph.conditional, True))
+        self._known: dict[str, bool] = {}
 
     def pruned(self, node: node_def_pb2.NodeDef) -> node_def_pb2.NodeDef:
         """The node without the control inputs that order nothing."""
-        controls = control_inputs(node)
-        if not controls:
-            return node
-        copy = node_def_pb2.NodeDef()
-        copy.CopyFrom(node)
-        del copy.input[:]
-        copy.input.extend(name for name in node.input if not name.startswith("^"))
-        copy.input.extend(f"^{name}" for name in controls if self._matters(name))
-        return copy
+        # A constant of a loop's body belongs to the loop by a control input alone.
+        inside = self._graph.conditional
+        return _with_controls(node, lambda control: control in inside or self._matters(control))
 
     def _matters(self, start: str) -> bool:
         pending = [start]
@@ -106,6 +115,22 @@ class _Effects:
                 self._known[name] = False
             pending.pop()
         return self._known[start]
+
+
+def _with_controls(
+    node: node_def_pb2.NodeDef, wanted: Callable[[str], bool]
+) -> node_def_pb2.NodeDef:
+    """The node with only those control inputs."""
+    controls = control_inputs(node)
+    kept = [name for name in controls if wanted(name)]
+    if len(kept) == len(controls):
+        return node
+    copy = node_def_pb2.NodeDef()
+    copy.CopyFrom(node)
+    del copy.input[:]
+    copy.input.extend(name for name in node.input if not name.startswith("^"))
+    copy.input.extend(f"^{name}" for name in kept)
+    return copy
 
 
 def _placeholder(name: str, dtype: str) -> node_def_pb2.NodeDef:

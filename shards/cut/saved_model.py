@@ -11,6 +11,7 @@ from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 
 from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
+from shardserve.shards.cut.rewrite import without_idle_controls
 
 INIT_SIGNATURE = "__saved_model_init_op"
 
@@ -18,6 +19,8 @@ INIT_SIGNATURE = "__saved_model_init_op"
 @dataclass(frozen=True)
 class InlinedModel:
     """One MetaGraph, its functions inlined (bodies of functional While and If aside).
+
+    In `graph_def` control inputs that order nothing with an effect are gone.
 
     `restore_op` names the op that assigns all variables from a checkpoint. `init_op` is run once
     after that, with `assets` (tensor -> path) fed. The saver's tensors tell checkpoint keys.
@@ -102,7 +105,7 @@ def _inlined(meta_graph: meta_graph_pb2.MetaGraphDef, kept: set[str]) -> graph_p
     rewrites.optimizers.append("function")
     rewrites.min_graph_nodes = -1
     rewrites.meta_optimizer_iterations = rewrites.ONE
-    return tf_optimizer.OptimizeGraph(config, copy)
+    return without_idle_controls(tf_optimizer.OptimizeGraph(config, copy))
 
 
 def _tensors(signature: meta_graph_pb2.SignatureDef) -> list[meta_graph_pb2.TensorInfo]:

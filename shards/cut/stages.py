@@ -40,7 +40,8 @@ def plan_program(
     model by their output tensor (a placeholder of the graph by now).
     """
     planner = _Planner(graph, inputs, lookups)
-    wanted = {alias: tensor(name) for alias, name in outputs.items()}
+    # One IdentityN often passes on all outputs; asked for one, it would make the others too.
+    wanted = {alias: graph.resolve(name) for alias, name in outputs.items()}
     for rank in planner.rounds_for(wanted.values()):
         planner.add_stage([t for lookup in rank for t in lookup.operands], rank)
     planner.add_stage(wanted.values(), ())
@@ -110,21 +111,34 @@ class _Planner:
         )
 
     def _trace(self, fetches: list[str], number: int) -> None:
-        pending = list(fetches)
+        """Note what the stage runs, and feed it what is known already.
+
+        A feed replaces a tensor, not its node: a node that others wait for runs all the same.
+        """
+        feeds: dict[str, None] = {}
+        pending = [split(name)[0] for name in self._not_known(fetches, number, feeds)]
         seen: set[str] = set()
         while pending:
             name = pending.pop()
             if name in seen:
                 continue
             seen.add(name)
+            self._ran.setdefault(name, number)
+            node = self._graph.nodes[name]
+            needed = self._not_known(data_inputs(node), number, feeds)
+            pending.extend(split(tensor_name)[0] for tensor_name in needed)
+            pending.extend(control_inputs(node))
+        self._feeds[number].extend(feeds)
+
+    def _not_known(self, tensors: Iterable[str], number: int, feeds: dict[str, None]) -> list[str]:
+        """Those tensors that the stage has to make; the others are added to `feeds`."""
+        made = []
+        for name in tensors:
             if self._taken_from_earlier(name, number):
-                if name not in self._feeds[number]:
-                    self._feeds[number].append(name)
-                continue
-            node = self._graph.node(name)
-            self._ran.setdefault(node.name, number)
-            pending.extend(data_inputs(node))
-            pending.extend(tensor(control) for control in control_inputs(node))
+                feeds[name] = None
+            else:
+                made.append(name)
+        return made
 
     def _taken_from_earlier(self, name: str, number: int) -> bool:
         if name in self._known:
