@@ -1,0 +1,111 @@
+"""Many tasks' tensors to one batch's on dimension 0, and back. Arrays of objects are strings."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shardserve.batching.errors import FailedPrecondition, InvalidArgument
+
+Array = npt.NDArray[Any]
+
+
+class NotBatchable(FailedPrecondition):
+    """An output without the batch's rows. That is the model's doing: no smaller batch helps."""
+
+
+def rows_of(tensors: Sequence[Array]) -> int:
+    """The size of a task's dimension 0, in which its tensors must agree.
+
+    Raises InvalidArgument in TensorFlow Serving's words.
+    """
+    if not tensors:
+        raise InvalidArgument("Batching Run() must have at least one input tensor")
+    shapes = [tensor.shape for tensor in tensors]
+    if () in shapes:
+        raise InvalidArgument("Batching Run() input tensors must have at least one dimension")
+    rows, *others = {shape[0] for shape in shapes}
+    if others:
+        raise InvalidArgument("Batching Run() input tensors must have equal 0th-dimension size")
+    return int(rows)
+
+
+def batch_tensors(
+    tasks: Sequence[Sequence[Array]], rows: int, pad_inner: bool = False
+) -> list[Array]:
+    """The tasks' tensors, place by place, joined on dimension 0.
+
+    Each task has tensors as `rows_of` wants them, of the same dtypes in the same order. `rows` is
+    what the result shall have: the first row of the last task that has any is repeated for what
+    is missing. Shapes agree beyond dimension 0, or with `pad_inner` only the ranks do: every
+    dimension grows to the longest at its end, filled with the tensor's own first element. Raises
+    InvalidArgument for a tensor without elements that would have to grow.
+
+    A single task that needs no padding comes back uncopied.
+    """
+    return [_joined(column, rows, pad_inner) for column in zip(*tasks, strict=True)]
+
+
+def unbatch_tensors(
+    outputs: Mapping[str, Array], sizes: Sequence[int], rows: int
+) -> list[dict[str, Array]]:
+    """One dict of outputs for each task: views of the batch's.
+
+    `sizes` are the tasks' rows in order, `rows` those of the batch, padding included. Raises
+    NotBatchable in TensorFlow Serving's words, naming the output, for one without the batch's rows.
+    """
+    for name, output in outputs.items():
+        _check_rows(name, output, rows)
+    if len(sizes) == 1 and sizes[0] == rows:
+        return [dict(outputs)]
+    ends = list(itertools.accumulate(sizes, initial=0))
+    return [
+        {name: output[start:stop] for name, output in outputs.items()}
+        for start, stop in itertools.pairwise(ends)
+    ]
+
+
+def _joined(column: Sequence[Array], rows: int, pad_inner: bool) -> Array:
+    parts = _equalised(column) if pad_inner else column
+    missing = rows - sum([len(part) for part in parts])
+    if missing:
+        parts = [*parts, _repeated_row(parts, missing)]
+    if len(parts) == 1:
+        return parts[0]
+    # With "no", an array of another dtype raises instead of changing everybody's.
+    return np.concatenate(parts, dtype=parts[0].dtype, casting="no")
+
+
+def _repeated_row(parts: Sequence[Array], times: int) -> Array:
+    last = next(part for part in reversed(parts) if len(part))
+    return np.broadcast_to(last[:1], (times, *last.shape[1:]))
+
+
+def _equalised(parts: Sequence[Array]) -> list[Array]:
+    inner = tuple([max(sizes) for sizes in zip(*[p.shape[1:] for p in parts], strict=True)])
+    return [part if part.shape[1:] == inner else _grown(part, inner) for part in parts]
+
+
+def _grown(part: Array, inner: tuple[int, ...]) -> Array:
+    shape = (len(part), *inner)
+    if part.size == 0 and 0 not in shape:
+        raise InvalidArgument("Got empty tensor in batch of non-empty tensors.")
+    grown = np.empty(shape, part.dtype)
+    if part.size:
+        grown[...] = part.flat[0]
+    grown[tuple([slice(size) for size in part.shape])] = part
+    return grown
+
+
+def _check_rows(name: str, output: Array, rows: int) -> None:
+    if output.ndim == 0:
+        raise NotBatchable(f"Batched output tensor has 0 dimensions: {name!r}")
+    if len(output) != rows:
+        raise NotBatchable(
+            "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension "
+            f"sizes of the input tensors: {name!r} has {len(output)}, they have {rows}"
+        )

@@ -1,0 +1,266 @@
+"""What the batch queues decide, event by event."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from shardserve.batching.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    ServingError,
+    Unavailable,
+)
+from shardserve.batching.parameters import BatchingParameters
+from shardserve.batching.queue import MAX_QUEUES, BatchQueues
+from shardserve.batching.tasks import Actions, Batch, Fail, Run, Stop, Task, WakeAt
+from shardserve.batching.tensors import NotBatchable
+
+Queues = BatchQueues[str]
+
+
+def queues(size: int = 4, timeout: int = 0, slots: int = 1, enqueued: int = 10) -> Queues:
+    return BatchQueues(
+        BatchingParameters(
+            max_batch_size=size,
+            batch_timeout_micros=timeout,
+            max_enqueued_batches=enqueued,
+            num_batch_threads=slots,
+        )
+    )
+
+
+def task(name: str, size: int = 1, deadline: float = math.inf) -> Task[str]:
+    return Task(name, size, deadline)
+
+
+def offered(queues: Queues, names: str, key: str = "k", now: float = 0.0) -> list[Task[str]]:
+    tasks = [task(name) for name in names]
+    for one in tasks:
+        queues.offer(key, one, now)
+    return tasks
+
+
+def busy(queues: Queues, key: str = "first") -> Batch[str]:
+    """Take a slot."""
+    return started(queues.offer(key, task("first"), 0.0))[0]
+
+
+def started(actions: Actions[str]) -> list[Batch[str]]:
+    return [action.batch for action in actions if isinstance(action, Run)]
+
+
+def names(batches: list[Batch[str]]) -> list[str]:
+    return ["".join(task.payload for task in batch.tasks) for batch in batches]
+
+
+def failed(actions: Actions[str]) -> list[tuple[str, str]]:
+    return [(a.task.payload, a.error.message) for a in actions if isinstance(a, Fail)]
+
+
+def test_without_a_timeout_a_task_runs_at_once_while_a_slot_is_free():
+    core = queues(slots=2)
+    assert names(started(core.offer("k", task("a"), 0.0))) == ["a"]
+    assert names(started(core.offer("k", task("b"), 0.0))) == ["b"]
+    assert core.offer("k", task("c"), 0.0) == ()
+
+
+def test_tasks_gather_while_all_slots_are_busy_and_run_together():
+    core = queues()
+    first = busy(core)
+    offered(core, "abcdef")
+    (batch,) = started(core.finished(first, 1.0))
+    assert names([batch]) == ["abcd"]
+    assert batch.started == 1.0
+    assert names(started(core.finished(batch, 2.0))) == ["ef"]
+
+
+def test_an_open_batch_waits_for_its_timeout_or_until_it_is_full():
+    core = queues(timeout=1_000_000, slots=2)
+    assert core.offer("k", task("a"), 5.0) == (WakeAt(6.0),)
+    assert core.offer("k", task("b"), 5.5) == ()
+    assert names(started(core.tick(6.0))) == ["ab"]
+    offered(core, "cde", now=6.5)
+    assert names(started(core.offer("k", task("f"), 6.6))) == ["cdef"]
+
+
+def test_a_tick_that_comes_early_asks_to_be_called_again():
+    core = queues(timeout=1_000_000)
+    core.offer("k", task("a"), 0.0)
+    assert core.tick(0.9) == [WakeAt(1.0)]
+
+
+def test_a_task_that_does_not_fit_closes_the_open_batch():
+    core = queues(timeout=1_000_000, slots=2)
+    core.offer("k", task("a", 3), 0.0)
+    assert names(started(core.offer("k", task("b", 2), 0.0))) == ["a"]
+    assert names(started(core.tick(0.0))) == []
+
+
+def test_a_task_larger_than_a_batch_is_refused():
+    with pytest.raises(InvalidArgument) as raised:
+        queues(size=4).offer("k", task("a", 5), 0.0)
+    assert raised.value.message == "Task size 5 is larger than maximum input batch size 4"
+
+
+def test_a_full_queue_refuses_at_once_and_keeps_what_it_has():
+    core = queues(size=2, enqueued=3)
+    first = busy(core)
+    offered(core, "abcdef")
+    with pytest.raises(Unavailable) as raised:
+        core.offer("k", task("g"), 0.0)
+    assert raised.value.message == (
+        "The batch scheduling queue to which this task was submitted is full; currently 3 batches "
+        "enqueued and max_enqueued_batches is 3"
+    )
+    core.offer("other", task("h"), 0.0)
+    ran = [first]
+    for batch in ran:
+        ran += started(core.finished(batch, 1.0))
+    assert names(ran) == ["first", "ab", "h", "cd", "ef"]
+    assert core.is_idle
+
+
+def test_queues_take_turns():
+    core = queues(size=1)
+    ran = [busy(core)]
+    offered(core, "aaa", "a")
+    offered(core, "b", "b")
+    offered(core, "cc", "c")
+    for batch in ran:
+        ran += started(core.finished(batch, 1.0))
+    assert "".join(names(ran)) == "firstabcaca"
+
+
+def test_the_number_of_queues_is_bounded():
+    core = queues()
+    busy(core)
+    for key in range(MAX_QUEUES):
+        offered(core, "x", str(key))
+    with pytest.raises(Unavailable, match="256 different shapes"):
+        core.offer("one more", task("x"), 0.0)
+    core.offer("0", task("x"), 0.0)
+
+
+def test_a_cancelled_task_gives_its_room_back_and_does_not_run():
+    core = queues(enqueued=1)
+    first = busy(core)
+    tasks = offered(core, "abc")
+    assert core.cancel(tasks[1]) == ()
+    assert core.cancel(tasks[1]) == ()
+    offered(core, "de")
+    assert names(started(core.finished(first, 1.0))) == ["acde"]
+
+
+def test_a_running_batch_is_stopped_when_all_its_tasks_have_been_cancelled():
+    core = queues()
+    first = busy(core)
+    a, b = offered(core, "ab")
+    (batch,) = started(core.finished(first, 1.0))
+    assert core.cancel(a) == ()
+    assert core.cancel(b) == (Stop(batch),)
+    assert not core.is_idle
+    assert core.finished(batch, 2.0, Unavailable("stopped")) == []
+    assert core.is_idle
+
+
+def test_late_tasks_are_dropped_before_their_batch_runs():
+    core = queues()
+    first = busy(core)
+    core.offer("k", task("a", deadline=2.0), 0.0)
+    core.offer("k", task("b", deadline=9.0), 0.0)
+    actions = core.finished(first, 2.0)
+    assert failed(actions) == [("a", "Run() timeout exceeded while waiting in batching queue")]
+    assert isinstance(actions[0].error, ResourceExhausted)
+    assert names(started(actions)) == ["b"]
+    with pytest.raises(ResourceExhausted):
+        core.offer("k", task("c", deadline=2.0), 2.0)
+
+
+def test_a_task_fails_at_its_deadline_wherever_it_is():
+    core = queues()
+    assert core.offer("k", task("a", deadline=5.0), 0.0)[1:] == [WakeAt(5.0)]
+    assert core.offer("k", task("b", deadline=3.0), 0.0) == (WakeAt(3.0),)
+    late = core.tick(3.0)
+    assert [name for name, _ in failed(late)] == ["b"]
+    assert late[-1] == WakeAt(5.0)
+    fail, stop = core.tick(5.0)
+    assert isinstance(fail.error, DeadlineExceeded)
+    assert isinstance(stop, Stop)
+
+
+@pytest.mark.parametrize("culprits", ["a", "d", "ch", "abcdefgh", ""])
+def test_only_culprits_get_a_clients_error_and_their_mates_their_answers(culprits):
+    core = queues(size=8)
+    answered, errors, runs = "", {}, 0
+    running = [busy(core)]
+    offered(core, "abcdefgh")
+    while running:
+        batch = running.pop()
+        runs += 1
+        bad = [t.payload for t in batch.tasks if t.payload in culprits]
+        error = FailedPrecondition(f"{bad[0]} is bad") if bad else None
+        if error is None:
+            answered += "".join(t.payload for t in batch.living())
+        actions = core.finished(batch, 1.0, error)
+        errors |= dict(failed(actions))
+        running += started(actions)
+    assert errors == {name: f"{name} is bad" for name in culprits}
+    assert answered == "first" + "".join(name for name in "abcdefgh" if name not in culprits)
+    assert core.is_idle
+    if len(culprits) == 1:
+        assert runs == 2 + 2 * 3
+
+
+def test_a_culprit_that_left_while_it_ran_does_not_pass_its_error_on():
+    core = queues()
+    first = busy(core)
+    culprit, _ = offered(core, "ab")
+    (batch,) = started(core.finished(first, 1.0))
+    core.cancel(culprit)
+    again = core.finished(batch, 2.0, InvalidArgument("a is bad"))
+    assert (names(started(again)), failed(again)) == (["b"], [])
+
+
+def test_new_tasks_do_not_join_what_is_run_again_and_wait_behind_it():
+    core = queues()
+    first = busy(core)
+    offered(core, "ab")
+    (batch,) = started(core.finished(first, 1.0))
+    offered(core, "c", "other")
+    ran = started(core.finished(batch, 2.0, InvalidArgument("bad")))
+    offered(core, "d")
+    for batch in ran:
+        ran += started(core.finished(batch, 3.0))
+    assert names(ran) == ["a", "c", "b", "d"]
+    assert ran[0].tasks[0].queued == 2.0
+
+
+@pytest.mark.parametrize(
+    "error", [Unavailable("away"), DeadlineExceeded("late"), NotBatchable("scalar output")]
+)
+def test_an_error_that_is_nobodys_own_is_everybodys(error: ServingError):
+    core = queues()
+    first = busy(core)
+    offered(core, "abc")
+    (batch,) = started(core.finished(first, 1.0))
+    actions = core.finished(batch, 2.0, error)
+    assert actions == [Fail(task, error) for task in batch.tasks]
+    assert core.is_idle
+
+
+def test_a_drain_runs_what_was_accepted_at_once_and_accepts_no_more():
+    core = queues(size=2, timeout=1_000_000, slots=1)
+    offered(core, "x", "j")
+    offered(core, "a")
+    ran = started(core.drain(0.5))
+    with pytest.raises(Unavailable, match="closed"):
+        core.offer("k", task("d"), 0.5)
+    for batch in ran:
+        assert not core.is_idle
+        ran += started(core.finished(batch, 0.6))
+    assert names(ran) == ["x", "a"]
+    assert core.is_idle
