@@ -86,6 +86,14 @@ def test_every_third_party_import_of_the_packages_is_a_declared_dependency() -> 
     assert undeclared(sources(), PROJECT["project"]["dependencies"]) == {}
 
 
+def test_every_dependency_is_imported() -> None:
+    owners = importlib.metadata.packages_distributions()
+    names = {name for source in sources() for name in imported(source)}
+    used = {canonical(owner) for name in names for owner in owners.get(name, [])}
+    declared = {distribution(requirement) for requirement in PROJECT["project"]["dependencies"]}
+    assert declared - used == set()
+
+
 def test_every_third_party_import_around_them_is_declared_in_an_extra() -> None:
     around = [
         path
