@@ -1,8 +1,9 @@
 """Compiled kernels in a process that has no compiler: built once a machine, by a child process.
 
-numba costs a process 64 MB and half a second, also where it finds its code in its own cache. Here a
-child imports it, compiles `kernel_code` for this processor and leaves an object file; whoever needs
-the kernels loads that with llvmlite, for 7 MB of its own and a tenth of a second.
+numba costs a process 64 MB for good (115 MB at its peak) and half a second, also where it finds its
+code in its own cache. Here a child imports it, compiles `kernel_code` for this processor and leaves
+an object file; whoever needs the kernels loads that with llvmlite, for 13 MB and a tenth of a
+second.
 
 The file is kept in `$SHARDSERVE_CACHE_DIR`, else `$XDG_CACHE_HOME/shardserve`, else
 `~/.cache/shardserve`, under a name that changes with the kernels' source, LLVM and the processor.
@@ -32,6 +33,7 @@ import llvmlite.binding as llvm
 
 import shardserve
 from shardserve.batching.errors import Internal
+from shardserve.shards.memory import release_code_pages
 
 Kernel = Callable[..., int]
 
@@ -58,23 +60,29 @@ class Library:
 def library() -> Library:
     """The machine's kernels. The first call loads them, and builds them if nobody has yet.
 
-    Raises Internal if they do not compile.
+    LLVM's pages are given back afterwards. Raises Internal if the kernels do not compile.
     """
+    found = _find()
+    release_code_pages()
+    return found
+
+
+def _find() -> Library:
     try:
-        return _load(_built(_cache_directory()))
+        directory = _cache_directory()
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _load(_built(directory))
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-    with tempfile.TemporaryDirectory(prefix="shardserve-") as directory:
-        return _load(_built(Path(directory)))
+    with tempfile.TemporaryDirectory(prefix="shardserve-") as temporary:
+        return _load(_built(Path(temporary)))
 
 
 def _cache_directory() -> Path:
     named = os.environ.get("SHARDSERVE_CACHE_DIR")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(named) if named else Path(base) / "shardserve"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return directory
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(named) if named else Path(base).expanduser() / "shardserve"
 
 
 def _built(directory: Path) -> Path:
