@@ -75,7 +75,7 @@ class BatchQueues(Generic[T]):
         if not self._free_slots:
             return self._wake(task.deadline)
         if queue[0].is_due(now):
-            return self._advance(now)
+            return [*self._wake(task.deadline), *self._advance(now)]
         return self._wake(min(task.deadline, batch.due))
 
     def finished(
@@ -83,22 +83,22 @@ class BatchQueues(Generic[T]):
     ) -> Actions[T]:
         """A running batch has ended, well or with `error`.
 
-        Where the error may be one request's fault, the batch is cut in halves that run again, so
-        that only the culprits fail; one culprit in n tasks costs 2 log2(n) runs of ever fewer.
-        Every other error is everybody's.
+        An error that may be one task's fault cuts the batch in halves, which run again, so that
+        only culprits fail: one among n tasks costs 2 log2(n) runs, over 2 n tasks in all. Every
+        other error is everybody's.
         """
         self._running.remove(batch)
         self._free_slots += 1
         left = batch.living()
-        failed = []
         # By the tasks it ran with: the culprit may be one that has left since.
         if error is not None and _may_be_one_tasks(error) and len(batch.tasks) > 1:
             self._run_again(batch.key, left, now)
-        else:
-            for task in left:
-                task.batch = None
-            failed = [Fail(task, error) for task in left] if error is not None else []
-        return [*failed, *self._advance(now)]
+            return self._advance(now)
+        for task in left:
+            task.batch = None
+        if error is None:
+            return self._advance(now)
+        return [*[Fail(task, error) for task in left], *self._advance(now)]
 
     def tick(self, now: float) -> Actions[T]:
         """Time has passed. Ticks that no `WakeAt` asked for do no harm."""
@@ -156,16 +156,26 @@ class BatchQueues(Generic[T]):
 
     def _advance(self, now: float) -> list[Action[T]]:
         """Drop what is late, start what is due, and say when to look again."""
-        actions: list[Action[T]] = []
         # The alarm is never later than the earliest deadline.
-        if self._alarm <= now:
-            self._alarm = math.inf
-            for batch in self._batches():
-                if batch.expires <= now:
-                    actions += self._drop_late(batch, now)
-        while self._free_slots and (due := self._take_due(now)) is not None:
+        actions = self._ring(now) if self._alarm <= now else []
+        while self._free_slots and self._queues:
+            due = self._take_due(now)
+            if due is None:
+                actions += self._wake(min([queue[0].due for queue in self._queues.values()]))
+                break
             actions.append(self._start(due, now))
-        return [*actions, *self._wake(self._next_look())]
+        return actions
+
+    def _ring(self, now: float) -> list[Action[T]]:
+        self._alarm = math.inf
+        actions: list[Action[T]] = []
+        waiting = [batch for queue in self._queues.values() for batch in queue]
+        batches = [*self._running, *waiting]
+        for batch in batches:
+            if batch.expires <= now:
+                actions += self._drop_late(batch, now)
+        earliest = min([batch.expires for batch in batches], default=math.inf)
+        return [*actions, *self._wake(earliest)]
 
     def _drop_late(self, batch: Batch[T], now: float) -> list[Action[T]]:
         actions: list[Action[T]] = []
@@ -216,16 +226,6 @@ class BatchQueues(Generic[T]):
                 batch.add(task, now)
             self._queues.setdefault(key, deque()).appendleft(batch)
             self._queues.move_to_end(key, last=False)
-
-    def _batches(self) -> list[Batch[T]]:
-        return [*self._running, *[batch for queue in self._queues.values() for batch in queue]]
-
-    def _next_look(self) -> float:
-        """The earliest deadline, or when a free slot finds a batch due, if that is sooner."""
-        times = [batch.expires for batch in self._batches()]
-        if self._free_slots:
-            times += [queue[0].due for queue in self._queues.values()]
-        return min(times, default=math.inf)
 
     def _wake(self, time: float) -> Actions[T]:
         if time >= self._alarm:

@@ -20,6 +20,7 @@ class BatchedServable:
     input and output must have the batch's rows as dimension 0. A batch runs until the latest
     deadline of its requests, each of which ends at its own. The time that a batch spends on its
     stages is spent on each of its requests. A request that is alone in its batch runs as it is.
+    All requests come from one event loop.
     """
 
     def __init__(self, servable: Servable, parameters: BatchingParameters) -> None:

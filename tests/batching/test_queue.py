@@ -182,7 +182,7 @@ def test_late_tasks_are_dropped_before_their_batch_runs():
 
 def test_a_task_fails_at_its_deadline_wherever_it_is():
     core = queues()
-    assert core.offer("k", task("a", deadline=5.0), 0.0)[1:] == [WakeAt(5.0)]
+    assert core.offer("k", task("a", deadline=5.0), 0.0)[:1] == [WakeAt(5.0)]
     assert core.offer("k", task("b", deadline=3.0), 0.0) == (WakeAt(3.0),)
     late = core.tick(3.0)
     assert [name for name, _ in failed(late)] == ["b"]
