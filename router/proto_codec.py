@@ -17,6 +17,9 @@ from shardserve.router.tensor_types import BY_NUMBER, BY_NUMPY, STRING, TensorTy
 #: numpy's limit; TensorFlow's own is 254, of which no kernel takes more than 8.
 MAX_RANK = 64
 
+#: What numpy can count, whatever the elements, in bytes.
+MAX_ELEMENTS = 2**59
+
 #: A proto may repeat its last value to fill its shape; it may not make that much out of nothing.
 MAX_FILLED_BYTES = 64 << 20
 
@@ -79,7 +82,9 @@ def decode_tensor(proto: tensor_pb2.TensorProto) -> Array:
 
 def _decode_shape(proto: tensor_shape_pb2.TensorShapeProto) -> tuple[int, ...]:
     shape = tuple([dim.size for dim in proto.dim])
-    if shape and (min(shape) < 0 or proto.unknown_rank or len(shape) > MAX_RANK):
+    if not shape:
+        return shape
+    if min(shape) < 0 or len(shape) > MAX_RANK or math.prod(filter(None, shape)) > MAX_ELEMENTS:
         raise TensorError(f"invalid shape {list(shape)}")
     return shape
 
@@ -88,11 +93,15 @@ def _decode_content(content: bytes, kind: TensorType, count: int) -> Array:
     needed = count * kind.numpy.itemsize
     if len(content) != needed:
         raise TensorError(f"tensor_content has {len(content)} bytes, the shape takes {needed}")
+    if kind.numpy == np.bool_ and max(content) > 1:
+        raise TensorError("tensor_content has a byte that is no bool")
     return np.frombuffer(content, kind.numpy)
 
 
 def _decode_field(proto: tensor_pb2.TensorProto, kind: TensorType, count: int) -> Array:
     values = _field_values(getattr(proto, kind.field), FIELDS[kind.field])
+    if kind.is_complex:
+        values = values[: len(values) // 2 * 2]
     elements: Array = values.astype(kind.bits, copy=False).view(kind.numpy)
     if len(elements) == count:
         return elements

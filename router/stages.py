@@ -23,6 +23,9 @@ class StageCache:
         self._ready: OrderedDict[_Key, Stage] = OrderedDict()
         self._making: dict[_Key, asyncio.Task[Stage]] = {}
 
+    def __len__(self) -> int:
+        return len(self._ready)
+
     async def get(
         self, feeds: tuple[str, ...], fetches: tuple[str, ...], context: RequestContext
     ) -> Stage:
