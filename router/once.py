@@ -30,6 +30,9 @@ class OnceCache(Generic[Key, Value]):
         self._ready: OrderedDict[Key, Value] = OrderedDict()
         self._making: dict[Key, asyncio.Task[Value]] = {}
 
+    def __len__(self) -> int:
+        return len(self._ready)
+
     async def get(self, key: Key, context: RequestContext) -> Value:
         """The value. Requests that ask while it is being made wait for that.
 

@@ -12,9 +12,9 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 from shardserve.batching.errors import DataLoss
 from shardserve.router.proto_codec import TensorError, decode_tensor
 from shardserve.router.saved_model import load_into
+from shardserve.router.once import OnceCache
 from shardserve.router.servable import Array, RequestContext, Signature, TensorInfo
 from shardserve.router.session import Parallelism, StageThreads, TensorFlowRunner
-from shardserve.router.stages import StageCache
 
 #: The signature a request means that names none.
 DEFAULT_SIGNATURE = "serving_default"
@@ -40,7 +40,9 @@ class WholeServable:
         self.signatures: Mapping[str, Signature] = signatures_of(meta_graph)
         self.signature_def_map = signature_def_map_of(meta_graph)
         self._runner = runner
-        self._stages = StageCache(runner, MAX_STAGES)
+        self._stages = OnceCache(
+            runner.threads, lambda ends: runner.make_callable(*ends), MAX_STAGES
+        )
 
     async def run(
         self,
@@ -50,7 +52,7 @@ class WholeServable:
         context: RequestContext,
     ) -> dict[str, Array]:
         chosen = self.signatures[signature]
-        stage = await self._stages.get(*_ends(chosen, outputs), context)
+        stage = await self._stages.get(_ends(chosen, outputs), context)
         values = [inputs[alias] for alias in chosen.inputs]
         results = await self._runner.run(stage, values, context)
         return dict(zip(outputs, results, strict=True))
@@ -58,7 +60,7 @@ class WholeServable:
     def prepare(self, signature: str) -> None:
         """Compile a signature with all its outputs now, so that no request has to wait for it."""
         chosen = self.signatures[signature]
-        self._stages.prepare(*_ends(chosen, tuple(chosen.outputs)))
+        self._stages.prepare(_ends(chosen, tuple(chosen.outputs)))
 
 
 def load_whole(

@@ -30,12 +30,12 @@ class LocalChannel:
         """See `ShardChannel.lookup`. `deadline` is on `time.monotonic`."""
         arrived = time.monotonic()
         if cost_of(self._shard, request) <= INLINE_COST:
-            return perform(self._shard, request, arrived, deadline)
+            return LookupReply(*perform(self._shard, request, arrived, deadline))
         work = asyncio.get_running_loop().run_in_executor(
             self._threads, perform, self._shard, request, arrived, deadline
         )
         try:
             async with asyncio.timeout(deadline - arrived):
-                return await work
+                return LookupReply(*await work)
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed while the shard was at work") from error

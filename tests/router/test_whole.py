@@ -13,12 +13,13 @@ import tensorflow as tf
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from shardserve.batching.errors import DataLoss, DeadlineExceeded, NotFound, ServingError
+from shardserve.router.once import OnceCache
 from shardserve.router.servable import RequestContext, TensorInfo
-from shardserve.router.session import StageThreads
-from shardserve.router.stages import StageCache
+from shardserve.router.session import Stage, StageThreads
 from shardserve.router.whole import WholeServable, load_whole
 
 Contexts = Callable[..., RequestContext]
+Ends = tuple[tuple[str, ...], tuple[str, ...]]
 
 MIXED_INPUTS = {
     "ids": np.array([1, 9]),
@@ -86,21 +87,21 @@ async def test_a_deadline_holds_while_a_stage_is_compiled(
 async def test_requests_that_need_the_same_stage_compile_it_once(
     mixed: WholeServable, context: Contexts
 ) -> None:
-    cache = StageCache(mixed._runner, limit=4)
+    cache = _stages(mixed, limit=4)
     feeds = (mixed.signatures["look_up"].inputs["ids"].tensor,)
     fetches = (mixed.signatures["look_up"].outputs["rows"].tensor,)
-    stages = await asyncio.gather(*[cache.get(feeds, fetches, context()) for _ in range(8)])
+    stages = await asyncio.gather(*[cache.get((feeds, fetches), context()) for _ in range(8)])
     assert len(set(map(id, stages))) == 1
 
 
 async def test_a_request_that_gives_up_leaves_the_stage_to_the_others(
     mixed: WholeServable, context: Contexts
 ) -> None:
-    cache = StageCache(mixed._runner, limit=4)
+    cache = _stages(mixed, limit=4)
     feeds = (mixed.signatures["look_up"].inputs["ids"].tensor,)
     fetches = (mixed.signatures["look_up"].outputs["rows"].tensor,)
-    hasty = asyncio.ensure_future(cache.get(feeds, fetches, context()))
-    patient = asyncio.ensure_future(cache.get(feeds, fetches, context()))
+    hasty = asyncio.ensure_future(cache.get((feeds, fetches), context()))
+    patient = asyncio.ensure_future(cache.get((feeds, fetches), context()))
     await asyncio.sleep(0)
     hasty.cancel()
     assert (await patient).fetches == fetches
@@ -109,16 +110,21 @@ async def test_a_request_that_gives_up_leaves_the_stage_to_the_others(
 async def test_stages_kept_are_bounded_and_the_last_used_stay(
     mixed: WholeServable, context: Contexts
 ) -> None:
-    cache = StageCache(mixed._runner, limit=2)
+    cache = _stages(mixed, limit=2)
     signature = mixed.signatures["serving_default"]
     feeds = tuple(info.tensor for info in signature.inputs.values())
     names = [(signature.outputs[alias].tensor,) for alias in ("odd", "rows", "text")]
-    first = await cache.get(feeds, names[0], context())
-    await cache.get(feeds, names[1], context())
-    assert await cache.get(feeds, names[0], context()) is first
-    await cache.get(feeds, names[2], context())
-    assert await cache.get(feeds, names[0], context()) is first
+    first = await cache.get((feeds, names[0]), context())
+    await cache.get((feeds, names[1]), context())
+    assert await cache.get((feeds, names[0]), context()) is first
+    await cache.get((feeds, names[2]), context())
+    assert await cache.get((feeds, names[0]), context()) is first
     assert len(cache) == 2
+
+
+def _stages(servable: WholeServable, limit: int) -> OnceCache[Ends, Stage]:
+    runner = servable._runner
+    return OnceCache(runner.threads, lambda ends: runner.make_callable(*ends), limit)
 
 
 def _copy(source: Path, target: Path) -> Path:
