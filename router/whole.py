@@ -10,9 +10,9 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from shardserve.batching.errors import DataLoss
+from shardserve.router.once import OnceCache
 from shardserve.router.proto_codec import TensorError, decode_tensor
 from shardserve.router.saved_model import load_into
-from shardserve.router.once import OnceCache
 from shardserve.router.servable import Array, RequestContext, Signature, TensorInfo
 from shardserve.router.session import Parallelism, StageThreads, TensorFlowRunner
 
