@@ -21,16 +21,15 @@ class Engine(enum.StrEnum):
 class DoorOptions:
     """The direct doors: TensorFlow Serving's own ports. A port of 0 leaves that door shut.
 
-    `threads` are TensorFlow's own, 0 lets TensorFlow choose.
+    `rest_timeout` is in seconds. The threads are TensorFlow's own, see `session.Parallelism`.
     """
 
     host: str = "127.0.0.1"
     grpc_port: int = 8500
     rest_port: int = 0
     rest_timeout: float = 30.0
-    tensor_content: bool = False
     intra_op_threads: int = 0
-    inter_op_threads: int = 0
+    inter_op_threads: int = -1
 
 
 @dataclass(frozen=True)
@@ -65,15 +64,18 @@ def check(options: ServeOptions) -> None:
         )
     if doors.grpc_port == 0 and doors.rest_port == 0:
         raise InvalidArgument("--port and --rest_api_port are both 0: nothing would be served")
-    ports = {"--port": doors.grpc_port, "--rest_api_port": doors.rest_port}
+    if ray.routers < 1:
+        raise InvalidArgument(f"--routers must be at least 1, not {ray.routers}")
+    _check_ports(ports_by_flag(options))
+
+
+def ports_by_flag(options: ServeOptions) -> dict[str, int]:
+    """Every port that the user chooses and the engine opens, by its flag."""
+    ports = {"--port": options.doors.grpc_port, "--rest_api_port": options.doors.rest_port}
     if options.engine is Engine.RAY:
-        ports |= {
-            "--serve_http_port": ray.serve_http_port,
-            "--serve_grpc_port": ray.serve_grpc_port,
-        }
-        if ray.routers < 1:
-            raise InvalidArgument(f"--routers must be at least 1, not {ray.routers}")
-    _check_ports(ports)
+        ports["--serve_http_port"] = options.ray.serve_http_port
+        ports["--serve_grpc_port"] = options.ray.serve_grpc_port
+    return ports
 
 
 def _check_ports(ports: dict[str, int]) -> None:

@@ -1,0 +1,205 @@
+"""The command line. Flags are spelled as TensorFlow Serving spells them, where it has them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ByteSize, TypeAdapter
+from rich.console import Console
+
+from shardserve.batching.errors import ServingError
+from shardserve.cluster.options import (
+    DoorOptions,
+    Engine,
+    RayOptions,
+    ServeOptions,
+    check,
+)
+from shardserve.cluster.versions import locate
+from shardserve.shards.model import DEFAULT_THRESHOLD, PlanOptions
+
+app = typer.Typer(
+    help="Serve TensorFlow SavedModels that are too big for one machine.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _bytes(text: str) -> int:
+    return int(TypeAdapter(ByteSize).validate_python(text))
+
+
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Base path or version directory.")]
+Shards = Annotated[int, typer.Option("--shards", min=1, help="Shards to cut the tables over.")]
+Replicas = Annotated[
+    int | None,
+    typer.Option("--replicas", min=1, help="Processes for each shard; 1, or what the layout says."),
+]
+LayoutPath = Annotated[
+    Path | None, typer.Option("--layout", metavar="FILE", help="A layout file, instead of a plan.")
+]
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        "--memory_per_shard",
+        metavar="SIZE",
+        parser=_bytes,
+        help="Such as 20GiB; unbounded if unset.",
+    ),
+]
+Threshold = Annotated[
+    int,
+    typer.Option(
+        "--cut_threshold", metavar="SIZE", parser=_bytes, help="Variables this large are cut."
+    ),
+]
+Tags = Annotated[str, typer.Option("--saved_model_tags", help="Tags of the MetaGraph, by comma.")]
+
+
+@app.command()
+def serve(
+    model_name: Annotated[str, typer.Option("--model_name", help="Its name in requests.")],
+    model_base_path: Annotated[
+        Path, typer.Option("--model_base_path", help="Holds one directory for each version.")
+    ],
+    port: Annotated[int, typer.Option("--port", help="gRPC; 0 for none.")] = 8500,
+    rest_api_port: Annotated[int, typer.Option("--rest_api_port", help="REST; 0 for none.")] = 0,
+    rest_api_timeout_in_ms: Annotated[
+        int, typer.Option("--rest_api_timeout_in_ms", min=1, help="For a REST request.")
+    ] = 30000,
+    host: Annotated[
+        str, typer.Option("--host", help="Interface to listen on; 0.0.0.0 for all.")
+    ] = "127.0.0.1",
+    shards: Shards = 1,
+    replicas: Replicas = None,
+    layout: LayoutPath = None,
+    memory_per_shard: Memory = None,
+    cut_threshold: Threshold = DEFAULT_THRESHOLD,
+    engine: Annotated[
+        Engine, typer.Option("--engine", help="ray, or all in one process without Ray.")
+    ] = Engine.RAY,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="A Ray cluster to join; one is started if unset."),
+    ] = None,
+    routers: Annotated[int, typer.Option("--routers", help="Replicas of the router.")] = 1,
+    serve_http_port: Annotated[
+        int, typer.Option("--serve_http_port", help="Ray Serve's HTTP ingress.")
+    ] = 8000,
+    serve_grpc_port: Annotated[
+        int, typer.Option("--serve_grpc_port", help="Ray Serve's gRPC ingress.")
+    ] = 9000,
+    saved_model_tags: Tags = "serve",
+    tensorflow_intra_op_parallelism: Annotated[
+        int, typer.Option("--tensorflow_intra_op_parallelism", min=0, help="0: TensorFlow chooses.")
+    ] = 0,
+    tensorflow_inter_op_parallelism: Annotated[
+        int,
+        typer.Option(
+            "--tensorflow_inter_op_parallelism",
+            min=-1,
+            help="-1: operations one after the other, requests beside each other.",
+        ),
+    ] = -1,
+    print_example: Annotated[
+        Path | None,
+        typer.Option(
+            "--print_example",
+            metavar="FILE",
+            help="A REST request to show; assets.extra/predict_request.json if unset.",
+        ),
+    ] = None,
+) -> None:
+    """Serve the latest version of a model until Ctrl-C."""
+    options = ServeOptions(
+        model_name=model_name,
+        base_path=model_base_path,
+        plan=PlanOptions(
+            shards, replicas, layout, memory_per_shard, cut_threshold, _tags(saved_model_tags)
+        ),
+        doors=DoorOptions(
+            host=host,
+            grpc_port=port,
+            rest_port=rest_api_port,
+            rest_timeout=rest_api_timeout_in_ms / 1000.0,
+            intra_op_threads=tensorflow_intra_op_parallelism,
+            inter_op_threads=tensorflow_inter_op_parallelism,
+        ),
+        engine=engine,
+        ray=RayOptions(address, routers, serve_http_port, serve_grpc_port),
+        example=print_example,
+    )
+    check(options)
+    _run(options, Console(stderr=True))
+
+
+@app.command()
+def inspect(
+    directory: Directory,
+    layout: LayoutPath = None,
+    cut_threshold: Threshold = DEFAULT_THRESHOLD,
+    saved_model_tags: Tags = "serve",
+) -> None:
+    """Show a model's signatures and tables, where it is cut and why, and what stays whole."""
+    found = locate(directory)
+    options = PlanOptions(layout_file=layout, threshold=cut_threshold, tags=_tags(saved_model_tags))
+    from shardserve.cluster.reports import draw_inspection  # noqa: PLC0415 (imports TensorFlow)
+    from shardserve.shards.cut.inspection import inspect_model  # noqa: PLC0415
+
+    draw_inspection(Console(), inspect_model(found.path, options))
+
+
+@app.command()
+def plan(
+    directory: Directory,
+    shards: Shards = 1,
+    replicas: Replicas = None,
+    memory_per_shard: Memory = None,
+    cut_threshold: Threshold = DEFAULT_THRESHOLD,
+    saved_model_tags: Tags = "serve",
+) -> None:
+    """Write a layout file to standard output, and each shard's bytes and load beside it."""
+    found = locate(directory)
+    options = PlanOptions(
+        shards, replicas, None, memory_per_shard, cut_threshold, _tags(saved_model_tags)
+    )
+    from shardserve.cluster.reports import draw_plan  # noqa: PLC0415 (imports TensorFlow)
+    from shardserve.shards.cut.inspection import plan_report  # noqa: PLC0415
+
+    report = plan_report(found.path, options)
+    sys.stdout.write(report.text)
+    draw_plan(Console(stderr=True), report)
+
+
+def _run(options: ServeOptions, console: Console) -> None:
+    if options.engine is Engine.LOCAL:
+        from shardserve.cluster import local_engine  # noqa: PLC0415 (imports TensorFlow)
+
+        local_engine.serve(options, console)
+    else:
+        from shardserve.cluster import ray_engine  # noqa: PLC0415 (sets Ray's environment first)
+
+        ray_engine.serve(options, console)
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script. Exits with 1 and one line for what the user can put right."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    # What goes wrong is raised to us; the rest of TensorFlow's log says what hardware it found.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        app(words, prog_name="shardserve")
+    except ServingError as error:
+        sys.stderr.write(f"shardserve: {error.message}\n")
+        sys.exit(1)

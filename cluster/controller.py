@@ -1,0 +1,181 @@
+"""The control plane of one model: plans it, places its shards, tells routers where they are.
+
+Crash-only: all that it is told it is told when it is made. When its process dies, Ray ends its
+shard actors and makes it anew, and the new one plans and places again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ray.exceptions import RayError
+
+from shardserve.batching.errors import ResourceExhausted, ServingError, Unavailable
+from shardserve.cluster import fleet, progress
+from shardserve.cluster.credentials import shard_credentials
+from shardserve.cluster.placement import Bundle, Seat, bundle_for, seats, shortage
+from shardserve.cluster.planning import Wanted, plan_remotely
+from shardserve.cluster.progress import Failure, Phase, Progress, failure_of
+from shardserve.cluster.published import Published
+from shardserve.cluster.shard_actor import ShardProcess, ShardSpec
+from shardserve.cluster.table import RoutingTable, changes, empty_table, lost, registered
+from shardserve.shards.address import Address
+from shardserve.shards.model import ModelPlan
+
+logger = logging.getLogger(__name__)
+
+_LONG_POLL_SECONDS = 30.0
+#: A shard's process may start this often before the model was ready once; then starting failed.
+MAX_STARTS = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the server. Where the cluster `can_grow`, room for shards is waited for."""
+
+    name: str
+    wanted: Wanted
+    can_grow: bool
+
+
+class Controller:
+    """An asyncio Ray actor, named `Run.name`. It begins when it is made."""
+
+    def __init__(self, run: Run, secret: bytes) -> None:
+        self._run = run
+        self._secret = secret
+        self._progress = Published(Progress(0))
+        self._tables: asyncio.Future[Published[RoutingTable]] = asyncio.Future()
+        self._starts: dict[Seat, int] = {}
+        self._actors: dict[Seat, Any] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._bringing_up = asyncio.ensure_future(self._bring_up())
+
+    async def secret(self) -> bytes:
+        """The cluster's secret, for routers."""
+        return self._secret
+
+    async def plan(self) -> ModelPlan:
+        """The plan, once it is made. Raises the `ServingError` for which there is none."""
+        return (await self._planned()).latest.plan
+
+    async def pid(self) -> int:
+        """The controller's own process."""
+        return os.getpid()
+
+    async def process_of(self, seat: Seat) -> ShardProcess:
+        """The process of a seat that has registered."""
+        process: ShardProcess = await self._actors[seat].process.remote()
+        return process
+
+    async def wait_for_table(self, known: int) -> RoutingTable:
+        """The table, as soon as its number is not `known`, or after a while as it is."""
+        return await (await self._planned()).wait(known, _LONG_POLL_SECONDS)
+
+    async def wait_for_progress(self, known: int) -> Progress:
+        """As `wait_for_table`, how far the start has come."""
+        return await self._progress.wait(known, _LONG_POLL_SECONDS)
+
+    async def begins(self, seat: Seat) -> ShardSpec:
+        """A process for a seat has started; what it has to be."""
+        self._starts[seat] = self._starts.get(seat, 0) + 1
+        if self._starts[seat] > MAX_STARTS and self._progress.latest.phase is not Phase.READY:
+            died = f"{seat}: its process died {MAX_STARTS} times while loading; is memory short?"
+            self._fail(Failure(Unavailable.code, died))
+        plan = await self.plan()
+        return ShardSpec(
+            self._run.name,
+            seat,
+            plan.slices_of_shard(seat.shard),
+            plan.sources,
+            shard_credentials(self._secret, plan, seat.shard),
+        )
+
+    async def report(self, seat: Seat, nbytes: int) -> None:
+        """A seat has so many bytes of its slices in memory."""
+        self._progress.publish(progress.loaded(self._progress.latest, seat, nbytes))
+
+    async def refused(self, seat: Seat, failure: Failure) -> None:
+        """A seat could not load its slices. It tries again; before the model was ready, in vain."""
+        logger.error("%s cannot load: %s", seat, failure.message)
+        if self._progress.latest.phase is not Phase.READY:
+            self._fail(failure)
+
+    async def router_refused(self, failure: Failure) -> None:
+        """A router could not load the model."""
+        logger.error("a router cannot start: %s", failure.message)
+        self._fail(failure)
+
+    async def register(self, seat: Seat, address: Address) -> None:
+        """A seat serves at `address`. May be repeated."""
+        tables = await self._planned()
+        await self.report(seat, tables.latest.plan.bytes_of_shard(seat.shard))
+        self._publish(tables, registered(tables.latest, seat, address))
+        if address.instance not in self._watches:
+            watch = asyncio.ensure_future(self._watch(tables, seat, address.instance))
+            self._watches[address.instance] = watch
+
+    async def stop(self) -> None:
+        """Have every shard answer what has come in, and serve no more."""
+        stopping = [actor.stop.remote() for actor in self._actors.values()]
+        await asyncio.gather(*stopping, return_exceptions=True)
+
+    async def _planned(self) -> Published[RoutingTable]:
+        return await asyncio.shield(self._tables)
+
+    async def _watch(self, tables: Published[RoutingTable], seat: Seat, instance: str) -> None:
+        try:
+            await self._actors[seat].until_gone.remote(instance)
+        except RayError as error:
+            logger.warning("%s: %s", seat, error)
+        del self._watches[instance]
+        self._publish(tables, lost(tables.latest, seat, instance))
+
+    def _publish(self, tables: Published[RoutingTable], table: RoutingTable) -> None:
+        for line in changes(tables.latest, table):
+            logger.info("table %d: %s", table.number, line)
+        tables.publish(table)
+        if table.is_complete and self._progress.latest.phase is Phase.LOADING:
+            self._progress.publish(progress.ready(self._progress.latest))
+
+    def _fail(self, failure: Failure) -> None:
+        self._progress.publish(progress.failed(self._progress.latest, failure))
+
+    async def _bring_up(self) -> None:
+        try:
+            plan = await self._make_plan()
+            tables = Published(empty_table(plan, number=time.time_ns() // 1_000_000))
+            self._tables.set_result(tables)
+            await self._place(plan)
+            self._publish(tables, tables.latest)
+        except ServingError as error:
+            self._fail(failure_of(error))
+            if not self._tables.done():
+                self._tables.set_exception(error)
+
+    async def _make_plan(self) -> ModelPlan:
+        planned: ModelPlan | Failure = await plan_remotely.remote(self._run.wanted)
+        if isinstance(planned, Failure):
+            raise planned.error()
+        return planned
+
+    async def _place(self, plan: ModelPlan) -> None:
+        places = seats(plan.layout)
+        if places:
+            bundle = bundle_for([plan.bytes_of_shard(shard) for shard in range(plan.layout.shards)])
+            await self._check_room(plan, bundle, len(places))
+            group = await asyncio.to_thread(fleet.reserve, self._run.name, bundle, len(places))
+            self._actors = await fleet.place(group, places, self._run.name)
+        self._progress.publish(progress.loading(self._progress.latest))
+
+    async def _check_room(self, plan: ModelPlan, bundle: Bundle, count: int) -> None:
+        nodes = await asyncio.to_thread(fleet.node_resources)
+        lacking = shortage(bundle, count, nodes)
+        if lacking is not None and not self._run.can_grow:
+            raise ResourceExhausted(lacking)
+        self._progress.publish(progress.placing(self._progress.latest, plan, lacking or ""))

@@ -1,0 +1,66 @@
+"""The shard actors of one model, in one placement group. Ray's calls, no decisions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from shardserve.cluster.placement import Bundle, Seat, assign
+from shardserve.cluster.shard_actor import ShardActor
+
+_ShardActor = ray.remote(ShardActor)
+
+
+def node_resources() -> list[dict[str, float]]:
+    """What each live node has in all."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def reserve(name: str, bundle: Bundle, count: int) -> PlacementGroup:
+    """A placement group of `count` equal bundles, spread over the nodes as far as there are nodes.
+
+    One of the same name that an earlier life of the controller left behind is removed.
+    """
+    release(name)
+    return placement_group([bundle.resources()] * count, strategy="SPREAD", name=name)
+
+
+def release(name: str) -> None:
+    """Give back the room of a placement group, if there is one of that name."""
+    with contextlib.suppress(ValueError):
+        remove_placement_group(get_placement_group(name))
+
+
+async def place(group: PlacementGroup, places: Sequence[Seat], controller: str) -> dict[Seat, Any]:
+    """Wait for the group's room, and start an actor in it for each seat. Returns their handles.
+
+    `controller` is the name of the controller that each of them reports to.
+    """
+    await group.ready()
+    table = await asyncio.to_thread(placement_group_table, group)
+    nodes = table["bundles_to_node_id"]
+    bundles = assign(places, [nodes[index] for index in range(len(places))])
+    return {seat: _start(group, bundles[seat], seat, controller) for seat in places}
+
+
+def _start(group: PlacementGroup, bundle: int, seat: Seat, controller: str) -> Any:
+    reserved = group.bundle_specs[bundle]
+    return _ShardActor.options(
+        num_cpus=reserved["CPU"],
+        memory=reserved["memory"],
+        scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
+        max_restarts=-1,
+        max_concurrency=4,
+    ).remote(seat, controller)

@@ -1,0 +1,120 @@
+"""Requests as Ray Serve's ingress hands them over, to the handlers and back. As thin as a door."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from google.protobuf import descriptor_pool
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+from starlette.requests import Request
+from starlette.responses import Response
+
+from shardserve.batching.errors import InvalidArgument, ServingError
+from shardserve.router import logs
+from shardserve.router.http_door import MAX_BODY
+from shardserve.router.prediction import PredictionHandlers
+from shardserve.router.rest import Rest
+from shardserve.router.servable import RequestContext
+from shardserve.router.status_codes import GRPC_STATUS, grpc_message
+
+
+class Encoded:
+    """A reply that is serialised already: Serve calls `SerializeToString` on what it is given."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 (protobuf's name)
+        return self._payload
+
+
+class Ingress:
+    """What Serve's calls of a router do. The client's deadline is Serve's to keep: it cancels."""
+
+    def __init__(self, rest: Rest, prediction: PredictionHandlers) -> None:
+        self._rest = rest
+        self._prediction = prediction
+
+    async def http(self, request: Request) -> Response:
+        """Read the body, as far as it may go, and answer."""
+        body = await _body(request)
+        if body is None:
+            answer = self._rest.refused(413, f"The request body is longer than {MAX_BODY} bytes.")
+        else:
+            answer = await self._rest.handle(request.method, _path(request), request.headers, body)
+        # Serve sends the request's id itself.
+        headers = {name: value for name, value in answer.headers if name != logs.REQUEST_ID}
+        return Response(answer.body, answer.status, headers)
+
+    async def predict(self, raw: bytes, rpc: Any) -> Encoded:
+        """A serialised PredictRequest to a PredictResponse. What fails is set on `rpc`."""
+
+        async def answer(context: RequestContext) -> bytes:
+            return await self._prediction.predict(_parsed("PredictRequest", raw), context)
+
+        return await _answered(rpc, answer)
+
+    async def get_model_metadata(self, raw: bytes, rpc: Any) -> Encoded:
+        """As `predict`, of GetModelMetadata."""
+
+        async def answer(context: RequestContext) -> bytes:
+            request = _parsed("GetModelMetadataRequest", raw)
+            return _serialised(self._prediction.get_model_metadata(request, context))
+
+        return await _answered(rpc, answer)
+
+    async def get_model_status(self, raw: bytes, rpc: Any) -> Encoded:
+        """As `predict`, of GetModelStatus."""
+
+        async def answer(context: RequestContext) -> bytes:
+            request = _parsed("GetModelStatusRequest", raw)
+            return _serialised(self._prediction.get_model_status(request, context))
+
+        return await _answered(rpc, answer)
+
+
+async def _answered(rpc: Any, answer: Callable[[RequestContext], Awaitable[bytes]]) -> Encoded:
+    given = dict(rpc.invocation_metadata()).get(logs.REQUEST_ID)
+    context = RequestContext(logs.request_id(given), math.inf)
+    try:
+        return Encoded(await answer(context))
+    except ServingError as error:
+        rpc.set_code(GRPC_STATUS[error.code])
+        rpc.set_details(grpc_message(error.message))
+        rpc.set_trailing_metadata([(logs.REQUEST_ID, context.request_id)])
+        return Encoded(b"")
+
+
+def _parsed(name: str, raw: bytes) -> Any:
+    """A message of TensorFlow Serving's; its class is there once the handlers are imported."""
+    full_name = f"tensorflow.serving.{name}"
+    kind = GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(full_name))
+    try:
+        return kind.FromString(raw)
+    except DecodeError:
+        raise InvalidArgument(f"the request is not a {full_name}") from None
+
+
+def _serialised(message: Any) -> bytes:
+    raw: bytes = message.SerializeToString()
+    return raw
+
+
+async def _body(request: Request) -> bytes | None:
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_BODY:
+            return None
+    return b"".join(chunks)
+
+
+def _path(request: Request) -> str:
+    """The path as it came, percent-encoded and with its query."""
+    path: str = request.scope["raw_path"].decode("latin-1")
+    query: str = request.scope["query_string"].decode("latin-1")
+    return f"{path}?{query}" if query else path

@@ -1,0 +1,101 @@
+"""The local engine: router and shards in this process, without Ray; the direct doors only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+import uvloop
+from rich.console import Console
+
+from shardserve.cluster import progress
+from shardserve.cluster.console import StartDisplay, announce, start_display
+from shardserve.cluster.example import find_example
+from shardserve.cluster.options import ServeOptions, ports_by_flag
+from shardserve.cluster.placement import Seat, seats
+from shardserve.cluster.ports import check_free
+from shardserve.cluster.progress import Progress
+from shardserve.cluster.serving import Serving, load_servable
+from shardserve.cluster.stop_signals import SIGNALS, Stopped, StopSignals
+from shardserve.cluster.versions import VersionDirectory, latest
+from shardserve.router import logs
+from shardserve.router.session import StageThreads
+from shardserve.shards.cut.planning import plan_model
+from shardserve.shards.local import LocalChannel
+from shardserve.shards.model import ModelPlan
+from shardserve.shards.shard import Shard
+
+
+def serve(options: ServeOptions, console: Console) -> None:
+    """Serve the latest version until a signal asks to stop.
+
+    A layout's replicas are not made: here they would fail together. Raises a `ServingError` when
+    the model cannot be served.
+    """
+    logs.configure()
+    found = latest(options.base_path)
+    example = find_example(found.path, options.example)
+    check_free(options.doors.host, ports_by_flag(options))
+    stop = StopSignals()
+    try:
+        with start_display(console) as display:
+            serving = _load(found, options, display, stop)
+        uvloop.run(_serve(serving, lambda: announce(console, options, found, example)))
+    except Stopped:
+        pass
+    console.print("stopped")
+
+
+def _load(
+    found: VersionDirectory, options: ServeOptions, display: StartDisplay, stop: StopSignals
+) -> Serving:
+    loading = _Loading(display, stop)
+    wanted = replace(options.plan, replicas=1)
+    plan = plan_model(options.model_name, found.version, found.path, wanted)
+    stop.check()
+    threads = StageThreads()
+    pool = ThreadPoolExecutor(thread_name_prefix="lookup")
+    channels = [LocalChannel(shard, pool) for shard in loading.shards_of(plan)]
+    servable = load_servable(plan, channels, threads, options.doors)
+    stop.check()
+    return Serving(servable, threads, options.doors)
+
+
+class _Loading:
+    """Loads the shards one after the other (each reads in parallel), and shows how far it is."""
+
+    def __init__(self, display: StartDisplay, stop: StopSignals) -> None:
+        self._display = display
+        self._stop = stop
+        self._progress = Progress(0)
+        display.show(self._progress)
+
+    def shards_of(self, plan: ModelPlan) -> list[Shard]:
+        self._progress = progress.loading(progress.placing(self._progress, plan, ""))
+        return [self._load(plan, seat) for seat in seats(plan.layout)]
+
+    def _load(self, plan: ModelPlan, seat: Seat) -> Shard:
+        slices = plan.slices_of_shard(seat.shard)
+        return Shard.load(plan.sources, slices, partial(self._came, seat))
+
+    def _came(self, seat: Seat, nbytes: int) -> None:
+        """So many bytes more. A signal ends the loading here."""
+        self._stop.check()
+        so_far = self._progress.loaded.get(seat, 0)
+        self._progress = progress.loaded(self._progress, seat, so_far + nbytes)
+        self._display.show(self._progress)
+
+
+async def _serve(serving: Serving, opened: Callable[[], None]) -> None:
+    """Open the doors, say so, and close them when a signal comes."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stopping.set)
+    await serving.open()
+    opened()
+    await stopping.wait()
+    await serving.close()

@@ -1,0 +1,62 @@
+"""The Ray engine: starts or joins a Ray, serves a model on it, and ends all that it started."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+from rich.console import Console
+
+from shardserve.cluster import environment
+from shardserve.cluster.console import announce, start_display
+from shardserve.cluster.environment import IngressPorts
+from shardserve.cluster.example import find_example
+from shardserve.cluster.options import ServeOptions, ports_by_flag
+from shardserve.cluster.ports import check_free, free_ports
+from shardserve.cluster.private_directory import private_directory
+from shardserve.cluster.processes import adopt_orphans, end_descendants
+from shardserve.cluster.stop_signals import Stopped, StopSignals
+from shardserve.cluster.versions import latest
+from shardserve.router import logs
+
+_GRACE_SECONDS = 3.0
+
+
+def serve(options: ServeOptions, console: Console) -> None:
+    """Serve the latest version until a signal asks to stop.
+
+    Raises a `ServingError` when it cannot be served. Either way, nothing that was started is left.
+    """
+    logs.configure()
+    found = latest(options.base_path)
+    example = find_example(found.path, options.example)
+    _prepare(options)
+    from shardserve.cluster.ray_run import RayRun  # noqa: PLC0415 (the environment comes first)
+
+    name = f"shardserve-{secrets.token_hex(4)}"
+    run = RayRun(name, found, options, StopSignals())
+    try:
+        with start_display(console) as display:
+            run.start(display)
+        announce(console, options, found, example)
+        run.stay()
+    except Stopped:
+        console.print("stopping")
+    finally:
+        run.end()
+        end_descendants(_GRACE_SECONDS)
+        _remove_sockets(name)
+
+
+def _prepare(options: ServeOptions) -> None:
+    if options.ray.address is not None:
+        environment.apply(environment.join_settings(), os.environ)
+        return
+    check_free(options.doors.host, ports_by_flag(options))
+    environment.apply(environment.local_settings(IngressPorts(*free_ports(4))), os.environ)
+    adopt_orphans()
+
+
+def _remove_sockets(run: str) -> None:
+    for socket in private_directory().glob(f"{run}-*.sock"):
+        socket.unlink(missing_ok=True)

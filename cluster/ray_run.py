@@ -1,0 +1,177 @@
+"""One run of the server on Ray, from the driver's side. Import it once Ray's environment is set."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import ActorDiedError, RayError
+
+from shardserve.batching.errors import Unavailable
+from shardserve.cluster import environment, fleet
+from shardserve.cluster.console import StartDisplay
+from shardserve.cluster.controller import Controller, Run
+from shardserve.cluster.options import ServeOptions
+from shardserve.cluster.planning import Wanted
+from shardserve.cluster.progress import Phase, Progress
+from shardserve.cluster.serve_app import Application
+from shardserve.cluster.shard_actor import NAMESPACE
+from shardserve.cluster.stop_signals import StopSignals
+from shardserve.cluster.table import changes
+from shardserve.cluster.versions import VersionDirectory
+from shardserve.router import logs
+
+_POLL_SECONDS = 0.25
+_END_SECONDS = 10.0
+#: Ray's object store carries plans and tables here, nothing large.
+_OBJECT_STORE_BYTES = 100 << 20
+_SECRET_BYTES = 32
+
+
+class RayRun:
+    """Starts, watches and ends one run. `start` first; `end` whatever happened before."""
+
+    def __init__(
+        self, name: str, found: VersionDirectory, options: ServeOptions, stop: StopSignals
+    ) -> None:
+        self._name = name
+        self._found = found
+        self._options = options
+        self._stop = stop
+        self._application = Application(name, name, options.doors, options.ray)
+        self._controller: Any = None
+        self._deploying: Future[object] = Future()
+        self._log = logs.logger(run=name)
+
+    @property
+    def _is_own(self) -> bool:
+        """Whether the Ray is ours, to be ended with us."""
+        return self._options.ray.address is None
+
+    def start(self, display: StartDisplay) -> None:
+        """Return when every shard and every router serves.
+
+        Raises Stopped on a signal, and the `ServingError` for which the model cannot be served.
+        """
+        display.step("starting Ray" if self._is_own else "joining Ray")
+        self._init_ray()
+        self._stop.check()
+        wanted = Wanted(
+            self._options.model_name, self._found.version, self._found.path, self._options.plan
+        )
+        run = Run(self._name, wanted, can_grow=not self._is_own)
+        self._controller = (
+            ray.remote(Controller)
+            .options(name=self._name, num_cpus=0, max_restarts=-1)
+            .remote(run, secrets.token_bytes(_SECRET_BYTES))
+        )
+        self._deploying = in_thread(self._application.deploy)
+        self._wait_until_served(display)
+
+    def stay(self) -> None:
+        """Log what becomes of the shards, until Stopped is raised on a signal."""
+        table = self._ask("wait_for_table", -1)
+        while True:
+            after = self._ask("wait_for_table", table.number)
+            for line in changes(table, after):
+                self._log.info("routing table", number=after.number, change=line)
+            table = after
+
+    def end(self) -> None:
+        """End all that was started, in order; in a Ray that is not ours, only what is ours."""
+        if not ray.is_initialized():
+            return
+        # Ray prints what it thinks of actors that end; here that is no news.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._end_all()
+
+    def _end_all(self) -> None:
+        """Step by step, as long as there is time; what remains is ended by force later."""
+        steps: list[Callable[[], object]] = []
+        if self._controller is not None:
+            steps.append(serve.shutdown if self._is_own else lambda: serve.delete(self._name))
+            steps.append(lambda: ray.get(self._controller.stop.remote()))
+            steps.append(lambda: ray.kill(self._controller))
+            steps.append(lambda: fleet.release(self._name))
+        deadline = time.monotonic() + _END_SECONDS
+        for step in steps:
+            with contextlib.suppress(TimeoutError, RayError):
+                in_thread(step).result(max(0.0, deadline - time.monotonic()))
+        ray.shutdown()
+
+    def _init_ray(self) -> None:
+        try:
+            ray.init(
+                namespace=NAMESPACE, log_to_driver=False, logging_level="error", **self._which_ray()
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise Unavailable(f"Ray does not start: {error}") from error
+        self._stop.listen()
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+    def _which_ray(self) -> dict[str, Any]:
+        if not self._is_own:
+            settings = {"env_vars": environment.SERVE_SETTINGS}
+            return {"address": self._options.ray.address, "runtime_env": settings}
+        return {
+            "address": "local",
+            "num_cpus": max(os.cpu_count() or 1, self._options.ray.routers),
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+
+    def _wait_until_served(self, display: StartDisplay) -> None:
+        progress = Progress(-1)
+        while progress.phase is not Phase.READY:
+            progress = self._ask("wait_for_progress", progress.number)
+            display.show(progress)
+            if progress.failure is not None:
+                raise progress.failure.error()
+        while not self._deploying.done():
+            self._check()
+            time.sleep(_POLL_SECONDS)
+        self._check()
+
+    def _ask(self, method: str, known: int) -> Any:
+        """A long poll of the controller, through its deaths. Raises Stopped on a signal."""
+        while True:
+            asked = getattr(self._controller, method).remote(known)
+            while not ray.wait([asked], timeout=_POLL_SECONDS)[0]:
+                self._check()
+            try:
+                return ray.get(asked)
+            except ActorDiedError as error:
+                raise Unavailable(f"the controller has died for good: {error}") from error
+            except RayError as error:
+                self._log.warning("no controller", error=str(error))
+                time.sleep(_POLL_SECONDS)
+
+    def _check(self) -> None:
+        self._stop.check()
+        error = self._deploying.exception() if self._deploying.done() else None
+        if error is not None:
+            raise Unavailable(f"Ray Serve could not start the routers: {error}") from error
+
+
+def in_thread(work: Callable[[], object]) -> Future[object]:
+    """Run `work` on a thread that does not keep the process alive."""
+    future: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 (it is raised where the result is asked for)
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

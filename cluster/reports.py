@@ -1,0 +1,113 @@
+"""Draws what `inspect` and `plan` found, as tables for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pydantic import ByteSize
+from rich.console import Console
+from rich.table import Table as Drawn
+
+from shardserve.shards.cut.inspection import Inspection, PlanReport, SignatureReport, TensorForm
+
+#: Nodes that are named of those at which one table is cut.
+MAX_NODES = 3
+
+
+def draw_inspection(console: Console, found: Inspection) -> None:
+    """Signatures, the tables that are cut and where, and what stays whole and why."""
+    console.print(f"[bold]{found.directory}[/bold]", highlight=False)
+    _draw(
+        console,
+        "Signatures",
+        ("signature", "inputs", "outputs", "how it runs"),
+        [(s.name, _forms(s.inputs), _forms(s.outputs), _stages(s)) for s in found.signatures],
+    )
+    if found.tables:
+        _draw(
+            console,
+            "Cut: tables for shards",
+            ("table", "dtype", "rows", "row", "bytes", "read by", "cut at"),
+            [
+                (
+                    report.table.name,
+                    report.table.dtype,
+                    f"{report.table.rows:,}",
+                    _shape(report.table.row_shape),
+                    size(report.table.nbytes),
+                    "\n".join(report.motifs),
+                    _first_few(report.cut_at),
+                )
+                for report in found.tables
+            ],
+        )
+    else:
+        console.print("Nothing is cut: the model is served whole.")
+    if found.whole:
+        _draw(
+            console,
+            "Whole: variables that stay in the routers",
+            ("variable", "dtype", "shape", "bytes", "why"),
+            [(v.name, v.dtype, _shape(v.shape), size(v.nbytes), v.reason) for v in found.whole],
+        )
+
+
+def draw_plan(console: Console, report: PlanReport) -> None:
+    """Bytes and expected lookups of each shard."""
+    asked = sum(load.lookups for load in report.loads)
+    _draw(
+        console,
+        "Shards",
+        ("shard", "slices", "bytes", "lookups a request", "share"),
+        [
+            (
+                str(load.shard),
+                str(load.slices),
+                size(load.nbytes),
+                f"{load.lookups:.2f}",
+                f"{load.lookups / asked:.0%}" if asked else "-",
+            )
+            for load in report.loads
+        ],
+    )
+
+
+def size(nbytes: int) -> str:
+    """Bytes as a person reads them: 20.0 GiB."""
+    return ByteSize(nbytes).human_readable(separator=" ")
+
+
+def _draw(
+    console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
+) -> None:
+    drawn = Drawn(title=title, title_justify="left")
+    for name in columns:
+        drawn.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    console.print(drawn, markup=False, highlight=False)
+
+
+_NUMBERS = frozenset({"rows", "bytes", "shard", "slices", "lookups a request", "share"})
+
+
+def _first_few(names: Sequence[str]) -> str:
+    rest = len(names) - MAX_NODES
+    more = [f"and {rest} more"] if rest > 0 else []
+    return "\n".join([*names[:MAX_NODES], *more])
+
+
+def _forms(forms: Sequence[TensorForm]) -> str:
+    return "\n".join(f"{form.alias}: {form.dtype} {_shape(form.shape)}" for form in forms)
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "any rank" if shape is None else str(list(shape)).replace("-1", "?")
+
+
+def _stages(signature: SignatureReport) -> str:
+    if not signature.rounds:
+        return "one stage, no lookups"
+    lookups = ", then ".join(f"{count} lookups at once" for count in signature.rounds)
+    first = "ids stage, " if signature.has_ids_stage else ""
+    return f"{first}{lookups}, dense stage"

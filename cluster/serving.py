@@ -1,0 +1,62 @@
+"""A router in one process, whoever started it: a servable, its handlers, and the direct doors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from shardserve.cluster.options import DoorOptions
+from shardserve.router.catalog import Catalog, Model, State, Version
+from shardserve.router.grpc_door import GrpcDoor
+from shardserve.router.handlers import Handlers
+from shardserve.router.http_door import HttpDoor
+from shardserve.router.metrics import Metrics
+from shardserve.router.prediction import PredictionHandlers
+from shardserve.router.rest import Rest
+from shardserve.router.servable import Servable
+from shardserve.router.session import Parallelism, StageThreads
+from shardserve.router.sharded import load_sharded
+from shardserve.router.whole import load_whole
+from shardserve.shards.messages import ShardChannel
+from shardserve.shards.model import ModelPlan
+
+
+def load_servable(
+    plan: ModelPlan, channels: Sequence[ShardChannel], threads: StageThreads, options: DoorOptions
+) -> Servable:
+    """Load the part of a plan's model that stays in the router: all of it, if nothing is cut.
+
+    Blocks while TensorFlow loads. Raises as `load_sharded` and `load_whole` do.
+    """
+    parallelism = Parallelism(options.intra_op_threads, options.inter_op_threads)
+    if plan.is_whole:
+        directory = Path(plan.directory)
+        return load_whole(plan.name, plan.version, directory, threads, plan.tags, parallelism)
+    return load_sharded(plan, channels, threads, parallelism)
+
+
+class Serving:
+    """One model's handlers, and the doors that lead to them."""
+
+    def __init__(self, servable: Servable, threads: StageThreads, options: DoorOptions) -> None:
+        version = Version(State.AVAILABLE, servable)
+        catalog = Catalog({servable.name: Model({servable.version: version})})
+        handlers = Handlers(catalog, threads)
+        metrics = Metrics()
+        self.rest = Rest(handlers, metrics, options.rest_timeout)
+        self.prediction = PredictionHandlers(handlers, metrics)
+        self._doors: list[HttpDoor | GrpcDoor] = []
+        if options.rest_port:
+            self._doors.append(HttpDoor(self.rest, options.host, options.rest_port))
+        if options.grpc_port:
+            self._doors.append(GrpcDoor(self.prediction, options.host, options.grpc_port))
+
+    async def open(self) -> None:
+        """Open the doors. Raises Unavailable, naming the address, for a port that is taken."""
+        for door in self._doors:
+            await door.start()
+
+    async def close(self) -> None:
+        """Refuse new requests, and answer those that came in, for a few seconds at most."""
+        for door in self._doors:
+            await door.stop()

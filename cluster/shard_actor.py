@@ -1,0 +1,163 @@
+"""One replica of one shard: a Ray actor that holds its slices and answers on a stream of its own.
+
+Ray calls are for control only; lookups come over the data plane. The process never loads
+TensorFlow. What it has to be it asks its controller, so Ray can make it again alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import ray
+
+from shardserve.batching.errors import Internal, ServingError
+from shardserve.cluster.placement import Seat
+from shardserve.cluster.private_directory import private_directory
+from shardserve.cluster.progress import Failure, failure_of
+from shardserve.shards.handshake import Credentials
+from shardserve.shards.layout import Slice
+from shardserve.shards.memory import peak_rss_bytes, release_code_pages
+from shardserve.shards.server import RunningServer, serve_in_thread
+from shardserve.shards.shard import Shard
+from shardserve.shards.tables import TableSource
+
+logger = logging.getLogger(__name__)
+
+#: Where controllers have their names in Ray.
+NAMESPACE = "shardserve"
+#: Between two registrations. The first is at once; the others tell a controller that took this
+#: actor for dead that it is not.
+_REGISTER_SECONDS = 5.0
+_REPORT_SECONDS = 0.2
+#: Between an attempt to load that failed and the next one.
+_RETRY_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """All that a shard actor is. `run` tells apart the sockets of different runs of the server."""
+
+    run: str
+    seat: Seat
+    slices: tuple[Slice, ...]
+    sources: Mapping[str, TableSource]
+    credentials: Credentials
+
+    def socket_in(self, directory: Path) -> Path:
+        """Where the replica listens for routers on its own node."""
+        return directory / f"{self.run}-{self.seat.shard}-{self.seat.replica}.sock"
+
+
+@dataclass(frozen=True)
+class ShardProcess:
+    """A shard's process: its id, the most memory it ever had resident, what it has imported."""
+
+    pid: int
+    peak_bytes: int
+    packages: tuple[str, ...]
+
+
+class ShardActor:
+    """Loads, serves and registers when it is made; lives as long as its server does.
+
+    `controller` names the `Controller` that knows what this seat has to hold.
+    """
+
+    def __init__(self, seat: Seat, controller: str) -> None:
+        self._controller = ray.get_actor(controller, NAMESPACE)
+        spec: ShardSpec = ray.get(self._controller.begins.remote(seat))
+        try:
+            self._server = _serve(spec, self._load(spec))
+        except Exception as error:  # noqa: BLE001 (it is reported, and ends the process)
+            ray.get(self._controller.refused.remote(seat, _failure(error)))
+            _give_up()
+        self._stopping = False
+        self._register(seat)
+        threading.Thread(target=self._stay, args=(seat,), name="keeper", daemon=True).start()
+
+    def until_gone(self, instance: str) -> None:
+        """Return when this process does not serve as `instance`; as a rule it dies meanwhile."""
+        if self._server.address.instance == instance:
+            _join(self._server)
+
+    def stop(self) -> None:
+        """Answer what has come in, and serve no more. The process waits to be killed."""
+        self._stopping = True
+        self._server.close()
+
+    def process(self) -> ShardProcess:
+        """What this process is, for reports."""
+        packages = {name.partition(".")[0] for name in sys.modules}
+        return ShardProcess(os.getpid(), peak_rss_bytes(), tuple(sorted(packages)))
+
+    def _load(self, spec: ShardSpec) -> Shard:
+        release_code_pages()
+        tally = Tally(
+            lambda total: self._controller.report.remote(spec.seat, total), _REPORT_SECONDS
+        )
+        return Shard.load(spec.sources, spec.slices, tally.add)
+
+    def _register(self, seat: Seat) -> None:
+        self._controller.register.remote(seat, self._server.address)
+
+    def _stay(self, seat: Seat) -> None:
+        """Register, again and again. A process whose server has died must not look alive."""
+        while not _join(self._server, _REGISTER_SECONDS):
+            self._register(seat)
+        if not self._stopping:
+            logger.critical("%s: the server's thread has died, so the process ends", seat)
+            os._exit(1)
+
+
+def _serve(spec: ShardSpec, shard: Shard) -> RunningServer:
+    socket = spec.socket_in(private_directory())
+    socket.unlink(missing_ok=True)  # It is there if the process before this one was killed.
+    host = ray.util.get_node_ip_address()
+    return serve_in_thread(shard, spec.credentials, unix_path=str(socket), host=host)
+
+
+def _join(server: RunningServer, timeout: float | None = None) -> bool:
+    """Wait for the server to end; whether it has."""
+    server._thread.join(timeout)  # noqa: SLF001
+    return not server._thread.is_alive()  # noqa: SLF001
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, ServingError):
+        return failure_of(error)
+    return Failure(Internal.code, f"{type(error).__name__}: {error}")
+
+
+def _give_up() -> NoReturn:
+    """End the process after a while, so that Ray makes the actor again, and it tries again.
+
+    What is raised while an actor is made would end it for good.
+    """
+    time.sleep(_RETRY_SECONDS)
+    os._exit(1)
+
+
+class Tally:
+    """Adds up what was loaded, and reports the sum, at most once in `seconds`."""
+
+    def __init__(self, report: Callable[[int], object], seconds: float) -> None:
+        self._report = report
+        self._seconds = seconds
+        self._due = 0.0
+        self._total = 0
+
+    def add(self, nbytes: int) -> None:
+        """So many bytes more."""
+        self._total += nbytes
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + self._seconds
+            self._report(self._total)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shardserve.cluster.cli import main
+from shardserve.shards.layout_file import parse_layout
+
+
+def run(*arguments: str) -> int:
+    """The exit status."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return int(ended.value.code or 0)
+
+
+def test_inspect_shows_signatures_tables_motifs_and_what_stays_whole(
+    tiny_dlrm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("inspect", str(tiny_dlrm), "--cut_threshold=16KB") == 0
+
+    text = capsys.readouterr().out
+    for shown in ("serving_default", "sparse_25: int64", "table_0", "reduce_pool", "below the"):
+        assert shown in text
+
+
+def test_inspect_takes_a_version_directory_too(
+    tiny_dlrm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("inspect", str(tiny_dlrm / "1"), "--cut_threshold=1GiB") == 0
+
+    assert "served whole" in capsys.readouterr().out
+
+
+def test_plan_writes_a_layout_that_can_be_given_back(
+    tiny_dlrm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("plan", str(tiny_dlrm), "--shards=3", "--cut_threshold=16KB") == 0
+    written, drawn = capsys.readouterr()
+
+    layout = parse_layout(written, "stdout")
+    assert layout.shards == 3
+    assert "table_0" in layout.tables
+    assert "Shards" in drawn
+
+    (tmp_path / "layout.yaml").write_text(written)
+    assert run("inspect", str(tiny_dlrm), f"--layout={tmp_path / 'layout.yaml'}") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("inspect", "/absent"), 1, "model base path /absent is not a directory"),
+        (("plan", "{model}", "--memory_per_shard=1KiB", "--cut_threshold=16KB"), 1, "shard 0"),
+        (("plan", "{model}", "--memory_per_shard=lots"), 2, "--memory_per_shard"),
+        (("serve", "--model_name=m", "--model_base_path=/absent"), 1, "/absent"),
+        (("serve", "--model_base_path={model}"), 2, "--model_name"),
+        (("serve", "--model_name=m", "--model_base_path={model}", "--port=0"), 1, "--port"),
+        (("serve", "--model_name=m", "--model_base_path={model}", "--engine=x"), 2, "--engine"),
+        (("serve", "--model_name=m", "--model_base_path={model}", "--nonsense=1"), 2, "--nonsense"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_message_without_a_trace(
+    arguments: tuple[str, ...],
+    status: int,
+    said: str,
+    tiny_dlrm: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(*(word.format(model=tiny_dlrm) for word in arguments)) == status
+
+    out, err = capsys.readouterr()
+    assert said in err
+    assert out == ""
+    assert "Traceback" not in err

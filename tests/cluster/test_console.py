@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from shardserve.cluster.console import MAX_BARS, METRICS_PATH, Bar, announcement, bars_of
+from shardserve.cluster.example import Example
+from shardserve.cluster.options import DoorOptions, Engine, ServeOptions
+from shardserve.cluster.placement import Seat
+from shardserve.cluster.progress import Progress
+from shardserve.cluster.versions import VersionDirectory
+from shardserve.router.rest import MONITORING_PATH
+
+OPTIONS = ServeOptions("dlrm", Path("/models/dlrm"), doors=DoorOptions(rest_port=8501))
+FOUND = VersionDirectory(7, Path("/models/dlrm/7"))
+
+
+def test_each_seat_has_a_bar() -> None:
+    seats = {Seat(0, 0): 100, Seat(1, 0): 50}
+
+    assert bars_of(Progress(1, totals=seats, loaded={Seat(1, 0): 20})) == [
+        Bar(Seat(0, 0), "shard 0 replica 0", 0, 100),
+        Bar(Seat(1, 0), "shard 1 replica 0", 20, 50),
+    ]
+
+
+def test_many_seats_share_one_bar() -> None:
+    seats = {Seat(shard, 0): 10 for shard in range(MAX_BARS + 1)}
+    loaded = {Seat(0, 0): 10, Seat(3, 0): 5}
+
+    assert bars_of(Progress(1, totals=seats, loaded=loaded)) == [
+        Bar(None, f"{MAX_BARS + 1} shard actors", 15, 10 * (MAX_BARS + 1))
+    ]
+
+
+def test_the_announcement_names_every_port_and_the_example() -> None:
+    text = "\n".join(announcement(OPTIONS, FOUND, Example(Path("/tmp/ask.json"), '{"outputs": 1}')))
+
+    assert "dlrm version 7" in text
+    for shown in (
+        "http://127.0.0.1:8501/v1/models/dlrm",
+        "127.0.0.1:8500",
+        "http://127.0.0.1:8000/v1/models/dlrm, gRPC 127.0.0.1:9000",
+        "curl -d @/tmp/ask.json http://127.0.0.1:8501/v1/models/dlrm:predict",
+        '{"outputs": 1}',
+    ):
+        assert shown in text
+
+
+def test_a_door_that_is_shut_is_not_announced() -> None:
+    shut = replace(OPTIONS, engine=Engine.LOCAL, doors=DoorOptions(grpc_port=0, rest_port=8501))
+    assert not any("gRPC" in line for line in announcement(shut, FOUND, None))
+
+    shut = replace(OPTIONS, engine=Engine.LOCAL, doors=DoorOptions())
+    assert not any("REST" in line for line in announcement(shut, FOUND, None))
+
+
+def test_all_interfaces_are_shown_as_an_address_that_works() -> None:
+    lines = announcement(
+        replace(OPTIONS, doors=DoorOptions("0.0.0.0", rest_port=8501)), FOUND, None
+    )
+
+    assert any("http://localhost:8501/v1/models/dlrm" in line for line in lines)
+
+
+def test_the_metrics_are_where_the_door_has_them() -> None:
+    assert METRICS_PATH == MONITORING_PATH
