@@ -24,9 +24,7 @@ from shardserve.router.proto_codec import (
 )
 from shardserve.router.tensor_types import BY_NUMBER, STRING, name_of
 
-NUMERIC = [
-    kind for kind in BY_NUMBER.values() if kind is not STRING and kind.numpy.names is None
-]
+NUMERIC = [kind for kind in BY_NUMBER.values() if kind is not STRING and kind.numpy.names is None]
 
 
 def _proto(dtype: int, shape: list[int] | None = None, **fields: Any) -> tensor_pb2.TensorProto:

@@ -162,9 +162,10 @@ async def test_closed_threads_finish_what_they_have_and_refuse_more() -> None:
 def test_a_loop_that_closed_meanwhile_costs_no_thread() -> None:
     threads = StageThreads(1)
     release = threading.Event()
+    abandoned: list[asyncio.Future[object]] = []
 
     async def abandon() -> None:
-        asyncio.ensure_future(threads.run(lambda: release.wait(60)))
+        abandoned.append(asyncio.ensure_future(threads.run(lambda: release.wait(60))))
         await asyncio.sleep(0)
 
     asyncio.run(abandon())
