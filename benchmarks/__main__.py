@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +15,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from benchmarks.report import Claim, Options, Report, Row, as_json, machine, versions
+
+#: Columns of a table that goes to a file or a pipe.
+FILE_WIDTH = 140
 
 
 class Name(StrEnum):
@@ -42,7 +46,7 @@ def main(
     report: Report = importlib.import_module(f"benchmarks.{name.value}").run(options)
     if json_file is not None:
         json_file.write_text(as_json(report) + "\n")
-    show(report, Console())
+    show(report, Console(width=None if sys.stdout.isatty() else FILE_WIDTH))
 
 
 def _parse(settings: list[str]) -> dict[str, str]:
@@ -80,7 +84,9 @@ def _rows_table(rows: Sequence[Row]) -> Table:
 
 
 def _claims_table(claims: Sequence[Claim]) -> Table:
-    table = Table("claim", Column("value", justify="right"), "to reach", "", "note")
+    table = Table(
+        Column("claim", no_wrap=True), Column("value", justify="right"), "to reach", "", "note"
+    )
     for claim in claims:
         bound = "at least" if claim.sense == "at_least" else "at most"
         verdict = "[green]holds[/green]" if claim.holds else "[red]MISSED[/red]"
