@@ -1,0 +1,96 @@
+"""One request on its way to a shard, and who wants to know how it ends.
+
+Callbacks, not tasks and futures: a fan-out to many shards wakes its waiter once, when the last
+reply is there. Everything here belongs to one event loop's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from shardserve.batching.errors import ServingError, Unavailable
+from shardserve.shards.messages import LookupReply, LookupRequest
+
+
+class Sink(Protocol):
+    """Told how calls end.
+
+    For each call exactly one of the two, exactly once, and never after `Call.cancel`; perhaps
+    before the `submit` that started the call returns. `tag` is what the call was submitted with.
+    Must not raise.
+    """
+
+    def replied(self, tag: int, reply: LookupReply) -> None:
+        """The call succeeded."""
+        ...
+
+    def failed(self, tag: int, error: ServingError) -> None:
+        """The call failed for good."""
+        ...
+
+
+class Holder(Protocol):
+    """Where a call is at the moment: in flight on a connection, or waiting for one."""
+
+    def forget(self, call: Call) -> None:
+        """Let go of a call that was cancelled, and tell the shard if it knows of it."""
+        ...
+
+
+class SubmitsCalls(Protocol):
+    """What `fan_out` needs of a channel to do without a task for each request."""
+
+    def submit(self, request: LookupRequest, deadline: float, sink: Sink, tag: int) -> Call:
+        """Start a call; it ends in `sink`. Never raises for what befalls the call."""
+        ...
+
+
+class Call:
+    """A request, until it ends: by a reply, by an error, or by being cancelled."""
+
+    #: Who has it at the moment; None once it has ended.
+    holder: Holder | None = None
+    #: Its number at the holder.
+    number = 0
+    #: How many replicas were Unavailable, and which one was asked last.
+    failures = 0
+    asked: object = None
+
+    def __init__(
+        self,
+        request: LookupRequest,
+        deadline: float,
+        sink: Sink,
+        tag: int,
+        retry: Callable[[Call, Unavailable], bool] | None = None,
+    ) -> None:
+        self.request = request
+        self.deadline = deadline
+        self.sink = sink
+        self.tag = tag
+        #: Asked when a replica was Unavailable; True says that the call goes on elsewhere.
+        self.retry = retry
+
+    def succeed(self, reply: LookupReply) -> None:
+        """End with a reply. For the holder, which has let go of the call."""
+        self.holder = None
+        self.sink.replied(self.tag, reply)
+
+    def fail(self, error: ServingError) -> None:
+        """End with an error, or go on elsewhere. For the holder, which has let go of the call."""
+        self.holder = None
+        if self.retry and isinstance(error, Unavailable) and self.retry(self, error):
+            return
+        self.sink.failed(self.tag, error)
+
+    def end(self, error: ServingError) -> None:
+        """End with an error for good. For the holder, which has let go of the call."""
+        self.holder = None
+        self.sink.failed(self.tag, error)
+
+    def cancel(self) -> None:
+        """Nobody waits any more. Does nothing to a call that has ended."""
+        if self.holder is not None:
+            holder, self.holder = self.holder, None
+            holder.forget(self)

@@ -1,0 +1,257 @@
+"""One authenticated connection to a shard, from the router's end, and the calls in flight on it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass
+from typing import Final, cast
+
+from shardserve.batching.errors import (
+    DeadlineExceeded,
+    ResourceExhausted,
+    ServingError,
+    Unavailable,
+)
+from shardserve.shards.calls import Call
+from shardserve.shards.frames import Frame, FrameReader, Kind, ProtocolError, bare_fields
+from shardserve.shards.handshake import (
+    HANDSHAKE_FRAME_BYTES,
+    NONCE_BYTES,
+    ClientHandshake,
+    Credentials,
+)
+from shardserve.shards.in_flight import InFlight
+from shardserve.shards.outbox import Outbox
+from shardserve.shards.timers import Alarm, Pulse
+from shardserve.shards.wire import (
+    PONG,
+    decode_error,
+    decode_reply,
+    encode_cancel,
+    encode_request,
+)
+
+_REPLY: Final = Kind.REPLY
+_CORK_BYTES: Final = 1 << 18
+_LONGEST_BUDGET_SECONDS: Final = 1e9
+
+
+@dataclass(frozen=True)
+class LinkLimits:
+    """Bounds of one connection, in bytes and seconds."""
+
+    max_frame: int = 1 << 30
+    max_in_flight: int = 8192
+    #: What may pile up towards a shard that does not read.
+    max_unsent: int = 1 << 30
+    #: For connecting and the handshake together.
+    connect_seconds: float = 5.0
+    #: A shard that stays silent for three times as long is taken for dead.
+    keepalive_seconds: float = 5.0
+
+
+class Link(asyncio.BufferedProtocol):
+    """A connection's life: the handshake, then calls, then the end, once and for good.
+
+    `name` is what messages call the shard. When the connection is lost, each of its calls fails
+    with Unavailable, after `is_open` has become False.
+    """
+
+    def __init__(self, name: str, credentials: Credentials, limits: LinkLimits) -> None:
+        loop = asyncio.get_running_loop()
+        #: Set to None when calls can be sent, or to the reason why that will never be.
+        self.opened: asyncio.Future[ServingError | None] = loop.create_future()
+        #: Set to the reason when the connection is no more.
+        self.closed: asyncio.Future[ServingError] = loop.create_future()
+        self.is_open = False
+        #: Calls that have neither ended nor been cancelled.
+        self.calls = InFlight()
+        self._name = name
+        self._limits = limits
+        self._loop = loop
+        self._reader = FrameReader(HANDSHAKE_FRAME_BYTES)
+        self._handshake = ClientHandshake(credentials, limits.max_frame, os.urandom(NONCE_BYTES))
+        #: The longest frame the shard accepts; 0, so none, while the link is not open.
+        self._peer_limit = 0
+        self._last_number = 0
+        self._connected = False
+        self._paused = False
+        self._corked = False
+        self._draining = False
+        self._alarm = Alarm(self._ring)
+        self._pulse = Pulse(limits.keepalive_seconds, self._fell_silent)
+
+    # Calls
+
+    def send(self, call: Call) -> None:
+        """Take over a call; it ends by its deadline, by a reply or by an error."""
+        calls, deadline = self.calls, call.deadline
+        budget = deadline - time.monotonic()
+        number = self._last_number = self._last_number + 1
+        try:
+            if budget <= 0 or self._paused or len(calls) >= self._limits.max_in_flight:
+                self._check(budget)
+            budget_us = int(min(budget, _LONGEST_BUDGET_SECONDS) * 1e6)
+            frame, nbytes = encode_request(number, budget_us, call.request)
+            if nbytes > self._peer_limit:
+                raise self._too_long(nbytes)
+        except ServingError as error:
+            call.fail(error)
+            return
+        call.holder = self
+        call.number = number
+        calls[number] = call
+        if deadline < self._alarm.when:
+            self._alarm.no_later_than(deadline)
+        outbox = self._outbox
+        outbox.extend(frame, nbytes)
+        if len(calls) == 1 or outbox.nbytes > _CORK_BYTES:
+            outbox.flush()
+        elif not self._corked:
+            # The connection is busy, so more is likely to follow within this turn of the loop.
+            self._cork()
+
+    def forget(self, call: Call) -> None:
+        """Drop a cancelled call, and tell the shard."""
+        if self.calls.take(call.number) is not None:
+            self._outbox.put(encode_cancel(call.number))
+            self._cork()
+            self._end_if_drained()
+
+    def drain(self) -> None:
+        """Close as soon as no call is in flight. The owner sends no more."""
+        self._draining = True
+        self._end_if_drained()
+
+    def close(self, reason: ServingError) -> None:
+        """End the connection. Calls in flight fail with Unavailable for `reason`."""
+        self._end(reason)
+
+    def _check(self, budget: float) -> None:
+        if budget <= 0:
+            raise DeadlineExceeded(f"{self._name}: no time was left to ask")
+        if len(self.calls) >= self._limits.max_in_flight:
+            raise Unavailable(f"{self._name}: {len(self.calls)} requests are in flight already")
+        unsent = self._transport.get_write_buffer_size() + self._outbox.nbytes
+        if unsent > self._limits.max_unsent:
+            raise Unavailable(f"{self._name}: does not read, {unsent} bytes are unsent")
+
+    def _too_long(self, nbytes: int) -> ServingError:
+        if not self.is_open:
+            return Unavailable(f"{self._name}: not connected")
+        return ResourceExhausted(
+            f"{self._name}: request of {nbytes} bytes, the limit is {self._peer_limit}"
+        )
+
+    def _cork(self) -> None:
+        if not self._corked:
+            self._corked = True
+            self._loop.call_soon(self._uncork)
+
+    def _uncork(self) -> None:
+        self._corked = False
+        self._outbox.flush()
+
+    def _ring(self) -> None:
+        expired = self.calls.take_expired(time.monotonic())
+        self._alarm.no_later_than(self.calls.earliest_deadline())
+        for call in expired:
+            call.fail(DeadlineExceeded(f"{self._name}: no reply within the deadline"))
+        self._end_if_drained()
+
+    # asyncio.BufferedProtocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._connected = True
+        self._outbox = Outbox(self._transport)
+        self._outbox.put(self._handshake.hello())
+        self._outbox.flush()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._pulse.keepalive.heard = True
+        try:
+            for frame in self._reader.received(nbytes):
+                if frame[0] is _REPLY and self.is_open:
+                    number, reply = decode_reply(frame)
+                    call = self.calls.pop(number, None)
+                    if call is not None:
+                        call.succeed(reply)
+                elif self.is_open:
+                    self._handle(frame)
+                else:
+                    self._shake_hands(frame)
+        except ServingError as error:
+            self._end(error)
+        if self._draining:
+            self._end_if_drained()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+
+    def eof_received(self) -> None:
+        self._end(Unavailable("the shard closed the connection"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(Unavailable(f"connection lost: {exc or 'closed'}"))
+
+    # Reading
+
+    def _shake_hands(self, frame: Frame) -> None:
+        self._outbox.put(self._handshake.receive(frame))
+        self._outbox.flush()
+        peer_limit = self._handshake.peer_limit
+        if peer_limit is not None:
+            self._peer_limit = peer_limit
+            self._reader.limit = self._limits.max_frame
+            self._pulse.start(self._transport, self._outbox)
+            self.is_open = True
+            if not self.opened.done():
+                self.opened.set_result(None)
+
+    def _handle(self, frame: Frame) -> None:
+        match frame[0]:
+            case Kind.ERROR:
+                number, error = decode_error(frame)
+                if call := self.calls.take(number):
+                    call.fail(error)
+            case Kind.PING:
+                bare_fields(frame)
+                self._outbox.put(PONG)
+                self._cork()
+            case Kind.PONG:
+                bare_fields(frame)
+            case kind:
+                raise ProtocolError(f"a shard does not send {kind.name}")
+
+    # The end
+
+    def _fell_silent(self) -> None:
+        self._end(Unavailable("the shard fell silent"))
+
+    def _end_if_drained(self) -> None:
+        if self._draining and not self.calls:
+            self._end(Unavailable("no longer needed"))
+
+    def _end(self, reason: ServingError) -> None:
+        if self.closed.done():
+            return
+        self.closed.set_result(reason)
+        self.is_open = False
+        self._peer_limit = 0
+        if not self.opened.done():
+            self.opened.set_result(reason)
+        self._alarm.cancel()
+        self._pulse.stop()
+        if self._connected:
+            self._transport.abort()
+        for call in self.calls.take_all():
+            call.fail(Unavailable(f"{self._name}: {reason.message}"))

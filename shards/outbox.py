@@ -1,0 +1,49 @@
+"""Frames on their way out of one connection, gathered so that many leave in one system call."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from shardserve.shards.frames import Buffers
+
+#: Up to so many bytes, one joined buffer costs less than handing over each by itself.
+_JOIN_BELOW: Final = 1 << 16
+
+
+class Outbox:
+    """Collects frames; `flush` hands them to the transport. After the transport closes, drops them.
+
+    Buffers must not change until they are sent, which may be after `flush`.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._buffers: Buffers = []
+        #: Bytes that wait for `flush`.
+        self.nbytes = 0
+
+    def put(self, frame: bytes) -> None:
+        """Add a frame that is one buffer."""
+        self._buffers.append(frame)
+        self.nbytes += len(frame)
+
+    def extend(self, frame: Buffers, nbytes: int) -> None:
+        """Add a frame of several buffers, `nbytes` long together."""
+        self._buffers += frame
+        self.nbytes += nbytes
+
+    def flush(self) -> None:
+        """Hand everything over, in order."""
+        if not self._buffers:
+            return
+        buffers, nbytes = self._buffers, self.nbytes
+        self._buffers, self.nbytes = [], 0
+        if self._transport.is_closing():
+            return
+        if len(buffers) == 1:
+            self._transport.write(buffers[0])
+        elif nbytes < _JOIN_BELOW:
+            self._transport.write(b"".join(buffers))
+        else:
+            self._transport.writelines(buffers)

@@ -1,0 +1,186 @@
+"""All replicas of one shard as one channel: who is asked, and what happens when one is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from shardserve.batching.errors import Unavailable
+from shardserve.shards.address import Address
+from shardserve.shards.calls import Call, Sink
+from shardserve.shards.fan_out import fan_out
+from shardserve.shards.handshake import Credentials
+from shardserve.shards.link import LinkLimits
+from shardserve.shards.messages import LookupReply, LookupRequest
+from shardserve.shards.stream import ShardStream
+from shardserve.shards.waiting import WaitingRoom
+
+__all__ = ["Address", "ReplicatedChannel", "choose"]
+
+
+def choose(loads: Sequence[int | None], turn: int) -> int | None:
+    """Which replica to ask: one of those with the fewest requests in flight.
+
+    `loads` has each replica's requests in flight, None where it cannot be asked. Among equals the
+    first from place `turn` on, counted in a circle. None when no replica can be asked.
+    """
+    best: int | None = None
+    least = 0
+    count = len(loads)
+    for step in range(count):
+        place = (turn + step) % count
+        load = loads[place]
+        if load is not None and (best is None or load < least):
+            best, least = place, load
+    return best
+
+
+class ReplicatedChannel:
+    """A `ShardChannel` over the replicas of one shard. Belongs to the running event loop.
+
+    A request goes to the least busy replica. When that one turns out Unavailable, the request goes
+    on to another within its deadline, each replica being tried at most once: a lookup changes
+    nothing, so asking twice is safe. While no replica is connected, requests wait for one at most
+    until `patience_seconds` after the outage began, and fail with Unavailable at once after that.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        addresses: Iterable[Address],
+        credentials: Credentials,
+        limits: LinkLimits | None = None,
+        *,
+        patience_seconds: float = 0.25,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.name = name
+        self._credentials = credentials
+        self._limits = limits or LinkLimits()
+        self._pause = pause
+        self._turn = 0
+        self._closed = False
+        self._changed = asyncio.Event()
+        self._waiting = WaitingRoom(name, patience_seconds, self._limits.max_in_flight, self._why)
+        self._streams: tuple[ShardStream, ...] = ()
+        self.update(addresses)
+
+    def __repr__(self) -> str:
+        streams = ", ".join(
+            f"{stream.address} {'up' if stream.is_up else 'down'} {stream.in_flight}"
+            for stream in self._streams
+        )
+        return f"<ReplicatedChannel {self.name} [{streams}] {len(self._waiting)} waiting>"
+
+    @property
+    def addresses(self) -> frozenset[Address]:
+        """The replicas there are, as last given to `update`."""
+        return frozenset(stream.address for stream in self._streams)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether some replica is connected."""
+        return any(stream.is_up for stream in self._streams)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have neither ended nor been cancelled, those that wait included."""
+        return sum(stream.in_flight for stream in self._streams) + len(self._waiting)
+
+    def update(self, addresses: Iterable[Address]) -> None:
+        """Replace the whole set of replicas. Requests in flight are not disturbed.
+
+        A connection to an address that stays is kept; one to an address that is gone takes no more
+        requests, and closes when its last one has ended.
+        """
+        wanted = dict.fromkeys(addresses)
+        kept = {stream.address: stream for stream in self._streams if stream.address in wanted}
+        gone = [stream for stream in self._streams if stream.address not in wanted]
+        added = [self._new_stream(address) for address in wanted if address not in kept]
+        self._streams = (*kept.values(), *added)
+        for stream in gone:
+            stream.retire()
+        for stream in added:
+            stream.start()
+        if added and not self.is_up:
+            self._waiting.open_anew()
+
+    async def connected(self) -> None:
+        """Return when some replica is connected."""
+        while not self.is_up:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def submit(self, request: LookupRequest, deadline: float, sink: Sink, tag: int) -> Call:
+        """Start a call; it ends in `sink`. See `SubmitsCalls`."""
+        call = Call(request, deadline, sink, tag, self._retry)
+        self._place(call, self._streams)
+        return call
+
+    async def lookup(self, request: LookupRequest, deadline: float) -> LookupReply:
+        """See `ShardChannel.lookup`."""
+        (reply,) = await fan_out([(self, request)], deadline)
+        return reply
+
+    async def close(self) -> None:
+        """End every connection; what is in flight or waits fails with Unavailable."""
+        self._closed = True
+        await asyncio.gather(*(stream.close() for stream in self._streams))
+        for call in self._waiting.release():
+            call.fail(Unavailable(f"{self.name}: closed by this router"))
+
+    def _new_stream(self, address: Address) -> ShardStream:
+        return ShardStream(
+            self.name,
+            address,
+            self._credentials,
+            self._limits,
+            on_change=self._stream_changed,
+            pause=self._pause,
+        )
+
+    def _place(self, call: Call, streams: Sequence[ShardStream]) -> None:
+        stream = streams[0] if len(streams) == 1 else self._choose(streams)
+        link = stream.link if stream is not None else None
+        if link is not None and link.is_open:
+            call.asked = stream
+            link.send(call)
+        else:
+            self._waiting.admit(call)
+
+    def _choose(self, streams: Sequence[ShardStream]) -> ShardStream | None:
+        place = choose([s.in_flight if s.is_up else None for s in streams], self._turn)
+        self._turn += 1
+        return None if place is None else streams[place]
+
+    def _retry(self, call: Call, error: Unavailable) -> bool:
+        """Take a call on whose replica was Unavailable, if there is anywhere to go."""
+        call.failures += 1
+        if self._closed or call.failures > len(self._streams):
+            return False
+        asked = call.asked
+        others = [stream for stream in self._streams if stream is not asked and stream.is_up]
+        if others:
+            self._place(call, others)
+            return True
+        if isinstance(asked, ShardStream) and asked.is_up:
+            return False  # It is there, and said itself that it cannot.
+        self._waiting.admit(call)
+        return True
+
+    def _stream_changed(self) -> None:
+        if not self.is_up:
+            self._waiting.open()
+            return
+        self._changed.set()
+        for call in self._waiting.release():
+            self._place(call, self._streams)
+
+    def _why(self) -> str:
+        return "; ".join(map(_state, self._streams)) or "none is known"
+
+
+def _state(stream: ShardStream) -> str:
+    if stream.last_error is None:
+        return f"{stream.address}: not connected yet"
+    return f"{stream.address}: {stream.last_error.message}"

@@ -1,0 +1,290 @@
+"""One connection to a shard, from the shard's end: the handshake, then requests and replies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, NamedTuple, Protocol, cast
+
+from shardserve.batching.errors import ResourceExhausted, ServingError, Unavailable
+from shardserve.shards.frames import Frame, FrameReader, Kind, ProtocolError, bare_fields
+from shardserve.shards.handshake import (
+    HANDSHAKE_FRAME_BYTES,
+    NONCE_BYTES,
+    Credentials,
+    ServerHandshake,
+    refusal,
+)
+from shardserve.shards.jobs import LookupExecutor, Performed, cost_of, perform
+from shardserve.shards.messages import LookupRequest
+from shardserve.shards.outbox import Outbox
+from shardserve.shards.timers import Pulse
+from shardserve.shards.wire import (
+    PONG,
+    decode_cancel,
+    decode_request,
+    encode_error,
+    encode_reply,
+)
+
+logger = logging.getLogger(__name__)
+
+_REQUEST: Final = Kind.REQUEST
+_FLUSH_BYTES: Final = 1 << 18
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """Bounds of a shard's server, in bytes and seconds; each but the first for each connection."""
+
+    max_connections: int = 1024
+    max_frame: int = 1 << 30
+    #: Requests that are queued or at work on the thread pool, and what they cost together.
+    max_jobs: int = 1024
+    max_job_cost: int = 4 << 30
+    #: Requests up to this cost are done on the event loop: handing over would cost more.
+    inline_cost: int = 1 << 20
+    #: No more requests are read while more than this waits to be sent.
+    high_water: int = 1 << 22
+    handshake_seconds: float = 5.0
+    #: A router that stays silent for three times as long is taken for dead.
+    keepalive_seconds: float = 15.0
+
+
+class Host(Protocol):
+    """What a session needs of its server."""
+
+    executor: LookupExecutor
+    credentials: Credentials
+    limits: ServerLimits
+    pool: ThreadPoolExecutor
+
+    def joined(self, session: Session) -> bool:
+        """A connection was made. False turns it away."""
+        ...
+
+    def left(self, session: Session) -> None:
+        """The connection is no more."""
+        ...
+
+
+class _Queued(NamedTuple):
+    future: Future[Performed]
+    cost: int
+
+
+class Session(asyncio.BufferedProtocol):
+    """Serves one router. Small requests are done at once, large ones on the server's pool.
+
+    Each request that was read gets exactly one REPLY or ERROR, unless it is cancelled or the
+    connection ends first.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._limits = host.limits
+        self._loop = asyncio.get_running_loop()
+        self._reader = FrameReader(HANDSHAKE_FRAME_BYTES)
+        self._handshake = ServerHandshake(
+            host.credentials, host.limits.max_frame, os.urandom(NONCE_BYTES)
+        )
+        self._frames: deque[Frame] = deque()
+        self._queued: dict[int, _Queued] = {}
+        self._queued_cost = 0
+        self._peer_limit: int | None = None
+        self._arrived = 0.0
+        self._paused = False
+        self._draining = False
+        self._ended = False
+        self._pulse = Pulse(host.limits.keepalive_seconds, self._fell_silent)
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are queued or at work on the pool."""
+        return len(self._queued)
+
+    def drain(self) -> None:
+        """Take no more requests, answer those there are, then close."""
+        self._draining = True
+        self._close_if_drained()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._ended = True
+        self._transport.abort()
+
+    # asyncio.BufferedProtocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=self._limits.high_water)
+        self._outbox = Outbox(self._transport)
+        if self._host.joined(self):
+            self._timer = self._loop.call_later(self._limits.handshake_seconds, self.abort)
+        else:
+            self.abort()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._arrived = time.monotonic()
+        self._pulse.keepalive.heard = True
+        try:
+            self._frames += self._reader.received(nbytes)
+        except ProtocolError as error:
+            self._turn_away(error)
+        self._work()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._transport.resume_reading()
+        self._work()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._pulse.stop()
+        for number in list(self._queued):
+            self._forget(number)
+        self._host.left(self)
+
+    # Reading
+
+    def _work(self) -> None:
+        """Handle the frames that are there, and send what that gives in one go."""
+        frames, outbox = self._frames, self._outbox
+        try:
+            while frames and not (self._paused or self._ended):
+                frame = frames.popleft()
+                if self._peer_limit is None:
+                    self._shake_hands(frame)
+                elif frame[0] is _REQUEST:
+                    self._accept(frame)
+                else:
+                    self._handle(frame)
+                if outbox.nbytes > _FLUSH_BYTES:
+                    outbox.flush()
+        except ServingError as error:
+            self._turn_away(error)
+        outbox.flush()
+
+    def _shake_hands(self, frame: Frame) -> None:
+        self._outbox.put(self._handshake.receive(frame))
+        self._peer_limit = self._handshake.peer_limit
+        if self._peer_limit is not None:
+            self._reader.limit = self._limits.max_frame
+            if self._timer is not None:
+                self._timer.cancel()
+            self._pulse.start(self._transport, self._outbox)
+
+    def _handle(self, frame: Frame) -> None:
+        match frame[0]:
+            case Kind.CANCEL:
+                self._forget(decode_cancel(frame))
+            case Kind.PING:
+                bare_fields(frame)
+                self._outbox.put(PONG)
+            case Kind.PONG:
+                bare_fields(frame)
+            case kind:
+                raise ProtocolError(f"a router does not send {kind.name}")
+
+    def _turn_away(self, error: ServingError) -> None:
+        """The peer is a stranger, or does not speak as it should."""
+        logger.warning("turned away %s: %s", self._transport.get_extra_info("peername"), error)
+        if self._peer_limit is None:
+            self._outbox.put(refusal(error))
+        self._outbox.flush()
+        self._ended = True
+        self._transport.close()
+
+    # Requests
+
+    def _accept(self, frame: Frame) -> None:
+        number, budget_us, request = decode_request(frame)
+        if number in self._queued:
+            raise ProtocolError(f"request number {number} is in flight already")
+        executor, arrived = self._host.executor, self._arrived
+        deadline = arrived + budget_us * 1e-6
+        try:
+            if self._draining:
+                raise Unavailable("the shard is about to stop")
+            cost = cost_of(executor, request)
+            if cost > self._limits.inline_cost:
+                self._enqueue(number, cost, request, deadline)
+                return
+            self._reply(number, perform(executor, request, arrived, deadline))
+        except ServingError as error:
+            self._outbox.put(encode_error(number, error))
+
+    def _enqueue(self, number: int, cost: int, request: LookupRequest, deadline: float) -> None:
+        limits = self._limits
+        if cost > limits.max_job_cost:
+            raise ResourceExhausted(
+                f"request costs {cost} bytes, the limit is {limits.max_job_cost}"
+            )
+        if self._queued_cost + cost > limits.max_job_cost or len(self._queued) >= limits.max_jobs:
+            raise Unavailable(f"the shard has {len(self._queued)} requests of this router queued")
+        job = partial(perform, self._host.executor, request, self._arrived, deadline)
+        future = self._host.pool.submit(job)
+        self._queued[number] = _Queued(future, cost)
+        self._queued_cost += cost
+        future.add_done_callback(partial(self._done_elsewhere, number))
+
+    def _done_elsewhere(self, number: int, future: Future[Performed]) -> None:
+        """On a thread of the pool; or at once where `_forget` cancels the future."""
+        if not future.cancelled():
+            self._loop.call_soon_threadsafe(self._done, number, future)
+
+    def _done(self, number: int, future: Future[Performed]) -> None:
+        queued = self._queued.get(number)
+        if queued is None or queued.future is not future:
+            return  # Forgotten while at work.
+        self._release(number)
+        try:
+            self._reply(number, future.result())
+        except ServingError as error:
+            self._outbox.put(encode_error(number, error))
+        self._outbox.flush()
+        self._close_if_drained()
+
+    def _reply(self, number: int, performed: Performed) -> None:
+        results, queue_seconds, lookup_seconds = performed
+        frame, nbytes = encode_reply(number, results, queue_seconds, lookup_seconds)
+        if self._peer_limit is not None and nbytes > self._peer_limit:
+            raise ResourceExhausted(f"reply of {nbytes} bytes, the limit is {self._peer_limit}")
+        self._outbox.extend(frame, nbytes)
+
+    def _forget(self, number: int) -> None:
+        if number in self._queued:
+            self._release(number).future.cancel()
+            self._close_if_drained()
+
+    def _release(self, number: int) -> _Queued:
+        queued = self._queued.pop(number)
+        self._queued_cost -= queued.cost
+        return queued
+
+    # The end
+
+    def _fell_silent(self) -> None:
+        logger.warning("a router fell silent")
+        self.abort()
+
+    def _close_if_drained(self) -> None:
+        if self._draining and not self._queued:
+            self._outbox.flush()
+            self._transport.close()
