@@ -12,7 +12,8 @@ import typer
 from pydantic import ByteSize, TypeAdapter
 from rich.console import Console
 
-from shardserve.batching.errors import ServingError
+from shardserve.batching.errors import InvalidArgument, ServingError
+from shardserve.batching.parameters import BatchingParameters, read_batching_parameters
 from shardserve.cluster.options import (
     DoorOptions,
     Engine,
@@ -22,6 +23,8 @@ from shardserve.cluster.options import (
 )
 from shardserve.cluster.versions import locate
 from shardserve.shards.model import DEFAULT_THRESHOLD, PlanOptions
+
+BOOLEAN_FLAGS = frozenset({"--enable_batching"})
 
 app = typer.Typer(
     help="Serve TensorFlow SavedModels that are too big for one machine.",
@@ -96,6 +99,17 @@ def serve(
     serve_grpc_port: Annotated[
         int, typer.Option("--serve_grpc_port", help="Ray Serve's gRPC ingress.")
     ] = 9000,
+    enable_batching: Annotated[
+        bool, typer.Option("--enable_batching", help="Run requests that come together as one.")
+    ] = False,
+    batching_parameters_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--batching_parameters_file",
+            metavar="FILE",
+            help="TensorFlow Serving's BatchingParameters, in text format.",
+        ),
+    ] = None,
     saved_model_tags: Tags = "serve",
     tensorflow_intra_op_parallelism: Annotated[
         int, typer.Option("--tensorflow_intra_op_parallelism", min=0, help="0: TensorFlow chooses.")
@@ -131,6 +145,7 @@ def serve(
             rest_timeout=rest_api_timeout_in_ms / 1000.0,
             intra_op_threads=tensorflow_intra_op_parallelism,
             inter_op_threads=tensorflow_inter_op_parallelism,
+            batching=_batching(batching_parameters_file, enabled=enable_batching),
         ),
         engine=engine,
         ray=RayOptions(address, routers, serve_http_port, serve_grpc_port),
@@ -189,17 +204,41 @@ def _run(options: ServeOptions, console: Console) -> None:
         ray_engine.serve(options, console)
 
 
+def _batching(path: Path | None, *, enabled: bool) -> BatchingParameters | None:
+    if path is not None and not enabled:
+        raise InvalidArgument("--batching_parameters_file needs --enable_batching")
+    if not enabled:
+        return None
+    if path is None:
+        return BatchingParameters(thread_pool_name="model_server_batch_threads")
+    return read_batching_parameters(path)
+
+
+def _bare_booleans(words: Sequence[str]) -> list[str]:
+    """TensorFlow's `--flag=true` and `--flag=false` as a flag that is there, or is not."""
+    bare = []
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in BOOLEAN_FLAGS or not value:
+            bare.append(word)
+        elif value.lower() in ("true", "1"):
+            bare.append(name)
+        elif value.lower() not in ("false", "0"):
+            raise InvalidArgument(f"{name} takes true or false, not {value!r}")
+    return bare
+
+
 def _tags(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Exits with 1 and one line for what the user can put right."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
     # What goes wrong is raised to us; the rest of TensorFlow's log says what hardware it found.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        app(words, prog_name="shardserve")
+        app(_bare_booleans(words), prog_name="shardserve")
     except ServingError as error:
         sys.stderr.write(f"shardserve: {error.message}\n")
         sys.exit(1)

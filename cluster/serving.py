@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shardserve.cluster.options import DoorOptions
+from shardserve.router.batched import BatchedServable
 from shardserve.router.catalog import Catalog, Model, State, Version
 from shardserve.router.grpc_door import GrpcDoor
 from shardserve.router.handlers import Handlers
@@ -26,8 +27,16 @@ def load_servable(
 ) -> Servable:
     """Load the part of a plan's model that stays in the router: all of it, if nothing is cut.
 
-    Blocks while TensorFlow loads. Raises as `load_sharded` and `load_whole` do.
+    With batching parameters, requests are batched around it. Blocks while TensorFlow loads. Raises
+    as `load_sharded` and `load_whole` do.
     """
+    servable = _load(plan, channels, threads, options)
+    return servable if options.batching is None else BatchedServable(servable, options.batching)
+
+
+def _load(
+    plan: ModelPlan, channels: Sequence[ShardChannel], threads: StageThreads, options: DoorOptions
+) -> Servable:
     parallelism = Parallelism(options.intra_op_threads, options.inter_op_threads)
     if plan.is_whole:
         directory = Path(plan.directory)

@@ -14,7 +14,7 @@ from shardserve.router.once import OnceCache
 from shardserve.router.proto_codec import TensorError, decode_tensor
 from shardserve.router.saved_model import load_into
 from shardserve.router.servable import Array, RequestContext, Signature, TensorInfo
-from shardserve.router.session import Parallelism, StageThreads, TensorFlowRunner
+from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFlowRunner
 
 #: The signature a request means that names none.
 DEFAULT_SIGNATURE = "serving_default"
@@ -23,6 +23,10 @@ DEFAULT_SIGNATURE = "serving_default"
 MAX_STAGES = 128
 
 _INITIALISATION = "__saved_model_init_op"
+
+
+#: Feeds and fetches.
+_Ends = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 class WholeServable:
@@ -40,7 +44,7 @@ class WholeServable:
         self.signatures: Mapping[str, Signature] = signatures_of(meta_graph)
         self.signature_def_map = signature_def_map_of(meta_graph)
         self._runner = runner
-        self._stages = OnceCache(
+        self._stages: OnceCache[_Ends, Stage] = OnceCache(
             runner.threads, lambda ends: runner.make_callable(*ends), MAX_STAGES
         )
 
@@ -109,7 +113,7 @@ def signature_def_map_of(meta_graph: meta_graph_pb2.MetaGraphDef) -> bytes:
     return serialized
 
 
-def _ends(signature: Signature, outputs: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _ends(signature: Signature, outputs: Sequence[str]) -> _Ends:
     return (
         tuple([info.tensor for info in signature.inputs.values()]),
         tuple([signature.outputs[alias].tensor for alias in outputs]),

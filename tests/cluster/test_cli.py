@@ -56,6 +56,22 @@ def test_plan_writes_a_layout_that_can_be_given_back(
         (("plan", "{model}", "--memory_per_shard=lots"), 2, "--memory_per_shard"),
         (("serve", "--model_name=m", "--model_base_path=/absent"), 1, "/absent"),
         (("serve", "--model_base_path={model}"), 2, "--model_name"),
+        (
+            ("serve", "--model_name=m", "--model_base_path={model}", "--enable_batching=perhaps"),
+            1,
+            "--enable_batching takes true or false, not 'perhaps'",
+        ),
+        (
+            (
+                "serve",
+                "--model_name=m",
+                "--model_base_path={model}",
+                "--enable_batching=false",
+                "--batching_parameters_file=/absent",
+            ),
+            1,
+            "--batching_parameters_file needs --enable_batching",
+        ),
         (("serve", "--model_name=m", "--model_base_path={model}", "--port=0"), 1, "--port"),
         (("serve", "--model_name=m", "--model_base_path={model}", "--engine=x"), 2, "--engine"),
         (("serve", "--model_name=m", "--model_base_path={model}", "--nonsense=1"), 2, "--nonsense"),
