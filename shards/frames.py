@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import msgpack
@@ -36,6 +38,9 @@ _MAGIC: Final = b"ST"
 _START: Final = _MAGIC + bytes([VERSION])
 _PREFIX: Final = struct.Struct("<3sBIQ")
 _ROOM_BYTES: Final = 1 << 12
+#: What `unpack` raises.
+UNPACK_ERRORS: Final = (ValueError, TypeError, msgpack.UnpackException)
+
 #: One packer for all threads: it holds the GIL throughout, as it calls nothing of Python's.
 _pack: Final = msgpack.Packer().pack
 _PADDING: Final = tuple(bytes(-size % 8) for size in range(8))
@@ -76,6 +81,24 @@ def padding(nbytes: int) -> bytes:
     return _PADDING[nbytes % 8]
 
 
+def _refuse_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"extension of type {code}")
+
+
+#: The one msgpack value in a header; arrays come as tuples, and there are no maps or extensions.
+#: Raises `UNPACK_ERRORS`. A partial, as it is called for every message.
+unpack: Final[Callable[[memoryview], Any]] = partial(
+    msgpack.unpackb,
+    use_list=False,
+    ext_hook=_refuse_extension,
+    max_str_len=TEXT_LIMIT,
+    max_bin_len=TEXT_LIMIT,
+    max_array_len=ITEMS_LIMIT,
+    max_map_len=0,
+    max_ext_len=0,
+)
+
+
 def bare_frame(kind: Kind, *fields: Any) -> bytes:
     """A frame without a body."""
     header = pack_fields(fields)
@@ -104,44 +127,25 @@ def pack_fields(fields: tuple[Any, ...]) -> bytes:
     return packed
 
 
-def unpack_fields(header: memoryview, count: int) -> tuple[Any, ...]:
-    """The header's `count` fields, arrays as tuples. Only msgpack's plain types come out of it."""
-    try:
-        fields = msgpack.unpackb(
-            header,
-            use_list=False,
-            strict_map_key=True,
-            ext_hook=_refuse_extension,
-            max_str_len=TEXT_LIMIT,
-            max_bin_len=TEXT_LIMIT,
-            max_array_len=ITEMS_LIMIT,
-            max_map_len=0,
-            max_ext_len=0,
-        )
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise ProtocolError(f"header is not the msgpack we speak: {error!r}") from error
-    if type(fields) is not tuple or len(fields) != count:
-        raise ProtocolError(f"header has not the {count} fields of its kind")
-    return fields
+def bad_header(error: Exception) -> ProtocolError:
+    """For a header that `unpack` refused."""
+    return ProtocolError(f"header is not the msgpack we speak: {error!r}")
 
 
 def bare_fields(frame: Frame, *types: type) -> tuple[Any, ...]:
     """The fields, of exactly these types, of a frame that has no body."""
     kind, header, body = frame
-    if len(body):
-        raise ProtocolError(f"{kind.name} has a body")
-    fields = unpack_fields(header, len(types))
-    if tuple(map(type, fields)) != types:
-        raise ProtocolError(f"{kind.name} has fields of the wrong types")
+    try:
+        fields = unpack(header)
+    except UNPACK_ERRORS as error:
+        raise bad_header(error) from error
+    if type(fields) is not tuple or tuple(map(type, fields)) != types or len(body):
+        raise ProtocolError(f"{kind.name} is not as it should be")
     return fields
 
 
-def _refuse_extension(code: int, data: bytes) -> Any:
-    raise ProtocolError(f"header has a msgpack extension, type {code}")
-
-
 class FrameReader:
-    """Cuts received bytes into frames, in the manner of `asyncio.BufferedProtocol`.
+    """Cuts received bytes into frames; the half of an `asyncio.BufferedProtocol` that receives.
 
     Receive into `get_buffer()`, then tell `received` how many bytes came. A frame that fits no
     block gets one of its own, so its body is received in place and never copied. A frame whose
@@ -158,7 +162,7 @@ class FrameReader:
         self._end = 0
         self._needed = PREFIX_BYTES
 
-    def get_buffer(self) -> memoryview:
+    def get_buffer(self, sizehint: int = -1) -> memoryview:
         """Room, never none, for the bytes that come next."""
         size, start, end = len(self._block), self._start, self._end
         if size - end < _ROOM_BYTES and (

@@ -52,7 +52,7 @@ class LinkLimits:
     keepalive_seconds: float = 5.0
 
 
-class Link(asyncio.BufferedProtocol):
+class Link(FrameReader, asyncio.BufferedProtocol):
     """A connection's life: the handshake, then calls, then the end, once and for good.
 
     `name` is what messages call the shard. When the connection is lost, each of its calls fails
@@ -60,6 +60,7 @@ class Link(asyncio.BufferedProtocol):
     """
 
     def __init__(self, name: str, credentials: Credentials, limits: LinkLimits) -> None:
+        super().__init__(HANDSHAKE_FRAME_BYTES)
         loop = asyncio.get_running_loop()
         #: Set to None when calls can be sent, or to the reason why that will never be.
         self.opened: asyncio.Future[ServingError | None] = loop.create_future()
@@ -71,7 +72,6 @@ class Link(asyncio.BufferedProtocol):
         self._name = name
         self._limits = limits
         self._loop = loop
-        self._reader = FrameReader(HANDSHAKE_FRAME_BYTES)
         self._handshake = ClientHandshake(credentials, limits.max_frame, os.urandom(NONCE_BYTES))
         #: The longest frame the shard accepts; 0, so none, while the link is not open.
         self._peer_limit = 0
@@ -105,12 +105,12 @@ class Link(asyncio.BufferedProtocol):
         calls[number] = call
         if deadline < self._alarm.when:
             self._alarm.no_later_than(deadline)
-        outbox = self._outbox
-        outbox.extend(frame, nbytes)
-        if len(calls) == 1 or outbox.nbytes > _CORK_BYTES:
-            outbox.flush()
-        elif not self._corked:
-            # The connection is busy, so more is likely to follow within this turn of the loop.
+        if len(calls) == 1 or self._outbox.nbytes > _CORK_BYTES:
+            self._outbox.send(frame, nbytes)
+            return
+        # The connection is busy, so more is likely to follow within this turn of the loop.
+        self._outbox.extend(frame, nbytes)
+        if not self._corked:
             self._cork()
 
     def forget(self, call: Call) -> None:
@@ -170,13 +170,10 @@ class Link(asyncio.BufferedProtocol):
         self._outbox.put(self._handshake.hello())
         self._outbox.flush()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reader.get_buffer()
-
     def buffer_updated(self, nbytes: int) -> None:
         self._pulse.keepalive.heard = True
         try:
-            for frame in self._reader.received(nbytes):
+            for frame in self.received(nbytes):
                 if frame[0] is _REPLY and self.is_open:
                     number, reply = decode_reply(frame)
                     call = self.calls.pop(number, None)
@@ -211,7 +208,7 @@ class Link(asyncio.BufferedProtocol):
         peer_limit = self._handshake.peer_limit
         if peer_limit is not None:
             self._peer_limit = peer_limit
-            self._reader.limit = self._limits.max_frame
+            self.limit = self._limits.max_frame
             self._pulse.start(self._transport, self._outbox)
             self.is_open = True
             if not self.opened.done():

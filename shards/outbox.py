@@ -33,6 +33,14 @@ class Outbox:
         self._buffers += frame
         self.nbytes += nbytes
 
+    def send(self, frame: Buffers, nbytes: int) -> None:
+        """Add a frame of several buffers, and hand everything over."""
+        if len(frame) == 1 and not self._buffers and not self._transport.is_closing():
+            self._transport.write(frame[0])
+        else:
+            self.extend(frame, nbytes)
+            self.flush()
+
     def flush(self) -> None:
         """Hand everything over, in order."""
         if not self._buffers:

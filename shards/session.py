@@ -79,7 +79,7 @@ class _Queued(NamedTuple):
     cost: int
 
 
-class Session(asyncio.BufferedProtocol):
+class Session(FrameReader, asyncio.BufferedProtocol):
     """Serves one router. Small requests are done at once, large ones on the server's pool.
 
     Each request that was read gets exactly one REPLY or ERROR, unless it is cancelled or the
@@ -87,10 +87,10 @@ class Session(asyncio.BufferedProtocol):
     """
 
     def __init__(self, host: Host) -> None:
+        super().__init__(HANDSHAKE_FRAME_BYTES)
         self._host = host
         self._limits = host.limits
         self._loop = asyncio.get_running_loop()
-        self._reader = FrameReader(HANDSHAKE_FRAME_BYTES)
         self._handshake = ServerHandshake(
             host.credentials, host.limits.max_frame, os.urandom(NONCE_BYTES)
         )
@@ -131,17 +131,10 @@ class Session(asyncio.BufferedProtocol):
         else:
             self.abort()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reader.get_buffer()
-
     def buffer_updated(self, nbytes: int) -> None:
         self._arrived = time.monotonic()
         self._pulse.keepalive.heard = True
-        try:
-            self._frames += self._reader.received(nbytes)
-        except ProtocolError as error:
-            self._turn_away(error)
-        self._work()
+        self._work(nbytes)
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -150,7 +143,7 @@ class Session(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._paused = False
         self._transport.resume_reading()
-        self._work()
+        self._work(0)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
@@ -163,10 +156,14 @@ class Session(asyncio.BufferedProtocol):
 
     # Reading
 
-    def _work(self) -> None:
-        """Handle the frames that are there, and send what that gives in one go."""
+    def _work(self, nbytes: int) -> None:
+        """Handle the frames that are there, now that `nbytes` have come; send the answers at once.
+
+        Frames that come while the peer does not read its answers stay for later.
+        """
         frames, outbox = self._frames, self._outbox
         try:
+            frames += self.received(nbytes)
             while frames and not (self._paused or self._ended):
                 frame = frames.popleft()
                 if self._peer_limit is None:
@@ -185,7 +182,7 @@ class Session(asyncio.BufferedProtocol):
         self._outbox.put(self._handshake.receive(frame))
         self._peer_limit = self._handshake.peer_limit
         if self._peer_limit is not None:
-            self._reader.limit = self._limits.max_frame
+            self.limit = self._limits.max_frame
             if self._timer is not None:
                 self._timer.cancel()
             self._pulse.start(self._transport, self._outbox)
