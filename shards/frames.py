@@ -145,7 +145,7 @@ def bare_fields(frame: Frame, *types: type) -> tuple[Any, ...]:
 
 
 class FrameReader:
-    """Cuts received bytes into frames; the half of an `asyncio.BufferedProtocol` that receives.
+    """Cuts received bytes into frames, in the manner of `asyncio.BufferedProtocol`.
 
     Receive into `get_buffer()`, then tell `received` how many bytes came. A frame that fits no
     block gets one of its own, so its body is received in place and never copied. A frame whose
@@ -162,7 +162,7 @@ class FrameReader:
         self._end = 0
         self._needed = PREFIX_BYTES
 
-    def get_buffer(self, sizehint: int = -1) -> memoryview:
+    def get_buffer(self) -> memoryview:
         """Room, never none, for the bytes that come next."""
         size, start, end = len(self._block), self._start, self._end
         if size - end < _ROOM_BYTES and (

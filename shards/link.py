@@ -52,7 +52,7 @@ class LinkLimits:
     keepalive_seconds: float = 5.0
 
 
-class Link(FrameReader, asyncio.BufferedProtocol):
+class Link(asyncio.BufferedProtocol):
     """A connection's life: the handshake, then calls, then the end, once and for good.
 
     `name` is what messages call the shard. When the connection is lost, each of its calls fails
@@ -60,7 +60,6 @@ class Link(FrameReader, asyncio.BufferedProtocol):
     """
 
     def __init__(self, name: str, credentials: Credentials, limits: LinkLimits) -> None:
-        super().__init__(HANDSHAKE_FRAME_BYTES)
         loop = asyncio.get_running_loop()
         #: Set to None when calls can be sent, or to the reason why that will never be.
         self.opened: asyncio.Future[ServingError | None] = loop.create_future()
@@ -72,6 +71,7 @@ class Link(FrameReader, asyncio.BufferedProtocol):
         self._name = name
         self._limits = limits
         self._loop = loop
+        self._reader = FrameReader(HANDSHAKE_FRAME_BYTES)
         self._handshake = ClientHandshake(credentials, limits.max_frame, os.urandom(NONCE_BYTES))
         #: The longest frame the shard accepts; 0, so none, while the link is not open.
         self._peer_limit = 0
@@ -170,10 +170,13 @@ class Link(FrameReader, asyncio.BufferedProtocol):
         self._outbox.put(self._handshake.hello())
         self._outbox.flush()
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.get_buffer()
+
     def buffer_updated(self, nbytes: int) -> None:
         self._pulse.keepalive.heard = True
         try:
-            for frame in self.received(nbytes):
+            for frame in self._reader.received(nbytes):
                 if frame[0] is _REPLY and self.is_open:
                     number, reply = decode_reply(frame)
                     call = self.calls.pop(number, None)
@@ -208,7 +211,7 @@ class Link(FrameReader, asyncio.BufferedProtocol):
         peer_limit = self._handshake.peer_limit
         if peer_limit is not None:
             self._peer_limit = peer_limit
-            self.limit = self._limits.max_frame
+            self._reader.limit = self._limits.max_frame
             self._pulse.start(self._transport, self._outbox)
             self.is_open = True
             if not self.opened.done():

@@ -79,7 +79,7 @@ class _Queued(NamedTuple):
     cost: int
 
 
-class Session(FrameReader, asyncio.BufferedProtocol):
+class Session(asyncio.BufferedProtocol):
     """Serves one router. Small requests are done at once, large ones on the server's pool.
 
     Each request that was read gets exactly one REPLY or ERROR, unless it is cancelled or the
@@ -87,10 +87,10 @@ class Session(FrameReader, asyncio.BufferedProtocol):
     """
 
     def __init__(self, host: Host) -> None:
-        super().__init__(HANDSHAKE_FRAME_BYTES)
         self._host = host
         self._limits = host.limits
         self._loop = asyncio.get_running_loop()
+        self._reader = FrameReader(HANDSHAKE_FRAME_BYTES)
         self._handshake = ServerHandshake(
             host.credentials, host.limits.max_frame, os.urandom(NONCE_BYTES)
         )
@@ -131,6 +131,9 @@ class Session(FrameReader, asyncio.BufferedProtocol):
         else:
             self.abort()
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.get_buffer()
+
     def buffer_updated(self, nbytes: int) -> None:
         self._arrived = time.monotonic()
         self._pulse.keepalive.heard = True
@@ -163,7 +166,7 @@ class Session(FrameReader, asyncio.BufferedProtocol):
         """
         frames, outbox = self._frames, self._outbox
         try:
-            frames += self.received(nbytes)
+            frames += self._reader.received(nbytes)
             while frames and not (self._paused or self._ended):
                 frame = frames.popleft()
                 if self._peer_limit is None:
@@ -182,7 +185,7 @@ class Session(FrameReader, asyncio.BufferedProtocol):
         self._outbox.put(self._handshake.receive(frame))
         self._peer_limit = self._handshake.peer_limit
         if self._peer_limit is not None:
-            self.limit = self._limits.max_frame
+            self._reader.limit = self._limits.max_frame
             if self._timer is not None:
                 self._timer.cancel()
             self._pulse.start(self._transport, self._outbox)
