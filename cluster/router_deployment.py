@@ -21,7 +21,7 @@ from shardserve.cluster.table import RoutingTable
 from shardserve.router import logs
 
 if TYPE_CHECKING:
-    from shardserve.cluster.ingress_requests import Encoded, Ingress
+    from shardserve.cluster.ingress_requests import Encoded
 
 
 class Router:
@@ -35,12 +35,12 @@ class Router:
         try:
             table = await self._next_table(-1)
             await importing
-            self._ingress = await self._start(table, options)
+            await self._start(table, options)
         except ServingError as error:
             await self._controller.router_refused.remote(failure_of(error))
             raise
 
-    async def _start(self, table: RoutingTable, options: DoorOptions) -> Ingress:
+    async def _start(self, table: RoutingTable, options: DoorOptions) -> None:
         from shardserve.cluster.ingress_requests import Ingress  # noqa: PLC0415 (TensorFlow)
         from shardserve.cluster.serving import Serving, load_servable  # noqa: PLC0415
         from shardserve.router.session import StageThreads  # noqa: PLC0415
@@ -51,10 +51,10 @@ class Router:
         servable = await asyncio.to_thread(
             load_servable, table.plan, routing.channels, threads, options
         )
-        serving = Serving(servable, threads, options)
+        self._serving = Serving(servable, threads, options)
+        self._ingress = Ingress(self._serving.rest, self._serving.prediction)
         await routing.connected()
-        await serving.open()
-        return Ingress(serving.rest, serving.prediction)
+        await self._serving.open()
 
     async def _next_table(self, known: int) -> RoutingTable:
         table: RoutingTable = await self._controller.wait_for_table.remote(known)

@@ -7,12 +7,13 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from shardserve.cluster import fleet
 from shardserve.cluster.controller import Controller, Run
@@ -56,6 +57,14 @@ class ModelRun:
 
     async def kill_controller(self) -> None:
         os.kill(await self.controller.pid.remote(), signal.SIGKILL)
+
+    async def placed_again(self, before: RoutingTable) -> RoutingTable:
+        """The first complete table of the controller that Ray made anew."""
+        table = before
+        while not table.is_complete or set(table.addresses) & set(before.addresses):
+            with suppress(RayError):
+                table = await self.table(table.number)
+        return table
 
     async def table_in_which(self, seat: Seat, instance: str) -> RoutingTable:
         """The first table in which another instance than the given one has the seat."""

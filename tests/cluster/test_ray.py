@@ -148,7 +148,9 @@ async def test_a_killed_controller_places_the_model_again_and_routers_find_it(
             load = Load(servable, await predict(servable))
             async with load.applied(clients=1):
                 await load.answers(5)
+                before = await run.table()
                 await run.kill_controller()
+                await run.placed_again(before)
                 await load.answers(20)
 
 

@@ -1,0 +1,231 @@
+"""Both engines as a user starts them: the answers at every door, and what is left at the end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from examples.client import predict_over_grpc, predict_over_rest
+from tests.cluster.servers import Server, server
+
+SECONDS = 30.0
+
+
+@pytest.fixture(scope="module")
+def on_ray(tiny_dlrm: Path) -> Iterator[Server]:
+    with server(tiny_dlrm, "--shards=2", "--replicas=2") as started:
+        assert started.is_ready(), started.said
+        yield started
+
+
+@pytest.fixture(scope="module")
+def local(tiny_dlrm: Path) -> Iterator[Server]:
+    with server(tiny_dlrm, "--engine=local", "--shards=3") as started:
+        assert started.is_ready(), started.said
+        yield started
+
+
+@pytest.fixture(scope="module")
+def example(tiny_dlrm: Path) -> tuple[list[dict[str, Any]], Any]:
+    """Instances, and the predictions that TensorFlow itself makes of them."""
+    extra = tiny_dlrm / "1" / "assets.extra"
+    instances = json.loads((extra / "predict_request.json").read_text())["instances"]
+    return instances, json.loads((extra / "predict_reply.json").read_text())["predictions"]
+
+
+def test_every_door_of_the_ray_engine_answers_as_tensorflow_does(
+    on_ray: Server, example: tuple[list[dict[str, Any]], Any]
+) -> None:
+    instances, expected = example
+
+    for port in (on_ray.rest, on_ray.ingress_http):
+        answer = predict_over_rest(f"127.0.0.1:{port}", "m", instances)
+        np.testing.assert_allclose(answer, expected, rtol=1e-5)
+    for port in (on_ray.grpc, on_ray.ingress_grpc):
+        answer = predict_over_grpc(f"127.0.0.1:{port}", "m", instances)
+        np.testing.assert_allclose(answer, expected, rtol=1e-5)
+
+
+def test_the_local_engine_answers_as_tensorflow_does(
+    local: Server, example: tuple[list[dict[str, Any]], Any]
+) -> None:
+    instances, expected = example
+
+    over_rest = predict_over_rest(f"127.0.0.1:{local.rest}", "m", instances)
+    over_grpc = predict_over_grpc(f"127.0.0.1:{local.grpc}", "m", instances)
+
+    np.testing.assert_allclose(over_rest, expected, rtol=1e-5)
+    np.testing.assert_allclose(over_grpc, expected, rtol=1e-5)
+
+
+def test_the_local_engine_loads_no_ray(local: Server) -> None:
+    maps = Path(f"/proc/{local.process.pid}/maps").read_text()
+
+    assert "_pywrap_tensorflow" in maps
+    assert "_raylet" not in maps
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/v1/models/m", None),
+        ("GET", "/v1/models/m/metadata", None),
+        ("GET", "/v1/models/absent", None),
+        ("GET", "/v1/models/m/versions/9", None),
+        ("POST", "/v1/models/m:predict", b"not json"),
+        ("POST", "/v1/models/m:predict", b'{"instances": [{"dense": [1.0]}]}'),
+        ("POST", "/v1/models/m:predict", b'{"signature_name": "x", "instances": [1]}'),
+        ("POST", "/v1/models/m%2Fn:predict", b'{"instances": [1]}'),
+        ("GET", "/v1/models/m?pretty=1", None),
+        ("DELETE", "/v1/models/m", None),
+    ],
+)
+def test_both_http_doors_give_the_same_status_and_body(
+    on_ray: Server, method: str, path: str, body: bytes | None
+) -> None:
+    direct, ingress = (
+        http(f"http://127.0.0.1:{port}{path}", method, body)
+        for port in (on_ray.rest, on_ray.ingress_http)
+    )
+
+    assert direct == ingress
+
+
+def http(url: str, method: str, body: bytes | None) -> tuple[int, str | None, bytes]:
+    """Status, content type and body."""
+    request = urllib.request.Request(url, data=body, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS) as reply:
+            return reply.status, reply.headers["content-type"], reply.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers["content-type"], error.read()
+
+
+def test_both_grpc_doors_give_the_same_metadata_and_status(on_ray: Server) -> None:
+    metadata = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    metadata.model_spec.name = "m"
+    status = get_model_status_pb2.GetModelStatusRequest()
+    status.model_spec.name = "m"
+
+    for request in (metadata, status):
+        direct, ingress = (rpc(port, request) for port in (on_ray.grpc, on_ray.ingress_grpc))
+        assert direct == ingress
+        assert isinstance(direct, bytes)
+
+
+@pytest.mark.parametrize(
+    ("name", "signature", "code", "text"),
+    [
+        ("absent", "", grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(absent)"),
+        ("m", "x", grpc.StatusCode.FAILED_PRECONDITION, 'Serving signature key "x" not found.'),
+        ("", "", grpc.StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified."),
+    ],
+)
+def test_both_grpc_doors_give_the_same_code_and_text(
+    on_ray: Server, name: str, signature: str, code: grpc.StatusCode, text: str
+) -> None:
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = name
+    request.model_spec.signature_name = signature
+
+    assert rpc(on_ray.grpc, request) == (code, text)
+    assert rpc(on_ray.ingress_grpc, request) == (code, text)
+
+
+def rpc(port: int, request: Any) -> bytes | tuple[grpc.StatusCode, str]:
+    """The serialised reply, or the code and text of the failure."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        prediction = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        model = model_service_pb2_grpc.ModelServiceStub(channel)
+        method = {
+            predict_pb2.PredictRequest: prediction.Predict,
+            get_model_metadata_pb2.GetModelMetadataRequest: prediction.GetModelMetadata,
+            get_model_status_pb2.GetModelStatusRequest: model.GetModelStatus,
+        }[type(request)]
+        try:
+            reply: bytes = method(request, timeout=SECONDS).SerializeToString(deterministic=True)
+            return reply
+        except grpc.RpcError as error:
+            return error.code(), error.details()
+
+
+def test_a_client_that_hangs_up_costs_the_others_nothing(
+    on_ray: Server, example: tuple[list[dict[str, Any]], Any]
+) -> None:
+    instances, expected = example
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "m"
+    with grpc.insecure_channel(f"127.0.0.1:{on_ray.ingress_grpc}") as channel:
+        prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict.future(request).cancel()
+
+    answer = predict_over_grpc(f"127.0.0.1:{on_ray.ingress_grpc}", "m", instances)
+
+    np.testing.assert_allclose(answer, expected, rtol=1e-5)
+
+
+def test_ctrl_c_ends_every_process_of_the_ray_engine(tiny_dlrm: Path, on_ray: Server) -> None:
+    """The last test of this server: the terminal signals Ray's processes, too."""
+    assert len(on_ray.descendants()) > 10
+
+    assert on_ray.end(signal.SIGINT) == 0
+
+    assert on_ray.descendants() == []
+    assert "Traceback" not in on_ray.said
+
+
+def test_a_start_that_fails_says_why_in_one_line_and_leaves_no_process(
+    tiny_dlrm: Path, tmp_path: Path
+) -> None:
+    layout = tmp_path / "layout.yaml"
+    layout.write_text("shards: 1\ntables:\n  absent: {sharding: table, shards: [0]}\n")
+
+    with server(tiny_dlrm, f"--layout={layout}") as started:
+        assert not started.is_ready()
+        assert started.end(signal.SIGTERM) == 1
+
+        assert started.descendants() == []
+        assert "shardserve: table 'absent' is not a variable" in started.said
+        assert "Traceback" not in started.said
+
+
+def test_ctrl_c_while_ray_starts_leaves_no_process(tiny_dlrm: Path) -> None:
+    with server(tiny_dlrm) as started:
+        assert started.process.stderr is not None
+        assert "starting Ray" in started.process.stderr.readline()
+
+        assert started.end(signal.SIGINT) == 0
+        assert started.descendants() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_local_engine(tiny_dlrm: Path, number: signal.Signals) -> None:
+    with server(tiny_dlrm, "--engine=local") as started:
+        assert started.is_ready(), started.said
+
+        assert started.end(number) == 0
+        assert started.descendants() == []
+
+
+def test_a_port_that_is_taken_is_said_at_once(tiny_dlrm: Path, local: Server) -> None:
+    with server(tiny_dlrm, f"--rest_api_port={local.rest}") as started:
+        assert not started.is_ready()
+        assert started.end(signal.SIGTERM) == 1
+
+        assert f"--rest_api_port={local.rest}: cannot listen" in started.said
