@@ -92,6 +92,8 @@ class Generator:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"GRPC_VERBOSITY": "ERROR"},
+            # The scheduler shares the processor out by session first.
+            start_new_session=True,
         )
         assert self._process.stdout is not None
         # Raw: a buffered read would wait for more than there is.

@@ -22,7 +22,6 @@ from typing import Any
 
 # Read when ray.serve is imported, here and in every process that Ray starts.
 os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
-os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "1"
 os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -36,6 +35,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 Inputs = dict[str, Any]
+#: Batches at once, one for each core of a small machine.
+GRPC_THREADS = 2
 LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
 ADDER = (
     "tensorflow_serving.apis.prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server"
@@ -45,12 +46,12 @@ ADDER = (
 class Model:
     """The deployment: one SavedModel, called with batches of examples."""
 
-    def __init__(self, directory: str, threads: int) -> None:
+    def __init__(self, directory: str) -> None:
         import tensorflow as tf
         from tensorflow_serving.apis import predict_pb2
 
         self._tf, self._replies = tf, predict_pb2
-        self._executor = ThreadPoolExecutor(threads)
+        self._executor = ThreadPoolExecutor(GRPC_THREADS)
         self._loaded = tf.saved_model.load(directory)
         self._signature = self._loaded.signatures["serving_default"]
         specs = self._signature.structured_input_signature[1]
@@ -74,10 +75,8 @@ class Model:
 
     @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.002, max_concurrent_batches=1)
     async def _predict_example(self, examples: list[dict[str, Any]]) -> list[list[float]]:
-        rows: list[list[float]] = await self._in_thread(self._predict_rows, examples)
-        return rows
-
-    def _predict_rows(self, examples: list[dict[str, Any]]) -> list[list[float]]:
+        # Blocks this loop, so that what comes in meanwhile fills the next batch. Awaiting a thread
+        # here leaves Serve free to make many small batches, which then wait for each other.
         predictions: list[list[float]] = self._run(
             {
                 name: np.array([example[name] for example in examples], dtype)
@@ -88,7 +87,8 @@ class Model:
 
     async def Predict(self, request: Any) -> Any:  # noqa: N802 (the method's name in the proto)
         """gRPC: a batch as the client made it."""
-        return await self._in_thread(self._predict_proto, request)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._predict_proto, request)
 
     def _predict_proto(self, request: Any) -> Any:
         prediction = self._run(
@@ -102,10 +102,6 @@ class Model:
         tensors = {name: self._tf.constant(value) for name, value in inputs.items()}
         return self._signature(**tensors)["prediction"].numpy()
 
-    async def _in_thread(self, function: Any, argument: Any) -> Any:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, function, argument)
-
 
 def main() -> None:
     """The command line."""
@@ -114,7 +110,6 @@ def main() -> None:
     parser.add_argument("--http_port", type=int, required=True)
     parser.add_argument("--grpc_port", type=int, required=True)
     parser.add_argument("--replicas", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2, help="batches at once in a replica")
     flags = parser.parse_args()
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -131,7 +126,7 @@ def main() -> None:
         ray_actor_options={"num_cpus": 0.5},
         logging_config=LOGGING,
     )
-    serve.run(deployment.bind(flags.model, flags.threads), route_prefix="/")
+    serve.run(deployment.bind(flags.model), route_prefix="/")
     print("ready", flush=True)
     ended.wait()
     serve.shutdown()
