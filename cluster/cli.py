@@ -21,6 +21,7 @@ from shardserve.cluster.options import (
     ServeOptions,
     check,
 )
+from shardserve.cluster.quiet import quiet_import
 from shardserve.cluster.versions import locate
 from shardserve.shards.model import DEFAULT_THRESHOLD, PlanOptions
 
@@ -165,8 +166,9 @@ def inspect(
     """Show a model's signatures and tables, where it is cut and why, and what stays whole."""
     found = locate(directory)
     options = PlanOptions(layout_file=layout, threshold=cut_threshold, tags=_tags(saved_model_tags))
-    from shardserve.cluster.reports import draw_inspection  # noqa: PLC0415 (imports TensorFlow)
-    from shardserve.shards.cut.inspection import inspect_model  # noqa: PLC0415
+    with quiet_import():
+        from shardserve.cluster.reports import draw_inspection  # noqa: PLC0415
+        from shardserve.shards.cut.inspection import inspect_model  # noqa: PLC0415
 
     draw_inspection(Console(), inspect_model(found.path, options))
 
@@ -185,8 +187,9 @@ def plan(
     options = PlanOptions(
         shards, replicas, None, memory_per_shard, cut_threshold, _tags(saved_model_tags)
     )
-    from shardserve.cluster.reports import draw_plan  # noqa: PLC0415 (imports TensorFlow)
-    from shardserve.shards.cut.inspection import plan_report  # noqa: PLC0415
+    with quiet_import():
+        from shardserve.cluster.reports import draw_plan  # noqa: PLC0415
+        from shardserve.shards.cut.inspection import plan_report  # noqa: PLC0415
 
     report = plan_report(found.path, options)
     sys.stdout.write(report.text)
@@ -195,7 +198,8 @@ def plan(
 
 def _run(options: ServeOptions, console: Console) -> None:
     if options.engine is Engine.LOCAL:
-        from shardserve.cluster import local_engine  # noqa: PLC0415 (imports TensorFlow)
+        with quiet_import():
+            from shardserve.cluster import local_engine  # noqa: PLC0415
 
         local_engine.serve(options, console)
     else:

@@ -7,6 +7,7 @@ shard actors and makes it anew, and the new one plans and places again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -30,6 +31,9 @@ from shardserve.shards.model import ModelPlan
 logger = logging.getLogger(__name__)
 
 _LONG_POLL_SECONDS = 30.0
+#: How often, and how long each time, an actor is asked whether it is alive.
+_ATTEMPTS = 3
+_ANSWER_SECONDS = 1.0
 #: A shard's process may start this often before the model was ready once; then starting failed.
 MAX_STARTS = 3
 
@@ -129,10 +133,10 @@ class Controller:
         return await asyncio.shield(self._tables)
 
     async def _watch(self, tables: Published[RoutingTable], seat: Seat, instance: str) -> None:
-        try:
-            await self._actors[seat].until_gone.remote(instance)
-        except RayError as error:
-            logger.warning("%s: %s", seat, error)
+        actor = self._actors[seat]
+        while await _lives(actor, instance):
+            with contextlib.suppress(RayError):
+                await actor.until_gone.remote(instance)
         del self._watches[instance]
         self._publish(tables, lost(tables.latest, seat, instance))
 
@@ -179,3 +183,19 @@ class Controller:
         if lacking is not None and not self._run.can_grow:
             raise ResourceExhausted(lacking)
         self._progress.publish(progress.placing(self._progress.latest, plan, lacking or ""))
+
+
+async def _lives(actor: Any, instance: str) -> bool:
+    """Whether the actor's process is the one that registered as `instance`.
+
+    Calls made soon after an actor came back still fail for its predecessor's death, hence some
+    attempts.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                serves: bool = await actor.serves_as.remote(instance)
+                return serves
+        except (RayError, TimeoutError) as error:
+            logger.info("an actor does not answer: %s", error)
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,6 +63,10 @@ class Serving:
 
     async def open(self) -> None:
         """Open the doors. Raises Unavailable, naming the address, for a port that is taken."""
+        # What loading made lives as long as the process does: TensorFlow alone is a million
+        # objects, and each full collection would look at them all while requests wait.
+        gc.collect()
+        gc.freeze()
         for door in self._doors:
             await door.start()
 

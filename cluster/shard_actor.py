@@ -83,9 +83,13 @@ class ShardActor:
         self._register(seat)
         threading.Thread(target=self._stay, args=(seat,), name="keeper", daemon=True).start()
 
+    def serves_as(self, instance: str) -> bool:
+        """Whether this is the process that registered as `instance`, and its server is up."""
+        return self._server.address.instance == instance and not _join(self._server, 0.0)
+
     def until_gone(self, instance: str) -> None:
         """Return when this process does not serve as `instance`; as a rule it dies meanwhile."""
-        if self._server.address.instance == instance:
+        if self.serves_as(instance):
             _join(self._server)
 
     def stop(self) -> None:
