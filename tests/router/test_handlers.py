@@ -165,9 +165,9 @@ async def test_time_is_spent_on_stages(handlers: Handlers, context: Contexts) ->
             lambda r: (r.inputs["b"].CopyFrom(r.inputs["x"]), r.inputs.pop("x")),
             3,
             (
-                "Signature input alias: x(feed name: serving_default_x:0) not found in request and no "
-                "default value provided. Inputs expected to be in the request {b}, or default input "
-                "alias set: "
+                "Signature input alias: x(feed name: serving_default_x:0) not found in request and "
+                "no default value provided. Inputs expected to be in the request {b}, or default "
+                "input alias set: "
             ),
         ),
         (
