@@ -9,39 +9,42 @@ above).
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from benchmarks.load_probe import SHARDS
+from benchmarks.load_starts import (
+    REQUESTS,
+    SHARD_TITLE,
+    Example,
+    Started,
+    is_shard,
+    probe,
+    start_probe,
+    start_server,
+    start_tensorflow,
+    title,
+)
 from benchmarks.report import Claim, Options, Report, Row, missing, paired_ratio
 from benchmarks.server_process import (
     DidNotStart,
     ProcessMemory,
-    ServerProcess,
     unwinding_on_sigterm,
 )
-from benchmarks.serving_subjects import MODEL, START_SECONDS
-from examples.dlrm import EXTRA
-from shardserve.cluster.ports import free_ports
+from benchmarks.serving_subjects import MODEL
 from shardserve.shards.model import PlanOptions
 
 SCALE = 90
 STARTS = 3
 READS = 5
-#: Requests that a server answers before its memory is read.
-REQUESTS = 200
 #: What a shard process may have besides its slices.
 ALLOWANCE = 150e6
 
@@ -50,36 +53,6 @@ LOCAL_ENGINE = f"ours, local engine, {SHARDS} shards"
 TENSORFLOW = "tf.saved_model.load"
 TF_IMPORT = "import tensorflow"
 ENGINES = {RAY_ENGINE: "ray", LOCAL_ENGINE: "local"}
-#: A shard actor, as Ray titles its process.
-SHARD_TITLE = "ray::ShardActor"
-
-
-@dataclass(frozen=True)
-class Example:
-    """The request that comes with a model, and TensorFlow's reply to it."""
-
-    version: Path
-
-    @property
-    def request(self) -> bytes:
-        return (self.version / EXTRA / "predict_request.json").read_bytes()
-
-    def is_right(self, predictions: Sequence[Sequence[float]]) -> bool:
-        """Whether these are TensorFlow's, to 1e-5 relative."""
-        reply = json.loads((self.version / EXTRA / "predict_reply.json").read_text())
-        wanted = [value for row in reply["predictions"] for value in row]
-        got = [value for row in predictions for value in row]
-        return len(got) == len(wanted) and all(
-            abs(one - other) <= 1e-5 * abs(other) for one, other in zip(got, wanted, strict=True)
-        )
-
-
-@dataclass(frozen=True)
-class Started:
-    """One start: seconds to the first right answer, and the peaks of all processes after some."""
-
-    seconds: float
-    memory: Sequence[ProcessMemory]
 
 
 @dataclass
@@ -109,11 +82,11 @@ def _measure_starts(findings: Findings, base_path: Path, times: int, logs: Path)
     """Everybody in turns; the medians, and the memory of the last start."""
     example = Example(base_path / "1")
     ways: dict[str, Callable[[], Started]] = {
-        TF_IMPORT: partial(_start_probe, "import"),
-        TENSORFLOW: partial(_start_tensorflow, example),
+        TF_IMPORT: partial(start_probe, "import"),
+        TENSORFLOW: partial(start_tensorflow, example),
     }
     for name, engine in ENGINES.items():
-        ways[name] = partial(_start_server, engine, base_path, example, logs)
+        ways[name] = partial(start_server, engine, base_path, example, logs)
     read_whole(data_file(example.version))
     found: dict[str, list[Started]] = {name: [] for name in ways}
     for _ in range(times):
@@ -136,69 +109,9 @@ def _measure_starts(findings: Findings, base_path: Path, times: int, logs: Path)
         findings.claims.append(_memory_claim(None, "not measured: the server did not start"))
 
 
-def _start_server(engine: str, base_path: Path, example: Example, logs: Path) -> Started:
-    grpc, rest, serve_http, serve_grpc = free_ports(4)
-    command = [
-        *(sys.executable, "-m", "shardserve", "serve", f"--engine={engine}"),
-        *(f"--model_name={MODEL}", f"--model_base_path={base_path}", f"--shards={SHARDS}"),
-        *(f"--port={grpc}", f"--rest_api_port={rest}"),
-        *(f"--serve_http_port={serve_http}", f"--serve_grpc_port={serve_grpc}"),
-    ]
-    with ServerProcess(command, logs / engine) as server:
-        seconds = server.wait_until(lambda: answers(rest, example), START_SECONDS)
-        for _ in range(REQUESTS):
-            answers(rest, example)
-        return Started(seconds, server.memory())
-
-
-def answers(rest_port: int, example: Example) -> bool:
-    """Whether the server answers the example, and rightly. Raises DidNotStart if wrongly."""
-    url = f"http://127.0.0.1:{rest_port}/v1/models/{MODEL}:predict"
-    try:
-        with urllib.request.urlopen(url, example.request, timeout=5.0) as reply:
-            predictions = json.load(reply)["predictions"]
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return False
-    if not example.is_right(predictions):
-        raise DidNotStart(f"wrong answer: {predictions}")
-    return True
-
-
-def _start_tensorflow(example: Example) -> Started:
-    return _start_probe("tensorflow", str(example.version), right=example.is_right)
-
-
-def _start_probe(*arguments: str, right: Callable[[Any], bool] = lambda _: True) -> Started:
-    started = time.perf_counter()
-    found = _probe(*arguments)
-    if not right(found.get("predictions")):
-        raise DidNotStart(f"wrong answer: {found['predictions']}")
-    memory = ProcessMemory(0, " ".join(arguments), found["peak_bytes"])
-    return Started(found["answered"] - started, [memory])
-
-
-def _probe(*arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.load_probe", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def is_shard(process: ProcessMemory) -> bool:
-    """Whether this process is a shard actor."""
-    return process.command.startswith(SHARD_TITLE)
-
-
 def _memory_rows(name: str, processes: Sequence[ProcessMemory]) -> Iterator[Row]:
     for process in sorted(processes, key=lambda one: -one.peak_bytes):
         yield Row(name, title(process.command), "peak resident", "MB", process.peak_bytes / 1e6)
-
-
-def title(command: str) -> str:
-    """A short name for a command line: Ray's title, or the program and what it runs."""
-    words = [word for word in command.split() if not word.startswith("-")]
-    names = [Path(word).name or word for word in words[:2]]
-    return " ".join(names)[:60]
 
 
 def _claim_memory(findings: Findings, base_path: Path, shards: Sequence[ProcessMemory]) -> None:
@@ -254,7 +167,7 @@ def _measure_reads(findings: Findings, version: Path, times: int) -> None:
 
 
 def _read_rate(version: Path, sharding: str) -> float:
-    found = _probe("read", str(version), sharding)
+    found = probe("read", str(version), sharding)
     return float(found["bytes"] / found["seconds"] / 1e9)
 
 

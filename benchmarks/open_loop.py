@@ -20,140 +20,27 @@ error that came instead, and its latency is NaN.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import count
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO
 
-import grpc
-import httptools
 import msgpack
 import numpy as np
 import uvloop
 
+from benchmarks.serving_senders import GrpcSender, HttpSender, Reply, Sender
 from benchmarks.workloads import FloatArray
 
 #: libuv's timers count in milliseconds; asking for less would spin.
 TICK = 0.001
-#: Replies that are still awaited after the last request was sent.
+#: For how long replies are awaited after the last request was sent.
 DRAIN_SECONDS = 5.0
 NEVER_SENT = "never sent: the server fell too far behind"
 NEVER_ANSWERED = "no reply"
-
-Reply = bytes | str
-OnReply = Callable[[Reply], None]
-
-
-class Sender(Protocol):
-    """Sends a body at once, and calls `on_reply` once, with the reply or the error's text."""
-
-    def send(self, body: bytes, on_reply: OnReply) -> None: ...
-
-
-class HttpSender:
-    """POSTs over keep-alive connections, one request at a time on each.
-
-    A request takes the connection that was free last; if none is, it waits for one.
-    """
-
-    def __init__(self, connections: Sequence[HttpConnection]) -> None:
-        self._free = list(connections)
-        self._waiting: deque[tuple[bytes, OnReply]] = deque()
-        for connection in connections:
-            connection.on_free = self._on_free
-
-    @classmethod
-    async def connect(cls, host: str, port: int, path: str, connections: int) -> HttpSender:
-        """Open every connection before the load begins."""
-        loop = asyncio.get_running_loop()
-        make = partial(HttpConnection, f"{host}:{port}", path)
-        opened = [await loop.create_connection(make, host, port) for _ in range(connections)]
-        return cls([protocol for _, protocol in opened])
-
-    def send(self, body: bytes, on_reply: OnReply) -> None:
-        if self._free:
-            self._free.pop().post(body, on_reply)
-        else:
-            self._waiting.append((body, on_reply))
-
-    def _on_free(self, connection: HttpConnection) -> None:
-        if self._waiting:
-            connection.post(*self._waiting.popleft())
-        else:
-            self._free.append(connection)
-
-
-class HttpConnection(asyncio.Protocol):
-    """One HTTP/1.1 connection. A lost one answers each further request with its error."""
-
-    def __init__(self, authority: str, path: str) -> None:
-        self._head = (
-            f"POST {path} HTTP/1.1\r\nHost: {authority}\r\n"
-            "Content-Type: application/json\r\nContent-Length: "
-        ).encode()
-        self._on_reply: OnReply | None = None
-        self._lost = ""
-        self.on_free: Callable[[HttpConnection], None] = lambda _: None
-
-    def post(self, body: bytes, on_reply: OnReply) -> None:
-        self._on_reply = on_reply
-        if self._lost:
-            self._end(self._lost)
-            return
-        self._body: list[bytes] = []
-        self._transport.writelines((self._head, b"%d\r\n\r\n" % len(body), body))
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.WriteTransport, transport)
-        self._parser = httptools.HttpResponseParser(self)
-
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._lost = f"connection lost: {error or 'closed by the server'}"
-        if self._on_reply is not None:
-            self._end(self._lost)
-
-    def on_body(self, body: bytes) -> None:
-        self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        body, status = b"".join(self._body), self._parser.get_status_code()
-        self._end(body if status == 200 else f"{status}: {body[:300].decode(errors='replace')}")
-
-    def _end(self, reply: Reply) -> None:
-        on_reply, self._on_reply = self._on_reply, None
-        if on_reply is not None:
-            on_reply(reply)
-            self.on_free(self)
-
-
-class GrpcSender:
-    """Calls one unary method with bytes that are serialised already."""
-
-    def __init__(self, address: str, method: str) -> None:
-        self._channel = grpc.aio.insecure_channel(
-            address, options=[("grpc.max_receive_message_length", -1)]
-        )
-        self._call = self._channel.unary_unary(method)
-        self._running: set[asyncio.Task[None]] = set()
-
-    def send(self, body: bytes, on_reply: OnReply) -> None:
-        task = asyncio.create_task(self._ask(body, on_reply))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
-    async def _ask(self, body: bytes, on_reply: OnReply) -> None:
-        try:
-            on_reply(await self._call(body))
-        except grpc.aio.AioRpcError as error:
-            on_reply(f"{error.code().name}: {error.details()}")
 
 
 @dataclass
@@ -166,7 +53,9 @@ class Run:
     late: list[float] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     answered: int = 0
+    drain_seconds: float = DRAIN_SECONDS
     _oldest: int = 0
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def send(self, due: float, then: Callable[[], None] = lambda: None) -> None:
         """Send the next body; its latency counts from `due`."""
@@ -180,6 +69,7 @@ class Run:
                 self.latencies[number] = time.perf_counter() - due
             self.replies[number] = reply
             self.answered += 1
+            self._changed.set()
             then()
 
         self.sender.send(self.bodies[number % len(self.bodies)], on_reply)
@@ -190,8 +80,13 @@ class Run:
             self._oldest += 1
         return self._oldest
 
-    def all_answered(self) -> bool:
-        return self.answered == len(self.replies)
+    async def drain(self) -> None:
+        """Wait until every request has its reply, for `drain_seconds` at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.drain_seconds):
+                while self.answered < len(self.replies):
+                    self._changed.clear()
+                    await self._changed.wait()
 
 
 async def open_loop(run: Run, arrivals: FloatArray, give_up: float) -> None:
@@ -209,7 +104,7 @@ async def open_loop(run: Run, arrivals: FloatArray, give_up: float) -> None:
             break
         if sent < len(due):
             await asyncio.sleep(max(TICK, due[sent] - now))
-    await _drain(run)
+    await run.drain()
     run.replies += [NEVER_SENT] * (len(due) - sent)
     run.latencies += [float("nan")] * (len(due) - sent)
 
@@ -226,14 +121,7 @@ async def closed_loop(run: Run, clients: int, seconds: float) -> None:
     for _ in range(clients):
         again()
     await asyncio.sleep(seconds)
-    await _drain(run)
-
-
-async def _drain(run: Run) -> None:
-    for waited in count():
-        if run.all_answered() or waited * TICK > DRAIN_SECONDS:
-            return
-        await asyncio.sleep(TICK)
+    await run.drain()
 
 
 async def serve_schedules(source: msgpack.Unpacker, answers: BinaryIO) -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,6 +29,8 @@ from shardserve.cluster.processes import adopt_orphans, end_descendants
 POLL_SECONDS = 0.02
 INTERRUPT_GRACE = 30.0
 TERMINATE_GRACE = 5.0
+#: Below those that Linux gives to outgoing connections.
+SERVER_PORTS = range(20_000, 32_000)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -62,6 +66,7 @@ class ServerProcess:
         assert self._supervisor.stdout is not None
         started = self._supervisor.stdout.readline()
         if not started:
+            self.end()
             raise DidNotStart(f"{command[0]}: {self.tail()}")
         self.started = float(started)
 
@@ -136,6 +141,18 @@ def peak_rss(pid: int | str = "self") -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise ProcessLookupError(f"process {pid} has ended")
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on now, and that no outgoing connection will take."""
+    found: list[int] = []
+    for port in random.sample(SERVER_PORTS, len(SERVER_PORTS)):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"fewer than {count} of the ports {SERVER_PORTS} are free")
 
 
 @contextlib.contextmanager

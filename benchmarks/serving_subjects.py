@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from benchmarks import serving_kserve
-from benchmarks.server_process import ServerProcess
+from benchmarks.server_process import ServerProcess, free_ports
 from benchmarks.serving_load import Target, Workload
 from benchmarks.serving_requests import (
     Queries,
@@ -21,7 +21,6 @@ from benchmarks.serving_requests import (
     rest_predictions,
     rest_rows,
 )
-from shardserve.cluster.ports import free_ports
 
 START_SECONDS = 120.0
 MODEL = "dlrm"
@@ -70,7 +69,7 @@ class Subject:
         """Start it; it keeps its log and its sockets in `directory`. Not ready yet."""
         directory.mkdir(parents=True)
         return ServerProcess(
-            self.command, directory / "log", {**self.env, **_haproxy_files(directory)}
+            self.command, directory / "log", {**self.env, **haproxy_files(directory)}
         )
 
 
@@ -173,7 +172,7 @@ def _post(url: str, body: Mapping[str, object]) -> None:
         pass
 
 
-def _haproxy_files(directory: Path) -> dict[str, str]:
+def haproxy_files(directory: Path) -> dict[str, str]:
     """Ray Serve keeps HAProxy's files in one place for all that run on a machine, unless told."""
     return {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
