@@ -16,6 +16,9 @@ SERVE_SETTINGS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     # Ours are the only clients: nobody has to be told that a replica goes away.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+    # By default Serve takes 8500, TensorFlow Serving's gRPC port, for a proxy of its own.
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": "8510",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": "8511",
 }
 
 

@@ -24,7 +24,7 @@ from shardserve.cluster.controller import Controller, Run
 from shardserve.cluster.options import ServeOptions
 from shardserve.cluster.planning import Wanted
 from shardserve.cluster.progress import Phase, Progress
-from shardserve.cluster.serve_app import Application
+from shardserve.cluster.serve_app import Application, serve_runs
 from shardserve.cluster.shard_actor import NAMESPACE
 from shardserve.cluster.stop_signals import StopSignals
 from shardserve.cluster.table import changes
@@ -51,6 +51,7 @@ class RayRun:
         self._application = Application(name, name, options.doors, options.ray)
         self._controller: Any = None
         self._deploying: Future[object] = Future()
+        self._serve_ran = False
         self._log = logs.logger(run=name)
 
     @property
@@ -75,6 +76,7 @@ class RayRun:
             .options(name=self._name, num_cpus=0, max_restarts=-1)
             .remote(run, secrets.token_bytes(_SECRET_BYTES))
         )
+        self._serve_ran = serve_runs()
         self._deploying = in_thread(self._application.deploy)
         self._wait_until_served(display)
 
@@ -99,7 +101,8 @@ class RayRun:
         """Step by step, as long as there is time; what remains is ended by force later."""
         steps: list[Callable[[], object]] = []
         if self._controller is not None:
-            steps.append(serve.shutdown if self._is_own else lambda: serve.delete(self._name))
+            shared = self._serve_ran
+            steps.append((lambda: serve.delete(self._name)) if shared else serve.shutdown)
             steps.append(lambda: ray.get(self._controller.stop.remote()))
             steps.append(lambda: ray.kill(self._controller))
             steps.append(lambda: fleet.release(self._name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, gRPCOptions
 from ray.serve.schema import LoggingConfig
@@ -17,6 +18,15 @@ MAX_ONGOING_REQUESTS = 4096
 #: What Ray takes a router to need of a node's cores, so that a laptop can run several.
 ROUTER_CPUS = 0.1
 _LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
+
+
+def serve_runs() -> bool:
+    """Whether there is a Serve in this Ray already: somebody else's, or of another run."""
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
