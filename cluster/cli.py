@@ -47,7 +47,10 @@ Replicas = Annotated[
     typer.Option("--replicas", min=1, help="Processes for each shard; 1, or what the layout says."),
 ]
 LayoutPath = Annotated[
-    Path | None, typer.Option("--layout", metavar="FILE", help="A layout file, instead of a plan.")
+    Path | None,
+    typer.Option(
+        "--layout", metavar="FILE", resolve_path=True, help="A layout file, instead of a plan."
+    ),
 ]
 Memory = Annotated[
     int | None,

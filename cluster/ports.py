@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 from collections.abc import Mapping
-from contextlib import ExitStack
 
 from shardserve.batching.errors import FailedPrecondition
+
+_RANGE = range(12_000, 29_000)
 
 
 def check_free(host: str, ports: Mapping[str, int]) -> None:
@@ -34,9 +37,15 @@ def _check(host: str, flag: str, port: int) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on, on any interface, at the moment."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("", 0))
-        return [probe.getsockname()[1] for probe in probes]
+    """Different ports that nobody listens on, on any interface, at the moment.
+
+    None is one that the system gives to outgoing connections, or that Ray Serve counts up from.
+    """
+    found: list[int] = []
+    for port in random.SystemRandom().sample(_RANGE, len(_RANGE)):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise FailedPrecondition(f"fewer than {count} ports in {_RANGE} are free")

@@ -18,6 +18,7 @@ from shardserve.cluster.processes import adopt_orphans, end_descendants
 from shardserve.cluster.stop_signals import Stopped, StopSignals
 from shardserve.cluster.versions import latest
 from shardserve.router import logs
+from shardserve.shards.layout_file import read_layout_file
 
 _GRACE_SECONDS = 3.0
 
@@ -30,6 +31,8 @@ def serve(options: ServeOptions, console: Console) -> None:
     logs.configure()
     found = latest(options.base_path)
     example = find_example(found.path, options.example)
+    if options.plan.layout_file is not None:
+        read_layout_file(options.plan.layout_file)  # A slip in it is not worth a Ray's start.
     _prepare(options)
     from shardserve.cluster.ray_run import RayRun  # noqa: PLC0415 (the environment comes first)
 

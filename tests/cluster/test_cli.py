@@ -7,6 +7,8 @@ import pytest
 from shardserve.cluster.cli import main
 from shardserve.shards.layout_file import parse_layout
 
+SERVE = ("serve", "--model_name=m", "--model_base_path={model}")
+
 
 def run(*arguments: str) -> int:
     """The exit status."""
@@ -56,6 +58,10 @@ def test_plan_writes_a_layout_that_can_be_given_back(
         (("plan", "{model}", "--memory_per_shard=lots"), 2, "--memory_per_shard"),
         (("serve", "--model_name=m", "--model_base_path=/absent"), 1, "/absent"),
         (("serve", "--model_base_path={model}"), 2, "--model_name"),
+        ((*SERVE, "--layout=/absent.yaml"), 1, "/absent.yaml"),
+        ((*SERVE, "--port=0"), 1, "--port"),
+        ((*SERVE, "--engine=x"), 2, "--engine"),
+        ((*SERVE, "--nonsense=1"), 2, "--nonsense"),
         (
             ("serve", "--model_name=m", "--model_base_path={model}", "--enable_batching=perhaps"),
             1,
@@ -72,9 +78,6 @@ def test_plan_writes_a_layout_that_can_be_given_back(
             1,
             "--batching_parameters_file needs --enable_batching",
         ),
-        (("serve", "--model_name=m", "--model_base_path={model}", "--port=0"), 1, "--port"),
-        (("serve", "--model_name=m", "--model_base_path={model}", "--engine=x"), 2, "--engine"),
-        (("serve", "--model_name=m", "--model_base_path={model}", "--nonsense=1"), 2, "--nonsense"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_message_without_a_trace(
