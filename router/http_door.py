@@ -1,31 +1,41 @@
-"""The direct REST door: plain asyncio and httptools' parser, in a loop that runs already.
+"""The direct REST door: uvicorn with httptools, inside an event loop that already runs.
 
-Chosen by measurement, half-plus-two through all of our code, servers interleaved on two cores,
-CPU of the process for a request at 32 connections (least of nine runs), median time at one:
-this 56 us and 97 us, granian embedded 75 us and 142 us, uvicorn with httptools 75 us and 130 us,
-aiohttp 92 us and 151 us. The ready-made servers pay for ASGI or for handing each request from
-thread to thread; granian also hides whether a path's slash was percent-encoded.
+Chosen by measurement: half-plus-two through all of our code, servers interleaved on two cores, CPU
+of the process for a request at 32 connections (least of nine runs), median time at one: uvicorn
+with httptools 75 us and 130 us, granian embedded 75 us and 142 us, aiohttp 92 us and 151 us. A
+protocol of our own on httptools took 56 us and 97 us: not worth owning an HTTP server for. granian
+also hides whether a path's slash was percent-encoded.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import math
+import socket
+from typing import Any
 
-from shardserve.router.http_protocol import Connections, RestProtocol
-from shardserve.router.listening import ANY_HOST, listen
-from shardserve.router.rest import Rest
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from shardserve.router.listening import ANY_HOST, BACKLOG, listen
+from shardserve.router.rest import Response, Rest
 
 MAX_BODY = 64 << 20
 
 GRACE_SECONDS = 5.0
 
+#: Bytes of a request's line and headers together, give or take one read.
+MAX_HEAD = 64 << 10
+
+#: Seconds a client may take to send its body.
+BODY_SECONDS = 60.0
+
+#: Requests that take longer than this many seconds are watched for their client going away.
+WATCH_AFTER = 0.25
+
 
 class HttpDoor:
-    """Serves `rest` on a port until stopped; several processes may share the port.
-
-    Bodies longer than `max_body` bytes are refused with 413.
-    """
+    """Serves `rest` on a port until stopped; several processes may share the port."""
 
     def __init__(
         self, rest: Rest, host: str = ANY_HOST, port: int = 0, max_body: int = MAX_BODY
@@ -33,34 +43,190 @@ class HttpDoor:
         self.host = host
         #: Where it listens; once started, the real one if it was 0.
         self.port = port
-        self._connections = Connections(rest, max_body)
-        self._server: asyncio.Server | None = None
+        config = uvicorn.Config(
+            _Application(rest, max_body),
+            http=_BoundedProtocol,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            backlog=BACKLOG,
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+        )
+        self._server = uvicorn.Server(config)
+        self._sockets: list[socket.socket] = []
+        self._ticking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Accept connections from now on, on the running loop. Raises as `listen` does."""
         listener = listen(self.host, self.port)
         self.port = listener.getsockname()[1]
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: RestProtocol(self._connections), sock=listener
-        )
+        self._sockets = [listener]
+        # What `Server.serve` does, without taking the process's signals.
+        config = self._server.config
+        config.load()
+        self._server.lifespan = config.lifespan_class(config)
+        await self._server.startup(sockets=self._sockets)
+        self._ticking = asyncio.create_task(self._server.main_loop())
 
     async def stop(self, grace: float = GRACE_SECONDS) -> None:
         """Refuse new connections; cut requests that are still in flight after `grace` seconds."""
-        if self._server is None:
+        if self._ticking is None:
             return
-        self._server.close()
-        for connection in list(self._connections.open):
-            connection.drain()
-        await self._emptied(grace)
-        for connection in list(self._connections.open):
-            connection.abort()
-        await self._emptied(grace)
-        self._server = None
+        self._server.config.timeout_graceful_shutdown = math.ceil(grace)
+        self._server.should_exit = True
+        await self._ticking
+        answering = tuple(self._server.server_state.tasks)
+        await self._server.shutdown(sockets=self._sockets)
+        await asyncio.gather(*answering, return_exceptions=True)
+        self._ticking = None
 
-    async def _emptied(self, seconds: float) -> None:
-        """Wait until every connection is closed, but not longer than that."""
-        self._connections.emptied.clear()
-        if self._connections.open:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._connections.emptied.wait(), seconds)
+
+class _BoundedProtocol(HttpToolsProtocol):
+    """Hangs up on endless headers, which httptools would collect."""
+
+    _in_head = False
+    _head = 0
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._head = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head += len(data)
+            if self._head > MAX_HEAD:
+                self.send_400_response(f"The request's headers are longer than {MAX_HEAD} bytes.")
+
+
+class _Headers:
+    """ASGI's list of raw headers, looked through by name."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        self._pairs = pairs
+
+    def get(self, name: str, /) -> str | None:
+        wanted = name.encode("latin-1")
+        for key, value in self._pairs:
+            if key == wanted:
+                return value.decode("latin-1")
+        return None
+
+
+class _ClientGone(Exception):
+    """There is nobody left to answer."""
+
+
+class _Application:
+    """ASGI onto `Rest`."""
+
+    def __init__(self, rest: Rest, max_body: int) -> None:
+        self._rest = rest
+        self._max_body = max_body
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            response = await self._respond(scope, receive)
+        except _ClientGone:
+            return
+        await send(_start(response))
+        await send({"type": "http.response.body", "body": response.body})
+
+    async def _respond(self, scope: Any, receive: Any) -> Response:
+        headers = _Headers(scope["headers"])
+        try:
+            body = await self._body(headers, receive)
+        except TimeoutError:
+            text = f"The request body did not come within {BODY_SECONDS:g} seconds."
+            return self._rest.refused(408, text)
+        if body is None:
+            text = f"The request body is longer than {self._max_body} bytes."
+            return self._rest.refused(413, text)
+        watch = _Watch(receive)
+        try:
+            return await self._rest.handle(scope["method"], _path(scope), headers, body)
+        except asyncio.CancelledError:
+            if watch.gone:
+                raise _ClientGone from None
+            raise
+        finally:
+            watch.end()
+
+    async def _body(self, headers: _Headers, receive: Any) -> bytes | None:
+        """The whole body, or None if it is, or says it is, longer than may be."""
+        announced = headers.get("content-length")
+        if announced is not None and int(announced) > self._max_body:
+            return None
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _ClientGone
+        if message.get("more_body"):
+            return await self._long_body(message["body"], receive)
+        body: bytes = message.get("body", b"")
+        return body if len(body) <= self._max_body else None
+
+    async def _long_body(self, first: bytes, receive: Any) -> bytes | None:
+        chunks, size, more = [first], len(first), True
+        async with asyncio.timeout(BODY_SECONDS):
+            while more and size <= self._max_body:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _ClientGone
+                chunks.append(message["body"])
+                size += len(message["body"])
+                more = message["more_body"]
+        return b"".join(chunks) if size <= self._max_body else None
+
+
+class _Watch:
+    """Cancels the current task if its client goes away, once it has taken `WATCH_AFTER`."""
+
+    __slots__ = ("_receive", "_task", "_timer", "_watcher", "gone")
+
+    def __init__(self, receive: Any) -> None:
+        self.gone = False
+        self._receive = receive
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._begin)
+
+    def end(self) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.ensure_future(self._wait())
+
+    async def _wait(self) -> None:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and self._task is not None:
+            self.gone = True
+            self._task.cancel()
+
+
+def _path(scope: Any) -> str:
+    """The path as it came, percent-encoded and with its query."""
+    path: str = scope["raw_path"].decode("latin-1")
+    query = scope["query_string"]
+    return f"{path}?{query.decode('latin-1')}" if query else path
+
+
+def _start(response: Response) -> dict[str, Any]:
+    headers = [
+        (name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers
+    ]
+    headers.append((b"content-length", b"%d" % len(response.body)))
+    return {"type": "http.response.start", "status": response.status, "headers": headers}
