@@ -13,6 +13,7 @@ import numpy as np
 from shardserve.batching.errors import InvalidArgument
 from shardserve.router.json_strict import (
     INTEGER_RANGE,
+    MAX_RANK,
     decode_columns,
     decode_rows,
     is_base64,
@@ -159,33 +160,47 @@ def dense(value: Any, kind: TensorType) -> Array | None:
     accept = _ACCEPT.get(kind.name)
     if accept is None:
         return None
-    try:
-        array = np.array(value, accept.held)
-    except (ValueError, TypeError, OverflowError):
+    shape, flat = _flatten(value)
+    # Left to itself, numpy would take "1" and true for numbers, and 1.5 for an integer.
+    if not accept.types.issuperset(map(type, flat)):
         return None
-    # numpy would take "1" and true for numbers, and 1.5 for an integer.
-    if not accept.types.issuperset(map(type, _leaves(value, array.ndim))):
+    try:
+        array = np.array(flat, accept.held)
+    except OverflowError:
         return None
     if accept.bounds is not None and array.size and not _within(array, *accept.bounds):
         return None
-    return array.astype(kind.numpy, copy=False)
+    if array.dtype != kind.numpy:
+        array = array.astype(kind.numpy)
+    return array.reshape(shape)
 
 
 def _within(array: Array, low: int, high: int) -> bool:
     return bool(array.min() >= low and array.max() <= high)
 
 
-def _leaves(value: Any, rank: int) -> Any:
-    if rank == 0:
-        return (value,)
-    for _ in range(rank - 1):
-        value = itertools.chain.from_iterable(value)
-    return value
+def _flatten(value: Any) -> tuple[list[int], list[Any]]:
+    """Shape and elements of nested lists; where they are ragged, lists are left among the elements.
+
+    Level by level, each by a few passes over all of it that run without the interpreter.
+    """
+    if type(value) is not list:
+        return [], [value]
+    shape, flat = [len(value)], value
+    while flat and type(flat[0]) is list and len(shape) < MAX_RANK:
+        if len(flat) == 1:
+            flat = flat[0]
+            shape.append(len(flat))
+            continue
+        if set(map(type, flat)) != {list} or len(set(map(len, flat))) > 1:
+            break
+        shape.append(len(flat[0]))
+        flat = list(itertools.chain.from_iterable(flat))
+    return shape, flat
 
 
 def _strings(value: Any) -> Array | None:
-    array = np.array(value, object)
-    flat = array.ravel().tolist()
+    shape, flat = _flatten(value)
     types = set(map(type, flat))
     if types == {str}:
         flat = [to_bytes(text) for text in flat]
@@ -195,7 +210,7 @@ def _strings(value: Any) -> Array | None:
         return None
     values = np.empty(len(flat), object)
     values[:] = flat
-    return values.reshape(array.shape)
+    return values.reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -215,7 +230,7 @@ def _accept(held: str, *types: type, bounds: tuple[int, int] | None = None) -> _
 _INT32 = _accept("i8", int, bounds=INTEGER_RANGE["int32"])
 
 _ACCEPT: Mapping[str, _Accept] = {
-    "float": _accept("f8", int, float),
+    "float": _accept("f4", int, float),
     "double": _accept("f8", int, float),
     "int32": _INT32,
     "int16": _INT32,

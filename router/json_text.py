@@ -58,7 +58,8 @@ def parse_exactly(body: bytes) -> dict[str, Any]:
 
 def may_repeat_a_key(body: bytes, keys: int) -> bool:
     """Whether `body`, found to have `keys` different keys, has more of them in its text."""
-    return body.count(b'":') - body.count(b'"b64":') > keys
+    # Colons alone are counted ten times as fast, and where there are no more there is no doubt.
+    return body.count(b":") > keys and body.count(b'":') - body.count(b'"b64":') > keys
 
 
 def shown(value: Any) -> str:

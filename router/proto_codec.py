@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +14,13 @@ from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
 from shardserve.batching.errors import InvalidArgument
 from shardserve.router.servable import Array
 from shardserve.router.tensor_types import BY_NUMBER, BY_NUMPY, STRING, TensorType, name_of
+from shardserve.router.varints import encode_varints
 
 #: numpy's limit; TensorFlow's own is 254, of which no kernel takes more than 8.
 MAX_RANK = 64
+
+#: Sizes and names of that many dimensions, generously.
+MAX_SHAPE_BYTES = 4096
 
 #: What numpy can count, whatever the elements, in bytes.
 MAX_ELEMENTS = 2**59
@@ -69,8 +74,7 @@ def decode_tensor(proto: tensor_pb2.TensorProto) -> Array:
     kind = BY_NUMBER.get(proto.dtype)
     if kind is None:
         raise TensorError(f"a tensor of type {name_of(proto.dtype)} cannot be sent")
-    shape = _decode_shape(proto.tensor_shape)
-    count = math.prod(shape)
+    shape, count = _decode_shape(proto.tensor_shape.SerializeToString())
     if kind is STRING:
         values = _decode_strings(proto, count)
     elif proto.tensor_content and count:
@@ -80,13 +84,17 @@ def decode_tensor(proto: tensor_pb2.TensorProto) -> Array:
     return values.reshape(shape)
 
 
-def _decode_shape(proto: tensor_shape_pb2.TensorShapeProto) -> tuple[int, ...]:
-    shape = tuple([dim.size for dim in proto.dim])
-    if not shape:
-        return shape
-    if min(shape) < 0 or len(shape) > MAX_RANK or math.prod(filter(None, shape)) > MAX_ELEMENTS:
+@functools.lru_cache(maxsize=4096)
+def _decode_shape(raw: bytes) -> tuple[tuple[int, ...], int]:
+    """A serialised TensorShapeProto's sizes and their product. Requests have few different ones."""
+    if len(raw) > MAX_SHAPE_BYTES:
+        raise TensorError(f"a shape of {len(raw)} bytes")
+    shape = tuple([dim.size for dim in tensor_shape_pb2.TensorShapeProto.FromString(raw).dim])
+    if len(shape) > MAX_RANK or min(shape, default=0) < 0:
         raise TensorError(f"invalid shape {list(shape)}")
-    return shape
+    if math.prod(filter(None, shape)) > MAX_ELEMENTS:
+        raise TensorError(f"invalid shape {list(shape)}")
+    return shape, math.prod(shape)
 
 
 def _decode_content(content: bytes, kind: TensorType, count: int) -> Array:
@@ -100,12 +108,17 @@ def _decode_content(content: bytes, kind: TensorType, count: int) -> Array:
 
 def _decode_field(proto: tensor_pb2.TensorProto, kind: TensorType, count: int) -> Array:
     values = _field_values(getattr(proto, kind.field), FIELDS[kind.field])
-    if kind.is_complex:
+    if values.dtype != kind.numpy:
+        values = _as_elements(values, kind)
+    return values if len(values) == count else _filled(values, count, kind.numpy)
+
+
+def _as_elements(values: Array, kind: TensorType) -> Array:
+    """The elements whose bits lie in a field's values."""
+    if kind.numpy.kind == "c":
         values = values[: len(values) // 2 * 2]
     elements: Array = values.astype(kind.bits, copy=False).view(kind.numpy)
-    if len(elements) == count:
-        return elements
-    return _filled(elements, count, kind.numpy)
+    return elements
 
 
 def _field_values(values: Any, field: Field) -> Array:
@@ -193,17 +206,12 @@ def _encode_values(array: Array, kind: TensorType) -> bytes:
     if not array.size:
         return b""
     if kind is STRING:
-        return _serialized(string_val=array.ravel().tolist())
+        strings = tensor_pb2.TensorProto(string_val=array.ravel().tolist())
+        encoded: bytes = strings.SerializeToString()
+        return encoded
     field = FIELDS[kind.field]
     bits = np.ascontiguousarray(array).view(kind.bits).ravel()
-    if field.raw:
-        return _message(field.number, bits.tobytes())
-    return _serialized(**{kind.field: bits.tolist()})
-
-
-def _serialized(**fields: Any) -> bytes:
-    encoded: bytes = tensor_pb2.TensorProto(**fields).SerializeToString()
-    return encoded
+    return _message(field.number, bits.tobytes() if field.raw else encode_varints(bits))
 
 
 def _number(field: int, value: int) -> bytes:

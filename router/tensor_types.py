@@ -26,10 +26,6 @@ class TensorType:
     field: str
     bits: np.dtype[Any]
 
-    @property
-    def is_complex(self) -> bool:
-        return self.numpy.kind == "c"
-
 
 def _type(name: str, field: str, bits: str) -> TensorType:
     number = types_pb2.DataType.Value(f"DT_{name.upper()}")

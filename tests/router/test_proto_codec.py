@@ -23,6 +23,7 @@ from shardserve.router.proto_codec import (
     encode_tensor,
 )
 from shardserve.router.tensor_types import BY_NUMBER, STRING, name_of
+from shardserve.router.varints import encode_varints
 
 NUMERIC = [kind for kind in BY_NUMBER.values() if kind is not STRING and kind.numpy.names is None]
 
@@ -139,6 +140,7 @@ def test_an_unknown_rank_is_a_scalar() -> None:
         (_proto(999), "unknown dtype enum"),
         (_proto(types_pb2.DT_FLOAT, [-1], float_val=[1]), r"invalid shape \[-1\]"),
         (_proto(types_pb2.DT_FLOAT, [1] * 65, float_val=[1]), "invalid shape"),
+        (_proto(types_pb2.DT_FLOAT, [1] * 5000), "a shape of 20000 bytes"),
         (_proto(types_pb2.DT_FLOAT, [2**40, 2**40]), "invalid shape"),
         (_proto(types_pb2.DT_FLOAT, [0, 2**62]), "invalid shape"),
         (_proto(types_pb2.DT_FLOAT, [2**40], float_val=[1]), "1 values for a shape of"),
@@ -164,6 +166,15 @@ def test_what_is_no_tensor_is_refused_before_it_is_allocated(
 def test_few_and_many_values_take_different_ways_to_the_same_array(values: list[int]) -> None:
     proto = _proto(types_pb2.DT_INT64, [len(values)], int64_val=values)
     assert decode_tensor(proto).tolist() == values
+
+
+@given(hnp.arrays(st.sampled_from(["i1", "i4", "i8", "u2", "u4", "u8"]), st.integers(0, 30)))
+@settings(max_examples=50)
+def test_varints_are_those_of_protobuf(values: np.ndarray) -> None:
+    wide = values.astype(np.int64).tolist() if values.dtype.kind == "i" else values.tolist()
+    field = "int64_val" if values.dtype.kind == "i" else "uint64_val"
+    packed = tensor_pb2.TensorProto(**{field: wide}).SerializeToString()
+    assert packed.endswith(encode_varints(values))
 
 
 def test_the_fields_are_those_of_the_proto() -> None:
