@@ -1,1 +1,1 @@
-"""Cuts a SavedModel, says what a slice is and where its bytes lie, holds slices, computes on them."""
+"""Cuts a SavedModel, knows what a slice is and where its bytes lie, holds and computes on it."""

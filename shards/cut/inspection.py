@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardserve.shards.bundle import open_bundle
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.framework import dtypes
 
+from shardserve.shards.bundle import open_bundle
 from shardserve.shards.cut.cut import CutModel, CutTable, WholeVariable, cut_saved_model
 from shardserve.shards.cut.lookups import Lookup, Motif
 from shardserve.shards.cut.planning import cut_rule, plan_tables, table_sources

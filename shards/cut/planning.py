@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from shardserve.shards.bundle import Bundle, open_bundle
-
 from shardserve.batching.errors import DataLoss
+from shardserve.shards.bundle import Bundle, open_bundle
 from shardserve.shards.cut.cut import CutModel, CutRule, CutTable, cut_saved_model
 from shardserve.shards.cut.saved_model import checkpoint_prefix
 from shardserve.shards.layout import Layout, check, check_memory

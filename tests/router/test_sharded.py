@@ -13,20 +13,20 @@ import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shardserve.shards.bundle import open_bundle
-from shardserve.shards.local import LocalChannel
-from shardserve.shards.shard import Shard
 
 from shardserve.batching.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from shardserve.router.servable import RequestContext
 from shardserve.router.session import StageThreads
 from shardserve.router.sharded import ShardedServable, load_sharded
+from shardserve.shards.bundle import open_bundle
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
 from shardserve.shards.cut.planning import table_sources
 from shardserve.shards.cut.saved_model import checkpoint_prefix
 from shardserve.shards.layout import Layout
+from shardserve.shards.local import LocalChannel
 from shardserve.shards.messages import LookupReply, LookupRequest
 from shardserve.shards.model import ModelPlan
+from shardserve.shards.shard import Shard
 from tests.layouts import LAYOUTS, layout_of, random_layout
 from tests.saved_models import CASES, THRESHOLD, Feeds
 
