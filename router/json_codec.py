@@ -70,6 +70,9 @@ def decode_predict(body: PredictBody, signature: Signature) -> dict[str, Array]:
     Rows: the outermost dimension counts the instances. Raises InvalidArgument, or Unimplemented
     for types that JSON cannot carry.
     """
+    if not signature.inputs:
+        name = body.signature_name or "DEFAULT"
+        raise InvalidArgument(f"Failed to get input map for signature: {name}")
     kinds = _kinds(signature)
     decode = _rows if body.form is Form.ROWS else _columns
     with np.errstate(over="ignore"):
@@ -112,8 +115,6 @@ def _check_instances(document: dict[str, Any], rows: Any) -> None:
 
 
 def _kinds(signature: Signature) -> dict[str, TensorType]:
-    if not signature.inputs:
-        raise InvalidArgument("the signature has no inputs, which REST cannot ask for")
     kinds = {}
     for alias, info in signature.inputs.items():
         if info.dtype not in BY_NUMBER:

@@ -280,6 +280,10 @@ def test_types_that_json_cannot_carry_are_unimplemented_and_in_rows_invalid() ->
     assert "UNIMPLEMENTED: Conversion" in refusal({"instances": [1]}, x="half")
 
 
+def test_a_signature_without_inputs_cannot_be_asked_over_rest() -> None:
+    assert refusal({"inputs": 1}) == "Failed to get input map for signature: DEFAULT"
+
+
 def test_bad_base64_is_refused() -> None:
     assert "Unable to base64 decode" in refusal({"inputs": {"b64": "*"}}, x="string")
     assert "base64 data" in refusal({"inputs": {"x": {"b64": 1}}}, x="string")
