@@ -13,10 +13,10 @@ from shardserve.shards.native import library
 
 Array = npt.NDArray[Any]
 
-#: A row is asked for when the loop is this many rows before it: enough for the 48 cache lines that
-#: a core keeps in flight, and more than the 32 streams that its prefetcher follows, which otherwise
-#: takes the coming row for the start of a stream and fetches what lies behind it as well. Measured:
-#: 16 rows 6.5 GB/s, 32 rows 10.4, 64 rows 10.3 (rows of 512 bytes, a table of 1 GiB).
+#: A row is asked for when the loop is this many rows before it. Measured: 16 rows 6.5 GB/s, 32 rows
+#: 10.4, 64 rows 10.3 (rows of 512 bytes, a table of 1 GiB). Probably since the processor's own
+#: prefetcher follows 32 pages at a time: a row touched again before it is forgotten there looks
+#: like the start of a stream, and what lies behind it is fetched as well.
 AHEAD = 32
 
 _ALL_FOUND = -1
