@@ -72,10 +72,12 @@ Tags = Annotated[str, typer.Option("--saved_model_tags", help="Tags of the MetaG
 
 @app.command()
 def serve(
-    model_name: Annotated[str, typer.Option("--model_name", help="Its name in requests.")],
     model_base_path: Annotated[
         Path, typer.Option("--model_base_path", help="Holds one directory for each version.")
     ],
+    model_name: Annotated[
+        str, typer.Option("--model_name", help="Its name in requests.")
+    ] = "default",
     port: Annotated[int, typer.Option("--port", help="gRPC; 0 for none.")] = 8500,
     rest_api_port: Annotated[int, typer.Option("--rest_api_port", help="REST; 0 for none.")] = 0,
     rest_api_timeout_in_ms: Annotated[

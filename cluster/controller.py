@@ -16,7 +16,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from shardserve.batching.errors import ResourceExhausted, ServingError, Unavailable
+from shardserve.batching.errors import ResourceExhausted, Unavailable
 from shardserve.cluster import fleet, progress
 from shardserve.cluster.credentials import shard_credentials
 from shardserve.cluster.placement import Bundle, Seat, bundle_for, seats, shortage
@@ -157,7 +157,7 @@ class Controller:
             self._tables.set_result(tables)
             await self._place(plan)
             self._publish(tables, tables.latest)
-        except ServingError as error:
+        except Exception as error:  # noqa: BLE001 (whoever waits for the plan or the start gets it)
             self._fail(failure_of(error))
             if not self._tables.done():
                 self._tables.set_exception(error)

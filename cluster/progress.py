@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from shardserve.batching.errors import ServingError, error_of
+from shardserve.batching.errors import Internal, ServingError, error_of
 from shardserve.cluster.placement import Seat, seats
 from shardserve.shards.model import ModelPlan
 
@@ -32,8 +32,11 @@ class Failure:
         return error_of(self.code, self.message)
 
 
-def failure_of(error: ServingError) -> Failure:
-    return Failure(error.code, error.message)
+def failure_of(error: Exception) -> Failure:
+    """An error that is none of ours counts as internal, and keeps its name."""
+    if isinstance(error, ServingError):
+        return Failure(error.code, error.message)
+    return Failure(Internal.code, f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from typing import NoReturn
 
 import ray
 
-from shardserve.batching.errors import Internal, ServingError
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.private_directory import private_directory
-from shardserve.cluster.progress import Failure, failure_of
+from shardserve.cluster.progress import failure_of
 from shardserve.shards.handshake import Credentials
 from shardserve.shards.layout import Slice
 from shardserve.shards.memory import peak_rss_bytes, release_code_pages
@@ -77,7 +76,7 @@ class ShardActor:
         try:
             self._server = _serve(spec, self._load(spec))
         except Exception as error:  # noqa: BLE001 (it is reported, and ends the process)
-            ray.get(self._controller.refused.remote(seat, _failure(error)))
+            ray.get(self._controller.refused.remote(seat, failure_of(error)))
             _give_up()
         self._stopping = False
         self._register(seat)
@@ -132,12 +131,6 @@ def _join(server: RunningServer, timeout: float | None = None) -> bool:
     """Wait for the server to end; whether it has."""
     server._thread.join(timeout)  # noqa: SLF001
     return not server._thread.is_alive()  # noqa: SLF001
-
-
-def _failure(error: Exception) -> Failure:
-    if isinstance(error, ServingError):
-        return failure_of(error)
-    return Failure(Internal.code, f"{type(error).__name__}: {error}")
 
 
 def _give_up() -> NoReturn:

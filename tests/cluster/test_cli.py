@@ -57,7 +57,7 @@ def test_plan_writes_a_layout_that_can_be_given_back(
         (("plan", "{model}", "--memory_per_shard=1KiB", "--cut_threshold=16KB"), 1, "shard 0"),
         (("plan", "{model}", "--memory_per_shard=lots"), 2, "--memory_per_shard"),
         (("serve", "--model_name=m", "--model_base_path=/absent"), 1, "/absent"),
-        (("serve", "--model_base_path={model}"), 2, "--model_name"),
+        (("serve", "--model_name=m"), 2, "--model_base_path"),
         ((*SERVE, "--layout=/absent.yaml"), 1, "/absent.yaml"),
         ((*SERVE, "--port=0"), 1, "--port"),
         ((*SERVE, "--engine=x"), 2, "--engine"),

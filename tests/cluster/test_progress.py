@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from shardserve.batching.errors import DataLoss, Unavailable
+from shardserve.batching.errors import DataLoss, Internal, Unavailable
 from shardserve.cluster import progress
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.progress import Failure, Phase, Progress, failure_of
@@ -60,3 +60,7 @@ def test_a_failure_is_the_error_again_on_the_other_side() -> None:
 
     assert isinstance(error, DataLoss)
     assert error.message == "variables.data: cut off"
+
+
+def test_an_error_that_is_none_of_ours_is_internal_and_keeps_its_name() -> None:
+    assert failure_of(OSError("disk")) == Failure(Internal.code, "OSError: disk")
