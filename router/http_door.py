@@ -2,9 +2,9 @@
 
 Chosen by measurement: prototypes with half-plus-two through all of our code, interleaved on two
 cores, median requests/s at 32 connections and least CPU of the process for one: granian embedded
-10,100 and 75 us, uvicorn with httptools 9,600 and 75 us, aiohttp 7,700 and 92 us; median time at one
-connection 144, 132 and 162 us. granian also hides whether a path's slash was percent-encoded. A
-protocol of our own on httptools took 56 us: not worth owning an HTTP server for.
+10,100 and 75 us, uvicorn with httptools 9,600 and 75 us, aiohttp 7,700 and 92 us; median time at
+one connection 144, 132 and 162 us. granian also hides whether a path's slash was percent-encoded.
+A protocol of our own on httptools took 56 us: not worth owning an HTTP server for.
 """
 
 from __future__ import annotations
