@@ -24,3 +24,14 @@ def private_directory(parent: Path | None = None) -> Path:
     if stat.S_IMODE(found.st_mode) & 0o077:
         raise PermissionDenied(f"{path} is open to other users: its mode must be 0700")
     return path
+
+
+def socket_path(run: str, shard: int, replica: int) -> Path:
+    """Where a replica of a shard listens for the routers on its own node."""
+    return private_directory() / f"{run}-{shard}-{replica}.sock"
+
+
+def remove_sockets(run: str) -> None:
+    """Remove what processes of a run that were killed have left on this node."""
+    for socket in private_directory().glob(f"{run}-*.sock"):
+        socket.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from shardserve.cluster.environment import IngressPorts
 from shardserve.cluster.example import find_example
 from shardserve.cluster.options import ServeOptions, ports_by_flag
 from shardserve.cluster.ports import check_free, free_ports
-from shardserve.cluster.private_directory import private_directory
+from shardserve.cluster.private_directory import remove_sockets
 from shardserve.cluster.processes import adopt_orphans, end_descendants
 from shardserve.cluster.stop_signals import Stopped, StopSignals
 from shardserve.cluster.versions import latest
@@ -48,7 +48,7 @@ def serve(options: ServeOptions, console: Console) -> None:
     finally:
         run.end()
         end_descendants(_GRACE_SECONDS)
-        _remove_sockets(name)
+        remove_sockets(name)
 
 
 def _prepare(options: ServeOptions) -> None:
@@ -58,8 +58,3 @@ def _prepare(options: ServeOptions) -> None:
     check_free(options.doors.host, ports_by_flag(options))
     environment.apply(environment.local_settings(IngressPorts(*free_ports(4))), os.environ)
     adopt_orphans()
-
-
-def _remove_sockets(run: str) -> None:
-    for socket in private_directory().glob(f"{run}-*.sock"):
-        socket.unlink(missing_ok=True)

@@ -13,13 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import ray
 
 from shardserve.cluster.placement import Seat
-from shardserve.cluster.private_directory import private_directory
+from shardserve.cluster.private_directory import socket_path
 from shardserve.cluster.progress import failure_of
 from shardserve.shards.handshake import Credentials
 from shardserve.shards.layout import Slice
@@ -49,10 +48,6 @@ class ShardSpec:
     slices: tuple[Slice, ...]
     sources: Mapping[str, TableSource]
     credentials: Credentials
-
-    def socket_in(self, directory: Path) -> Path:
-        """Where the replica listens for routers on its own node."""
-        return directory / f"{self.run}-{self.seat.shard}-{self.seat.replica}.sock"
 
 
 @dataclass(frozen=True)
@@ -121,7 +116,7 @@ class ShardActor:
 
 
 def _serve(spec: ShardSpec, shard: Shard) -> RunningServer:
-    socket = spec.socket_in(private_directory())
+    socket = socket_path(spec.run, spec.seat.shard, spec.seat.replica)
     socket.unlink(missing_ok=True)  # It is there if the process before this one was killed.
     host = ray.util.get_node_ip_address()
     return serve_in_thread(shard, spec.credentials, unix_path=str(socket), host=host)

@@ -19,6 +19,7 @@ from shardserve.cluster import fleet
 from shardserve.cluster.controller import Controller, Run
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.planning import Wanted
+from shardserve.cluster.private_directory import remove_sockets
 from shardserve.cluster.progress import Phase, Progress
 from shardserve.cluster.shard_actor import ShardProcess
 from shardserve.cluster.table import RoutingTable
@@ -93,3 +94,4 @@ async def running(directory: Path, options: PlanOptions) -> AsyncIterator[ModelR
         await controller.stop.remote()
         ray.kill(controller)
         await asyncio.to_thread(fleet.release, name)
+        remove_sockets(name)
