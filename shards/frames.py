@@ -38,8 +38,11 @@ _MAGIC: Final = b"ST"
 _START: Final = _MAGIC + bytes([VERSION])
 _PREFIX: Final = struct.Struct("<3sBIQ")
 _ROOM_BYTES: Final = 1 << 12
-#: What `unpack` raises.
-UNPACK_ERRORS: Final = (ValueError, TypeError, msgpack.UnpackException)
+#: What `unpack`, and looking at what came out of it, may raise for bytes that are no message.
+MALFORMED: Final = (
+    *(TypeError, ValueError, LookupError, OverflowError, StopIteration),
+    msgpack.UnpackException,
+)
 
 #: One packer for all threads: it holds the GIL throughout, as it calls nothing of Python's.
 _pack: Final = msgpack.Packer().pack
@@ -86,7 +89,7 @@ def _refuse_extension(code: int, data: bytes) -> Any:
 
 
 #: The one msgpack value in a header; arrays come as tuples, and there are no maps or extensions.
-#: Raises `UNPACK_ERRORS`. A partial, as it is called for every message.
+#: Raises `MALFORMED`. A partial, as it is called for every message.
 unpack: Final[Callable[[memoryview], Any]] = partial(
     msgpack.unpackb,
     use_list=False,
@@ -113,12 +116,13 @@ def frame(kind: Kind, fields: tuple[Any, ...], body: Buffers) -> tuple[Buffers, 
     """
     header = _pack(fields)
     size = len(header)
+    pad = _PADDING[size % 8]
     body_bytes = sum(map(len, body))
-    head = _PREFIX.pack(_START, kind, size, body_bytes) + header + _PADDING[size % 8]
-    total = len(head) + body_bytes
+    prefix = _PREFIX.pack(_START, kind, size, body_bytes)
+    total = PREFIX_BYTES + size + len(pad) + body_bytes
     if total < COPY_BELOW:
-        return [head + b"".join(body)], total
-    return [head, *body], total
+        return [b"".join((prefix, header, pad, *body))], total
+    return [b"".join((prefix, header, pad)), *body], total
 
 
 def pack_fields(fields: tuple[Any, ...]) -> bytes:
@@ -127,18 +131,13 @@ def pack_fields(fields: tuple[Any, ...]) -> bytes:
     return packed
 
 
-def bad_header(error: Exception) -> ProtocolError:
-    """For a header that `unpack` refused."""
-    return ProtocolError(f"header is not the msgpack we speak: {error!r}")
-
-
 def bare_fields(frame: Frame, *types: type) -> tuple[Any, ...]:
     """The fields, of exactly these types, of a frame that has no body."""
     kind, header, body = frame
     try:
         fields = unpack(header)
-    except UNPACK_ERRORS as error:
-        raise bad_header(error) from error
+    except MALFORMED as error:
+        raise ProtocolError(f"{kind.name} is malformed: {error!r}") from error
     if type(fields) is not tuple or tuple(map(type, fields)) != types or len(body):
         raise ProtocolError(f"{kind.name} is not as it should be")
     return fields

@@ -88,13 +88,12 @@ class Link(asyncio.BufferedProtocol):
     def send(self, call: Call) -> None:
         """Take over a call; it ends by its deadline, by a reply or by an error."""
         calls, deadline = self.calls, call.deadline
-        budget = deadline - time.monotonic()
+        budget = min(deadline - time.monotonic(), _LONGEST_BUDGET_SECONDS)
         number = self._last_number = self._last_number + 1
         try:
             if budget <= 0 or self._paused or len(calls) >= self._limits.max_in_flight:
                 self._check(budget)
-            budget_us = int(min(budget, _LONGEST_BUDGET_SECONDS) * 1e6)
-            frame, nbytes = encode_request(number, budget_us, call.request)
+            frame, nbytes = encode_request(number, int(budget * 1e6), call.request)
             if nbytes > self._peer_limit:
                 raise self._too_long(nbytes)
         except ServingError as error:

@@ -7,7 +7,6 @@ bits, uint16.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 import numpy as np
@@ -28,10 +27,9 @@ DTYPES: Final = tuple(
         np.bool_,
     )
 )
-_ITEMSIZES: Final = tuple(dtype.itemsize for dtype in DTYPES)
+_DTYPES_BY_CODE: Final = dict(enumerate(DTYPES))
 _CODES: Final = {dtype: code for code, dtype in enumerate(DTYPES)}
 _BOOL: Final = np.dtype(np.bool_)
-_BYTES_LIMIT: Final = 1 << 63
 
 
 def append_array(buffers: Buffers, array: Array) -> tuple[int, ...]:
@@ -56,46 +54,20 @@ def append_array(buffers: Buffers, array: Array) -> tuple[int, ...]:
 def read_arrays(descriptions: Any, body: memoryview) -> list[Array]:
     """Read-only views of the arrays that make up a body.
 
-    Raises ProtocolError unless the descriptions are such, and the body is exactly what they say.
+    Raises ProtocolError, or one of `MALFORMED`, unless the descriptions are such, and the body is
+    exactly what they say.
     """
-    if type(descriptions) is not tuple:
-        raise _not_described(descriptions)
     arrays: list[Array] = []
-    start, end = 0, len(body)
+    start = 0
     for description in descriptions:
-        if type(description) is not tuple or not 0 < len(description) <= RANK_LIMIT + 1:
-            raise _not_described(description)
-        code, shape = description[0], description[1:]
-        if type(code) is not int or not 0 <= code < len(DTYPES):
-            raise _not_described(description)
-        dtype = DTYPES[code]
-        nbytes = _ITEMSIZES[code]
-        for size in shape:
-            if type(size) is not int or size < 0:
-                raise _not_described(description)
-            nbytes *= size
-        stop = start + nbytes
-        if stop > end:
-            raise ProtocolError(f"array of {dtype} and shape {shape} is longer than the body")
-        if nbytes == 0:
-            arrays.append(_empty(shape, dtype))
-            continue
-        if dtype is _BOOL and max(body[start:stop]) > 1:
+        if type(description) is not tuple:
+            raise ProtocolError(f"not an array's description: {description!r:.80}")
+        dtype = _DTYPES_BY_CODE[description[0]]
+        array: Array = np.ndarray(description[1:], dtype, body, start)
+        if dtype is _BOOL and array.view(np.uint8).max(initial=0) > 1:
             raise ProtocolError("array of bool has bytes that are neither 0 nor 1")
-        arrays.append(np.ndarray(shape, dtype, body, start))
-        start = stop + 7 & ~7
-    if start != end:
-        raise ProtocolError(f"body has {end} bytes, its arrays {start}")
+        arrays.append(array)
+        start += array.nbytes + 7 & ~7
+    if start != len(body):
+        raise ProtocolError(f"body has {len(body)} bytes, its arrays {start}")
     return arrays
-
-
-def _not_described(description: object) -> ProtocolError:
-    return ProtocolError(f"not an array's description: {description!r:.80}")
-
-
-def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    if math.prod(size or 1 for size in shape) * dtype.itemsize >= _BYTES_LIMIT:
-        raise ProtocolError(f"shape {shape} is beyond what an array can have")
-    array: Array = np.empty(shape, dtype)
-    array.flags.writeable = False
-    return array

@@ -18,19 +18,17 @@ views of the frame's body. What they allocate is a small multiple of the header'
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from shardserve.batching.errors import ResourceExhausted, ServingError, error_of
 from shardserve.shards.frames import (
     ITEMS_LIMIT,
+    MALFORMED,
     TEXT_LIMIT,
-    UNPACK_ERRORS,
     Buffers,
     Frame,
     Kind,
     ProtocolError,
-    bad_header,
     bare_fields,
     bare_frame,
     frame,
@@ -39,10 +37,9 @@ from shardserve.shards.frames import (
 from shardserve.shards.messages import Array, LookupReply, LookupRequest, Op, Part
 from shardserve.shards.packing import append_array, read_arrays
 
-_OPS: Final = tuple(sorted(Op))
+_OPS: Final = {op.value: op for op in Op}
 _OFFSETS: Final = 1
 _WEIGHTS: Final = 2
-_NUMBER_LIMIT: Final = 1 << 63
 
 PING: Final = bare_frame(Kind.PING)
 PONG: Final = bare_frame(Kind.PONG)
@@ -99,23 +96,23 @@ def decode_request(frame: Frame) -> tuple[int, int, LookupRequest]:
     """A REQUEST's number, budget in microseconds, and request."""
     _, header, body = frame
     try:
-        number, budget_us, parts, descriptions = unpack(header)
-    except UNPACK_ERRORS as error:
-        raise bad_header(error) from error
-    if type(number) is not int or type(budget_us) is not int or type(parts) is not tuple:
-        raise ProtocolError("REQUEST has fields of the wrong types")
-    if not (0 <= number < _NUMBER_LIMIT and 0 <= budget_us < _NUMBER_LIMIT):
-        raise ProtocolError("REQUEST has a number or a budget out of range")
-    arrays = iter(read_arrays(descriptions, body))
-    made: list[Part] = []
-    try:
-        for fields in parts:
-            made.append(_part(fields, arrays))  # noqa: PERF401 (a loop is faster when cold)
-    except StopIteration:
-        raise ProtocolError("REQUEST has fewer arrays than its parts need") from None
+        number, budget_us, fields, descriptions = unpack(header)
+        arrays = iter(read_arrays(descriptions, body))
+        parts = []
+        for slice_id, op, has in fields:
+            if type(slice_id) is not int or not 0 <= has <= _OFFSETS | _WEIGHTS:
+                raise ProtocolError("REQUEST has a part that is none")
+            rows = next(arrays)
+            offsets = next(arrays) if has & _OFFSETS else None
+            weights = next(arrays) if has & _WEIGHTS else None
+            parts.append(Part(slice_id, _OPS[op], rows, offsets, weights))
+    except MALFORMED as error:
+        raise ProtocolError(f"REQUEST is malformed: {error!r}") from error
+    if type(number) is not int or type(budget_us) is not int or budget_us < 0:
+        raise ProtocolError("REQUEST has no number or no budget")
     if next(arrays, None) is not None:
         raise ProtocolError("REQUEST has more arrays than its parts need")
-    return number, budget_us, LookupRequest(tuple(made))
+    return number, budget_us, LookupRequest(tuple(parts))
 
 
 def decode_reply(frame: Frame) -> tuple[int, LookupReply]:
@@ -123,17 +120,15 @@ def decode_reply(frame: Frame) -> tuple[int, LookupReply]:
     _, header, body = frame
     try:
         number, queue_seconds, lookup_seconds, descriptions = unpack(header)
-    except UNPACK_ERRORS as error:
-        raise bad_header(error) from error
-    if (
-        type(number) is not int
-        or type(queue_seconds) is not float
-        or type(lookup_seconds) is not float
-    ):
-        raise ProtocolError("REPLY has fields of the wrong types")
+        results = tuple(read_arrays(descriptions, body))
+    except MALFORMED as error:
+        raise ProtocolError(f"REPLY is malformed: {error!r}") from error
+    if type(number) is not int:
+        raise ProtocolError("REPLY has no number")
+    if type(queue_seconds) is not float or type(lookup_seconds) is not float:
+        raise ProtocolError("REPLY has no seconds")
     if not (0.0 <= queue_seconds < math.inf and 0.0 <= lookup_seconds < math.inf):
         raise ProtocolError("REPLY has seconds that are none")
-    results = tuple(read_arrays(descriptions, body))
     return number, LookupReply(results, queue_seconds, lookup_seconds)
 
 
@@ -156,23 +151,6 @@ def cut_text(text: str) -> str:
     if len(encoded) <= TEXT_LIMIT:
         return encoded.decode()
     return encoded[: TEXT_LIMIT - 4].decode(errors="ignore") + " ..."
-
-
-def _part(fields: Any, arrays: Iterator[Array]) -> Part:
-    if type(fields) is not tuple or len(fields) != 3:
-        raise ProtocolError(f"not a part: {fields!r:.80}")
-    slice_id, op, has = fields
-    if type(slice_id) is not int or type(op) is not int or type(has) is not int:
-        raise ProtocolError(f"not a part: {fields!r:.80}")
-    if not (0 <= slice_id < _NUMBER_LIMIT and 0 <= op < len(_OPS) and 0 <= has <= 3):
-        raise ProtocolError(f"not a part: {fields!r:.80}")
-    return Part(
-        slice_id,
-        _OPS[op],
-        next(arrays),
-        next(arrays) if has & _OFFSETS else None,
-        next(arrays) if has & _WEIGHTS else None,
-    )
 
 
 def _too_many(count: int) -> ResourceExhausted:
