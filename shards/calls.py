@@ -53,9 +53,8 @@ class Call:
     holder: Holder | None = None
     #: Its number at the holder.
     number = 0
-    #: How many replicas were Unavailable, and which one was asked last.
+    #: How many replicas were Unavailable.
     failures = 0
-    asked: object = None
 
     def __init__(
         self,
@@ -63,13 +62,14 @@ class Call:
         deadline: float,
         sink: Sink,
         tag: int,
-        retry: Callable[[Call, Unavailable], bool] | None = None,
+        retry: Callable[[Call, Holder | None], bool] | None = None,
     ) -> None:
         self.request = request
         self.deadline = deadline
         self.sink = sink
         self.tag = tag
-        #: Asked when a replica was Unavailable; True says that the call goes on elsewhere.
+        #: Asked, with the holder it had, when a replica was Unavailable; True says that the call
+        #: goes on elsewhere.
         self.retry = retry
 
     def succeed(self, reply: LookupReply) -> None:
@@ -79,8 +79,8 @@ class Call:
 
     def fail(self, error: ServingError) -> None:
         """End with an error, or go on elsewhere. For the holder, which has let go of the call."""
-        self.holder = None
-        if self.retry and isinstance(error, Unavailable) and self.retry(self, error):
+        holder, self.holder = self.holder, None
+        if self.retry and isinstance(error, Unavailable) and self.retry(self, holder):
             return
         self.sink.failed(self.tag, error)
 

@@ -1,18 +1,22 @@
 """Frames, pure: a fixed prefix, a msgpack header, then raw bytes in multiples of 8.
 
-    magic "ST" | version u8 | kind u8 | header bytes u32 | body bytes u64      (little-endian)
+    magic "ST" | version u8 | kind u8 | header bytes u32 | body bytes u64 | number u64
     header, padded with zeros to a multiple of 8
-    body, whose length is a multiple of 8
+    body
 
-So every frame's length is a multiple of 8, and a body that is received into an aligned block stays
-aligned. What headers and bodies mean is `wire`'s and `handshake`'s.
+All little-endian. Every frame's length is a multiple of 8, so a body that is received into an
+aligned block stays aligned. The number says which request a frame belongs to. What headers and
+bodies mean is `wire`'s and `handshake`'s.
+
+The functions here and in `wire` run for every request of every shard, mostly on a core that has
+just done something else: what they cost is the bytecodes they execute.
 """
 
 from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -22,7 +26,7 @@ import numpy as np
 from shardserve.batching.errors import InvalidArgument
 
 VERSION: Final = 1
-PREFIX_BYTES: Final = 16
+PREFIX_BYTES: Final = 24
 HEADER_LIMIT: Final = 1 << 18
 #: Items in one msgpack array. msgpack makes room for an array from its announced length, so this
 #: also bounds what a lying header costs.
@@ -35,17 +39,8 @@ COPY_BELOW: Final = 1 << 13
 BLOCK_BYTES: Final = 1 << 16
 
 _MAGIC: Final = b"ST"
-_START: Final = _MAGIC + bytes([VERSION])
-_PREFIX: Final = struct.Struct("<3sBIQ")
-_ROOM_BYTES: Final = 1 << 12
-#: What `unpack`, and looking at what came out of it, may raise for bytes that are no message.
-MALFORMED: Final = (
-    *(TypeError, ValueError, LookupError, OverflowError, StopIteration),
-    msgpack.UnpackException,
-)
-
-#: One packer for all threads: it holds the GIL throughout, as it calls nothing of Python's.
-_pack: Final = msgpack.Packer().pack
+_PREFIX: Final = struct.Struct("<4sIQQ")
+_ROOM_BYTES: Final = 1 << 10
 _PADDING: Final = tuple(bytes(-size % 8) for size in range(8))
 
 
@@ -69,19 +64,24 @@ class Kind(enum.IntEnum):
     PONG = 21
 
 
-_KINDS: Final = {kind.value: kind for kind in Kind}
-
+#: A frame as received: kind, number, header, body. The last two are read-only views into the
+#: reader's block.
+Frame = tuple[Kind, int, memoryview, memoryview]
 
 #: Bytes to send, in order. Views of arrays are among them: these must not change until then.
 Buffers = list[bytes | memoryview]
 
-#: A frame as received: kind, header, body. Both are read-only views into the reader's block.
-Frame = tuple[Kind, memoryview, memoryview]
+#: The first 4 bytes of each kind of frame.
+_STARTS: Final = {kind: _MAGIC + bytes([VERSION, kind]) for kind in Kind}
 
+#: What `unpack`, and looking at what came out of it, may raise for bytes that are no message.
+MALFORMED: Final = (
+    *(TypeError, ValueError, LookupError, OverflowError, StopIteration),
+    msgpack.UnpackException,
+)
 
-def padding(nbytes: int) -> bytes:
-    """The zeros that bring `nbytes` to a multiple of 8."""
-    return _PADDING[nbytes % 8]
+#: Fields as msgpack. One packer for all threads: it holds the GIL, as it calls nothing of Python's.
+pack: Final[Callable[[Any], bytes]] = msgpack.Packer().pack
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:
@@ -89,8 +89,8 @@ def _refuse_extension(code: int, data: bytes) -> Any:
 
 
 #: The one msgpack value in a header; arrays come as tuples, and there are no maps or extensions.
-#: Raises `MALFORMED`. A partial, as it is called for every message.
-unpack: Final[Callable[[memoryview], Any]] = partial(
+#: Raises `MALFORMED`.
+unpack: Final[Callable[[bytes | memoryview], Any]] = partial(
     msgpack.unpackb,
     use_list=False,
     ext_hook=_refuse_extension,
@@ -102,38 +102,32 @@ unpack: Final[Callable[[memoryview], Any]] = partial(
 )
 
 
-def bare_frame(kind: Kind, *fields: Any) -> bytes:
-    """A frame without a body."""
-    header = pack_fields(fields)
-    size = len(header)
-    return _PREFIX.pack(_START, kind, size, 0) + header + _PADDING[size % 8]
-
-
-def frame(kind: Kind, fields: tuple[Any, ...], body: Buffers) -> tuple[Buffers, int]:
+def frame(kind: Kind, number: int, fields: Any, body: Buffers) -> tuple[Buffers, int]:
     """A frame's buffers, and their bytes together. A short frame is one buffer.
 
     `body` must be a multiple of 8 bytes long.
     """
-    header = _pack(fields)
+    header = pack(fields)
     size = len(header)
-    pad = _PADDING[size % 8]
     body_bytes = sum(map(len, body))
-    prefix = _PREFIX.pack(_START, kind, size, body_bytes)
-    total = PREFIX_BYTES + size + len(pad) + body_bytes
-    if total < COPY_BELOW:
-        return [b"".join((prefix, header, pad, *body))], total
-    return [b"".join((prefix, header, pad)), *body], total
+    prefix = _PREFIX.pack(_STARTS[kind], size, body_bytes, number)
+    pad = _PADDING[size % 8]
+    if body_bytes < COPY_BELOW:
+        whole = b"".join((prefix, header, pad, *body))
+        return [whole], len(whole)
+    head = b"".join((prefix, header, pad))
+    return [head, *body], len(head) + body_bytes
 
 
-def pack_fields(fields: tuple[Any, ...]) -> bytes:
-    """Fields as msgpack."""
-    packed: bytes = _pack(fields)
-    return packed
+def bare_frame(kind: Kind, number: int, *fields: Any) -> bytes:
+    """A frame without a body."""
+    (buffer,), _ = frame(kind, number, fields, [])
+    return bytes(buffer)
 
 
-def bare_fields(frame: Frame, *types: type) -> tuple[Any, ...]:
-    """The fields, of exactly these types, of a frame that has no body."""
-    kind, header, body = frame
+def bare_fields(received: Frame, *types: type) -> tuple[Any, ...]:
+    """The fields, of exactly these types, of a frame that has no body. Raises ProtocolError."""
+    kind, _, header, body = received
     try:
         fields = unpack(header)
     except MALFORMED as error:
@@ -143,33 +137,39 @@ def bare_fields(frame: Frame, *types: type) -> tuple[Any, ...]:
     return fields
 
 
+def padding(nbytes: int) -> bytes:
+    """The zeros that bring `nbytes` to a multiple of 8."""
+    return _PADDING[nbytes % 8]
+
+
 class FrameReader:
     """Cuts received bytes into frames, in the manner of `asyncio.BufferedProtocol`.
 
     Receive into `get_buffer()`, then tell `received` how many bytes came. A frame that fits no
-    block gets one of its own, so its body is received in place and never copied. A frame whose
-    prefix announces more than `limit` bytes is refused before anything is allocated for it. Blocks
-    are not used again: views into them stay valid.
+    block gets one of its own, so its body is received in place and never copied. A frame of another
+    kind than `accept` names, or longer than it allows, is refused before anything is allocated for
+    it. Blocks are not used again: views into them stay valid.
     """
 
-    def __init__(self, limit: int) -> None:
-        #: The longest frame to accept, in bytes.
-        self.limit = limit
+    def __init__(self, kinds: Iterable[Kind], limit: int) -> None:
         self._block = memoryview(b"")
         self._view = self._block
         self._start = 0
         self._end = 0
-        self._needed = PREFIX_BYTES
+        #: Bytes from the start that the block must have room for.
+        self._needed = _ROOM_BYTES
+        self.accept(kinds, limit)
 
-    def get_buffer(self) -> memoryview:
+    def accept(self, kinds: Iterable[Kind], limit: int) -> None:
+        """From the next `received` on, accept frames of these kinds, up to `limit` bytes long."""
+        self._kinds: Mapping[bytes, Kind] = {_STARTS[kind]: kind for kind in kinds}
+        self._limit = limit
+
+    def get_buffer(self, sizehint: int = -1) -> memoryview:
         """Room, never none, for the bytes that come next."""
-        size, start, end = len(self._block), self._start, self._end
-        if size - end < _ROOM_BYTES and (
-            size == end or start == end or size - start < self._needed
-        ):
+        if len(self._block) - self._start < self._needed:
             self._renew()
-            end = self._end
-        return self._block[end:]
+        return self._block[self._end :]
 
     def received(self, nbytes: int) -> list[Frame]:
         """The frames that are complete, now that `nbytes` have come into the last buffer.
@@ -182,30 +182,25 @@ class FrameReader:
         frames: list[Frame] = []
         needed = PREFIX_BYTES
         while end - start >= PREFIX_BYTES:
-            begins, number, header_bytes, body_bytes = _PREFIX.unpack_from(view, start)
-            kind = _KINDS.get(number)
+            begins, header_bytes, body_bytes, number = _PREFIX.unpack_from(view, start)
             header = start + PREFIX_BYTES
             body = header + (header_bytes + 7 & ~7)
             stop = body + body_bytes
-            if (
-                kind is None
-                or stop - start > self.limit
-                or header_bytes > HEADER_LIMIT
-                or begins != _START
-                or body_bytes % 8
-            ):
-                raise self._refusal(begins, number, header_bytes, stop - start)
+            kind = self._kinds.get(begins)
+            if kind is None or stop - start > self._limit or header_bytes > HEADER_LIMIT:
+                raise self._refusal(begins, header_bytes, stop - start)
             if stop > end:
                 needed = stop - start
                 break
-            frames.append((kind, view[header : header + header_bytes], view[body:stop]))
+            frames.append((kind, number, view[header : header + header_bytes], view[body:stop]))
             start = stop
-        self._start, self._needed = start, needed
+        self._start = start
+        self._needed = needed if start < end else _ROOM_BYTES
         return frames
 
     def _renew(self) -> None:
         pending = self._block[self._start : self._end]
-        size = max(self._needed, min(BLOCK_BYTES, self.limit))
+        size = max(self._needed, min(BLOCK_BYTES, self._limit))
         # Not a bytearray, which would be filled with zeros first.
         block = np.empty(size, np.uint8).data
         block[: len(pending)] = pending
@@ -213,15 +208,13 @@ class FrameReader:
         self._view = block.toreadonly()
         self._start, self._end = 0, len(pending)
 
-    def _refusal(self, begins: bytes, number: int, header_bytes: int, total: int) -> ProtocolError:
+    def _refusal(self, begins: bytes, header_bytes: int, total: int) -> ProtocolError:
         if begins[:2] != _MAGIC:
             return ProtocolError(f"not a frame: starts with {begins!r}")
-        if begins != _START:
+        if begins[2] != VERSION:
             return ProtocolError(f"peer speaks version {begins[2]}, we speak version {VERSION}")
-        if number not in _KINDS:
-            return ProtocolError(f"frame is of unknown kind {number}")
+        if begins not in self._kinds:
+            return ProtocolError(f"frame is of kind {begins[3]}, which does not belong here")
         if header_bytes > HEADER_LIMIT:
             return ProtocolError(f"header of {header_bytes} bytes, limit is {HEADER_LIMIT}")
-        if total > self.limit:
-            return ProtocolError(f"frame of {total} bytes, limit is {self.limit}")
-        return ProtocolError("frame's body is not a multiple of 8 bytes")
+        return ProtocolError(f"frame of {total} bytes, limit is {self._limit}")

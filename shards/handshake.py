@@ -37,7 +37,7 @@ from shardserve.shards.frames import (
     ProtocolError,
     bare_fields,
     bare_frame,
-    pack_fields,
+    pack,
 )
 
 NONCE_BYTES: Final = 32
@@ -76,7 +76,7 @@ class _Transcript:
     server_limit: int
 
     def proof(self, role: str, credentials: Credentials, fingerprint: str) -> bytes:
-        said = pack_fields(
+        said = pack(
             (
                 *("shardserve", VERSION, role, fingerprint),
                 *(self.client_nonce, self.client_limit, self.server_nonce, self.server_limit),
@@ -98,7 +98,7 @@ class ClientHandshake:
 
     def hello(self) -> bytes:
         """The first frame."""
-        return bare_frame(Kind.HELLO, self._nonce, self._limit)
+        return bare_frame(Kind.HELLO, 0, self._nonce, self._limit)
 
     def receive(self, frame: Frame) -> bytes:
         """The answer to the server's frame, empty at the end.
@@ -113,7 +113,7 @@ class ClientHandshake:
             self._transcript = _Transcript(self._nonce, self._limit, server_nonce, server_limit)
             fingerprint = self._credentials.fingerprint
             proof = self._transcript.proof("client", self._credentials, fingerprint)
-            return bare_frame(Kind.PROOF, proof, fingerprint)
+            return bare_frame(Kind.PROOF, 0, proof, fingerprint)
         (proof,) = _fields(frame, Kind.WELCOME, bytes)
         wanted = self._transcript.proof("server", self._credentials, self._credentials.fingerprint)
         if not hmac.compare_digest(proof, wanted):
@@ -142,7 +142,7 @@ class ServerHandshake:
         if self._transcript is None:
             client_nonce, client_limit = _nonce_and_limit(frame, Kind.HELLO)
             self._transcript = _Transcript(client_nonce, client_limit, self._nonce, self._limit)
-            return bare_frame(Kind.CHALLENGE, self._nonce, self._limit)
+            return bare_frame(Kind.CHALLENGE, 0, self._nonce, self._limit)
         proof, fingerprint = _fields(frame, Kind.PROOF, bytes, str)
         wanted = self._transcript.proof("client", self._credentials, fingerprint)
         if not hmac.compare_digest(proof, wanted):
@@ -153,13 +153,13 @@ class ServerHandshake:
             )
         self.peer_limit = self._transcript.client_limit
         return bare_frame(
-            Kind.WELCOME, self._transcript.proof("server", self._credentials, fingerprint)
+            Kind.WELCOME, 0, self._transcript.proof("server", self._credentials, fingerprint)
         )
 
 
 def refusal(error: ServingError) -> bytes:
     """The frame that tells a peer why it is turned away."""
-    return bare_frame(Kind.REFUSAL, int(error.code), error.message[:_MESSAGE_CHARACTERS])
+    return bare_frame(Kind.REFUSAL, 0, int(error.code), error.message[:_MESSAGE_CHARACTERS])
 
 
 def _refused(frame: Frame) -> ServingError:

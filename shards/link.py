@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -15,7 +16,7 @@ from shardserve.batching.errors import (
     Unavailable,
 )
 from shardserve.shards.calls import Call
-from shardserve.shards.frames import Frame, FrameReader, Kind, ProtocolError, bare_fields
+from shardserve.shards.frames import Frame, FrameReader, Kind, bare_fields
 from shardserve.shards.handshake import (
     HANDSHAKE_FRAME_BYTES,
     NONCE_BYTES,
@@ -34,8 +35,8 @@ from shardserve.shards.wire import (
 )
 
 _REPLY: Final = Kind.REPLY
-_CORK_BYTES: Final = 1 << 18
-_LONGEST_BUDGET_SECONDS: Final = 1e9
+_HANDSHAKE_KINDS: Final = (Kind.CHALLENGE, Kind.WELCOME, Kind.REFUSAL)
+_SHARD_KINDS: Final = (Kind.REPLY, Kind.ERROR, Kind.PING, Kind.PONG)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,13 @@ class Link(asyncio.BufferedProtocol):
     with Unavailable, after `is_open` has become False.
     """
 
-    def __init__(self, name: str, credentials: Credentials, limits: LinkLimits) -> None:
+    def __init__(
+        self,
+        name: str,
+        credentials: Credentials,
+        limits: LinkLimits,
+        on_end: Callable[[Link, ServingError], None] = lambda link, reason: None,
+    ) -> None:
         loop = asyncio.get_running_loop()
         #: Set to None when calls can be sent, or to the reason why that will never be.
         self.opened: asyncio.Future[ServingError | None] = loop.create_future()
@@ -71,13 +78,16 @@ class Link(asyncio.BufferedProtocol):
         self._name = name
         self._limits = limits
         self._loop = loop
-        self._reader = FrameReader(HANDSHAKE_FRAME_BYTES)
+        self._on_end = on_end
+        self._reader = FrameReader(_HANDSHAKE_KINDS, HANDSHAKE_FRAME_BYTES)
+        self.get_buffer = self._reader.get_buffer  # type: ignore[method-assign]
         self._handshake = ClientHandshake(credentials, limits.max_frame, os.urandom(NONCE_BYTES))
-        #: The longest frame the shard accepts; 0, so none, while the link is not open.
+        #: The longest frame the shard accepts.
         self._peer_limit = 0
         self._last_number = 0
+        #: How many calls there may be before `_check` has to look more closely.
+        self._places = 0
         self._connected = False
-        self._paused = False
         self._corked = False
         self._draining = False
         self._alarm = Alarm(self._ring)
@@ -87,29 +97,30 @@ class Link(asyncio.BufferedProtocol):
 
     def send(self, call: Call) -> None:
         """Take over a call; it ends by its deadline, by a reply or by an error."""
+        call.holder = self
         calls, deadline = self.calls, call.deadline
-        budget = min(deadline - time.monotonic(), _LONGEST_BUDGET_SECONDS)
+        seconds_left = deadline - time.monotonic()
         number = self._last_number = self._last_number + 1
         try:
-            if budget <= 0 or self._paused or len(calls) >= self._limits.max_in_flight:
-                self._check(budget)
-            frame, nbytes = encode_request(number, int(budget * 1e6), call.request)
+            if seconds_left <= 0.0 or len(calls) >= self._places:
+                self._check(seconds_left)
+            frame, nbytes = encode_request(number, seconds_left, call.request)
             if nbytes > self._peer_limit:
-                raise self._too_long(nbytes)
+                raise ResourceExhausted(
+                    f"{self._name}: request of {nbytes} bytes, the limit is {self._peer_limit}"
+                )
         except ServingError as error:
             call.fail(error)
             return
-        call.holder = self
         call.number = number
         calls[number] = call
         if deadline < self._alarm.when:
             self._alarm.no_later_than(deadline)
-        if len(calls) == 1 or self._outbox.nbytes > _CORK_BYTES:
-            self._outbox.send(frame, nbytes)
-            return
-        # The connection is busy, so more is likely to follow within this turn of the loop.
         self._outbox.extend(frame, nbytes)
-        if not self._corked:
+        if len(calls) == 1:
+            self._outbox.flush()
+        elif not self._corked:
+            # The connection is busy: more is likely to follow within this turn of the loop.
             self._cork()
 
     def forget(self, call: Call) -> None:
@@ -128,21 +139,16 @@ class Link(asyncio.BufferedProtocol):
         """End the connection. Calls in flight fail with Unavailable for `reason`."""
         self._end(reason)
 
-    def _check(self, budget: float) -> None:
-        if budget <= 0:
+    def _check(self, seconds_left: float) -> None:
+        if seconds_left <= 0.0:
             raise DeadlineExceeded(f"{self._name}: no time was left to ask")
+        if not self.is_open:
+            raise Unavailable(f"{self._name}: not connected")
         if len(self.calls) >= self._limits.max_in_flight:
             raise Unavailable(f"{self._name}: {len(self.calls)} requests are in flight already")
         unsent = self._transport.get_write_buffer_size() + self._outbox.nbytes
         if unsent > self._limits.max_unsent:
             raise Unavailable(f"{self._name}: does not read, {unsent} bytes are unsent")
-
-    def _too_long(self, nbytes: int) -> ServingError:
-        if not self.is_open:
-            return Unavailable(f"{self._name}: not connected")
-        return ResourceExhausted(
-            f"{self._name}: request of {nbytes} bytes, the limit is {self._peer_limit}"
-        )
 
     def _cork(self) -> None:
         if not self._corked:
@@ -169,32 +175,27 @@ class Link(asyncio.BufferedProtocol):
         self._outbox.put(self._handshake.hello())
         self._outbox.flush()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reader.get_buffer()
-
     def buffer_updated(self, nbytes: int) -> None:
         self._pulse.keepalive.heard = True
+        calls = self.calls
         try:
             for frame in self._reader.received(nbytes):
-                if frame[0] is _REPLY and self.is_open:
-                    number, reply = decode_reply(frame)
-                    call = self.calls.pop(number, None)
+                if frame[0] is _REPLY:
+                    call = calls.pop(frame[1], None)
                     if call is not None:
-                        call.succeed(reply)
-                elif self.is_open:
-                    self._handle(frame)
+                        call.succeed(decode_reply(frame))
                 else:
-                    self._shake_hands(frame)
+                    self._handle(frame)
         except ServingError as error:
             self._end(error)
         if self._draining:
             self._end_if_drained()
 
     def pause_writing(self) -> None:
-        self._paused = True
+        self._places = 0
 
     def resume_writing(self) -> None:
-        self._paused = False
+        self._places = self._limits.max_in_flight if self.is_open else 0
 
     def eof_received(self) -> None:
         self._end(Unavailable("the shard closed the connection"))
@@ -204,32 +205,33 @@ class Link(asyncio.BufferedProtocol):
 
     # Reading
 
-    def _shake_hands(self, frame: Frame) -> None:
-        self._outbox.put(self._handshake.receive(frame))
-        self._outbox.flush()
-        peer_limit = self._handshake.peer_limit
-        if peer_limit is not None:
-            self._peer_limit = peer_limit
-            self._reader.limit = self._limits.max_frame
-            self._pulse.start(self._transport, self._outbox)
-            self.is_open = True
-            if not self.opened.done():
-                self.opened.set_result(None)
-
     def _handle(self, frame: Frame) -> None:
         match frame[0]:
             case Kind.ERROR:
-                number, error = decode_error(frame)
-                if call := self.calls.take(number):
-                    call.fail(error)
+                call = self.calls.pop(frame[1], None)
+                if call is not None:
+                    call.fail(decode_error(frame))
             case Kind.PING:
                 bare_fields(frame)
                 self._outbox.put(PONG)
                 self._cork()
             case Kind.PONG:
                 bare_fields(frame)
-            case kind:
-                raise ProtocolError(f"a shard does not send {kind.name}")
+            case _:
+                self._shake_hands(frame)
+
+    def _shake_hands(self, frame: Frame) -> None:
+        self._outbox.put(self._handshake.receive(frame))
+        self._outbox.flush()
+        peer_limit = self._handshake.peer_limit
+        if peer_limit is not None:
+            self._reader.accept(_SHARD_KINDS, self._limits.max_frame)
+            self._peer_limit = peer_limit
+            self._places = self._limits.max_in_flight
+            self._pulse.start(self._transport, self._outbox)
+            self.is_open = True
+            if not self.opened.done():
+                self.opened.set_result(None)
 
     # The end
 
@@ -245,12 +247,13 @@ class Link(asyncio.BufferedProtocol):
             return
         self.closed.set_result(reason)
         self.is_open = False
-        self._peer_limit = 0
+        self._places = 0
         if not self.opened.done():
             self.opened.set_result(reason)
         self._alarm.cancel()
         self._pulse.stop()
         if self._connected:
             self._transport.abort()
+        self._on_end(self, reason)
         for call in self.calls.take_all():
             call.fail(Unavailable(f"{self._name}: {reason.message}"))

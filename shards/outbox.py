@@ -7,6 +7,8 @@ from typing import Final
 
 from shardserve.shards.frames import Buffers
 
+#: More than this does not wait for `flush`.
+_WAIT_BYTES: Final = 1 << 18
 #: Up to so many bytes, one joined buffer costs less than handing over each by itself.
 _JOIN_BELOW: Final = 1 << 16
 
@@ -25,33 +27,28 @@ class Outbox:
 
     def put(self, frame: bytes) -> None:
         """Add a frame that is one buffer."""
-        self._buffers.append(frame)
-        self.nbytes += len(frame)
+        self.extend([frame], len(frame))
 
     def extend(self, frame: Buffers, nbytes: int) -> None:
         """Add a frame of several buffers, `nbytes` long together."""
         self._buffers += frame
         self.nbytes += nbytes
-
-    def send(self, frame: Buffers, nbytes: int) -> None:
-        """Add a frame of several buffers, and hand everything over."""
-        if len(frame) == 1 and not self._buffers and not self._transport.is_closing():
-            self._transport.write(frame[0])
-        else:
-            self.extend(frame, nbytes)
+        if self.nbytes > _WAIT_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Hand everything over, in order."""
-        if not self._buffers:
-            return
         buffers, nbytes = self._buffers, self.nbytes
+        if not buffers:
+            return
+        # Before writing, which may call back a protocol that was paused, and so come here again.
         self._buffers, self.nbytes = [], 0
-        if self._transport.is_closing():
+        transport = self._transport
+        if transport.is_closing():
             return
         if len(buffers) == 1:
-            self._transport.write(buffers[0])
+            transport.write(buffers[0])
         elif nbytes < _JOIN_BELOW:
-            self._transport.write(b"".join(buffers))
+            transport.write(b"".join(buffers))
         else:
-            self._transport.writelines(buffers)
+            transport.writelines(buffers)

@@ -15,8 +15,6 @@ from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.frames import COPY_BELOW, Buffers, ProtocolError, padding
 from shardserve.shards.messages import Array
 
-RANK_LIMIT: Final = 8
-
 #: The dtypes that may cross the wire. The place in this list is the code; only ever append.
 DTYPES: Final = tuple(
     np.dtype(kind)
@@ -27,43 +25,45 @@ DTYPES: Final = tuple(
         np.bool_,
     )
 )
-_DTYPES_BY_CODE: Final = dict(enumerate(DTYPES))
 _CODES: Final = {dtype: code for code, dtype in enumerate(DTYPES)}
+#: Not the tuple itself, which would take negative codes.
+_DTYPES: Final = dict(enumerate(DTYPES))
 _BOOL: Final = np.dtype(np.bool_)
 
 
-def append_array(buffers: Buffers, array: Array) -> tuple[int, ...]:
+def append_array(body: Buffers, array: Array) -> tuple[int, ...]:
     """Append an array's bytes to a body; return its description for the header.
 
-    Raises InvalidArgument for an array of a dtype or rank we do not carry.
+    Raises InvalidArgument for an array of a dtype that the wire does not carry.
     """
-    shape = array.shape
-    code = _CODES.get(array.dtype)
-    if code is None or len(shape) > RANK_LIMIT:
-        raise InvalidArgument(f"the wire carries no array of {array.dtype} and shape {shape}")
+    try:
+        code = _CODES[array.dtype]
+    except KeyError:
+        raise InvalidArgument(f"the wire carries no array of {array.dtype}") from None
     nbytes = array.nbytes
     if nbytes < COPY_BELOW:
-        buffers.append(array.tobytes())
+        body.append(array.tobytes())
     else:
-        buffers.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        body.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     if nbytes % 8:
-        buffers.append(padding(nbytes))
-    return (code, *shape)
+        body.append(padding(nbytes))
+    return (code, *array.shape)
 
 
 def read_arrays(descriptions: Any, body: memoryview) -> list[Array]:
     """Read-only views of the arrays that make up a body.
 
-    Raises ProtocolError, or one of `MALFORMED`, unless the descriptions are such, and the body is
-    exactly what they say.
+    Raises ProtocolError, or one of `frames.MALFORMED`, unless the descriptions are such, and the
+    body is exactly what they say.
     """
     arrays: list[Array] = []
     start = 0
     for description in descriptions:
-        if type(description) is not tuple:
+        shape = description[1:]
+        dtype = _DTYPES[description[0]]
+        array: Array = np.ndarray(shape, dtype, body, start)
+        if array.shape != shape:
             raise ProtocolError(f"not an array's description: {description!r:.80}")
-        dtype = _DTYPES_BY_CODE[description[0]]
-        array: Array = np.ndarray(description[1:], dtype, body, start)
         if dtype is _BOOL and array.view(np.uint8).max(initial=0) > 1:
             raise ProtocolError("array of bool has bytes that are neither 0 nor 1")
         arrays.append(array)

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from shardserve.batching.errors import Unavailable
 from shardserve.shards.address import Address
-from shardserve.shards.calls import Call, Sink
+from shardserve.shards.calls import Call, Holder, Sink
 from shardserve.shards.fan_out import fan_out
 from shardserve.shards.handshake import Credentials
-from shardserve.shards.link import LinkLimits
+from shardserve.shards.link import Link, LinkLimits
 from shardserve.shards.messages import LookupReply, LookupRequest
 from shardserve.shards.stream import ShardStream
 from shardserve.shards.waiting import WaitingRoom
@@ -140,32 +140,27 @@ class ReplicatedChannel:
         )
 
     def _place(self, call: Call, streams: Sequence[ShardStream]) -> None:
-        stream = streams[0] if len(streams) == 1 else self._choose(streams)
-        link = stream.link if stream is not None else None
-        if link is not None and link.is_open:
-            call.asked = stream
+        link = streams[0].link if len(streams) == 1 else self._choose(streams)
+        if link is not None:
             link.send(call)
         else:
             self._waiting.admit(call)
 
-    def _choose(self, streams: Sequence[ShardStream]) -> ShardStream | None:
-        place = choose([s.in_flight if s.is_up else None for s in streams], self._turn)
+    def _choose(self, streams: Sequence[ShardStream]) -> Link | None:
         self._turn += 1
-        return None if place is None else streams[place]
+        place = choose([s.in_flight if s.link else None for s in streams], self._turn)
+        return None if place is None else streams[place].link
 
-    def _retry(self, call: Call, error: Unavailable) -> bool:
+    def _retry(self, call: Call, failed: Holder | None) -> bool:
         """Take a call on whose replica was Unavailable, if there is anywhere to go."""
         call.failures += 1
         if self._closed or call.failures > len(self._streams):
             return False
-        asked = call.asked
-        others = [stream for stream in self._streams if stream is not asked and stream.is_up]
-        if others:
-            self._place(call, others)
-            return True
-        if isinstance(asked, ShardStream) and asked.is_up:
+        links = [stream.link for stream in self._streams if stream.link is not None]
+        if links == [failed]:
             return False  # It is there, and said itself that it cannot.
-        self._waiting.admit(call)
+        others = [stream for stream in self._streams if stream.link not in (None, failed)]
+        self._place(call, others)
         return True
 
     def _stream_changed(self) -> None:

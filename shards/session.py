@@ -27,7 +27,6 @@ from shardserve.shards.outbox import Outbox
 from shardserve.shards.timers import Pulse
 from shardserve.shards.wire import (
     PONG,
-    decode_cancel,
     decode_request,
     encode_error,
     encode_reply,
@@ -36,7 +35,8 @@ from shardserve.shards.wire import (
 logger = logging.getLogger(__name__)
 
 _REQUEST: Final = Kind.REQUEST
-_FLUSH_BYTES: Final = 1 << 18
+_HANDSHAKE_KINDS: Final = (Kind.HELLO, Kind.PROOF)
+_ROUTER_KINDS: Final = (Kind.REQUEST, Kind.CANCEL, Kind.PING, Kind.PONG)
 
 
 @dataclass(frozen=True)
@@ -90,18 +90,20 @@ class Session(asyncio.BufferedProtocol):
         self._host = host
         self._limits = host.limits
         self._loop = asyncio.get_running_loop()
-        self._reader = FrameReader(HANDSHAKE_FRAME_BYTES)
+        self._reader = FrameReader(_HANDSHAKE_KINDS, HANDSHAKE_FRAME_BYTES)
+        self.get_buffer = self._reader.get_buffer  # type: ignore[method-assign]
         self._handshake = ServerHandshake(
             host.credentials, host.limits.max_frame, os.urandom(NONCE_BYTES)
         )
-        self._frames: deque[Frame] = deque()
+        #: Requests that came while the router did not read its replies.
+        self._held_back: deque[Frame] = deque()
         self._queued: dict[int, _Queued] = {}
         self._queued_cost = 0
-        self._peer_limit: int | None = None
+        #: The longest frame the router accepts; 0 until it has proved itself.
+        self._peer_limit = 0
         self._arrived = 0.0
         self._paused = False
         self._draining = False
-        self._ended = False
         self._pulse = Pulse(host.limits.keepalive_seconds, self._fell_silent)
         self._timer: asyncio.TimerHandle | None = None
 
@@ -117,7 +119,6 @@ class Session(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close at once."""
-        self._ended = True
         self._transport.abort()
 
     # asyncio.BufferedProtocol
@@ -131,13 +132,18 @@ class Session(asyncio.BufferedProtocol):
         else:
             self.abort()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reader.get_buffer()
-
     def buffer_updated(self, nbytes: int) -> None:
         self._arrived = time.monotonic()
         self._pulse.keepalive.heard = True
-        self._work(nbytes)
+        try:
+            for frame in self._reader.received(nbytes):
+                if frame[0] is _REQUEST:
+                    self._accept(frame)
+                else:
+                    self._handle(frame)
+        except ServingError as error:
+            self._turn_away(error)
+        self._outbox.flush()
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -146,10 +152,11 @@ class Session(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._paused = False
         self._transport.resume_reading()
-        self._work(0)
+        while self._held_back and not self._paused:
+            self._accept(self._held_back.popleft())
+        self._outbox.flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._ended = True
         if self._timer is not None:
             self._timer.cancel()
         self._pulse.stop()
@@ -159,74 +166,56 @@ class Session(asyncio.BufferedProtocol):
 
     # Reading
 
-    def _work(self, nbytes: int) -> None:
-        """Handle the frames that are there, now that `nbytes` have come; send the answers at once.
-
-        Frames that come while the peer does not read its answers stay for later.
-        """
-        frames, outbox = self._frames, self._outbox
-        try:
-            frames += self._reader.received(nbytes)
-            while frames and not (self._paused or self._ended):
-                frame = frames.popleft()
-                if self._peer_limit is None:
-                    self._shake_hands(frame)
-                elif frame[0] is _REQUEST:
-                    self._accept(frame)
-                else:
-                    self._handle(frame)
-                if outbox.nbytes > _FLUSH_BYTES:
-                    outbox.flush()
-        except ServingError as error:
-            self._turn_away(error)
-        outbox.flush()
-
-    def _shake_hands(self, frame: Frame) -> None:
-        self._outbox.put(self._handshake.receive(frame))
-        self._peer_limit = self._handshake.peer_limit
-        if self._peer_limit is not None:
-            self._reader.limit = self._limits.max_frame
-            if self._timer is not None:
-                self._timer.cancel()
-            self._pulse.start(self._transport, self._outbox)
-
     def _handle(self, frame: Frame) -> None:
         match frame[0]:
             case Kind.CANCEL:
-                self._forget(decode_cancel(frame))
+                bare_fields(frame)
+                self._forget(frame[1])
             case Kind.PING:
                 bare_fields(frame)
                 self._outbox.put(PONG)
             case Kind.PONG:
                 bare_fields(frame)
-            case kind:
-                raise ProtocolError(f"a router does not send {kind.name}")
+            case _:
+                self._shake_hands(frame)
+
+    def _shake_hands(self, frame: Frame) -> None:
+        self._outbox.put(self._handshake.receive(frame))
+        peer_limit = self._handshake.peer_limit
+        if peer_limit is not None:
+            self._peer_limit = peer_limit
+            self._reader.accept(_ROUTER_KINDS, self._limits.max_frame)
+            if self._timer is not None:
+                self._timer.cancel()
+            self._pulse.start(self._transport, self._outbox)
 
     def _turn_away(self, error: ServingError) -> None:
         """The peer is a stranger, or does not speak as it should."""
         logger.warning("turned away %s: %s", self._transport.get_extra_info("peername"), error)
-        if self._peer_limit is None:
+        if not self._peer_limit:
             self._outbox.put(refusal(error))
         self._outbox.flush()
-        self._ended = True
         self._transport.close()
 
     # Requests
 
     def _accept(self, frame: Frame) -> None:
-        number, budget_us, request = decode_request(frame)
+        if self._paused:
+            self._held_back.append(frame)
+            return
+        seconds_left, request = decode_request(frame)
+        number, arrived, executor = frame[1], self._arrived, self._host.executor
         if number in self._queued:
             raise ProtocolError(f"request number {number} is in flight already")
-        executor, arrived = self._host.executor, self._arrived
-        deadline = arrived + budget_us * 1e-6
+        deadline = arrived + seconds_left
         try:
             if self._draining:
                 raise Unavailable("the shard is about to stop")
             cost = cost_of(executor, request)
-            if cost > self._limits.inline_cost:
+            if cost <= self._limits.inline_cost:
+                self._reply(number, perform(executor, request, arrived, deadline))
+            else:
                 self._enqueue(number, cost, request, deadline)
-                return
-            self._reply(number, perform(executor, request, arrived, deadline))
         except ServingError as error:
             self._outbox.put(encode_error(number, error))
 
@@ -264,7 +253,7 @@ class Session(asyncio.BufferedProtocol):
     def _reply(self, number: int, performed: Performed) -> None:
         results, queue_seconds, lookup_seconds = performed
         frame, nbytes = encode_reply(number, results, queue_seconds, lookup_seconds)
-        if self._peer_limit is not None and nbytes > self._peer_limit:
+        if nbytes > self._peer_limit:
             raise ResourceExhausted(f"reply of {nbytes} bytes, the limit is {self._peer_limit}")
         self._outbox.extend(frame, nbytes)
 

@@ -57,14 +57,14 @@ class ShardStream:
         self._limits = limits or LinkLimits()
         self._on_change = on_change
         self._pause = pause
-        #: The connection, if there is one. It may have ended already: see `is_up`.
+        #: The connection, from when it is open until it ends.
         self.link: Link | None = None
         self._keeper: asyncio.Task[None] | None = None
 
     @property
     def is_up(self) -> bool:
         """Whether calls can be sent."""
-        return self.link is not None and self.link.is_open
+        return self.link is not None
 
     @property
     def in_flight(self) -> int:
@@ -95,7 +95,7 @@ class ShardStream:
         Raises Unauthenticated or FailedPrecondition when either end refuses the other, Unavailable
         when nobody answers.
         """
-        self.link = await self._open_link()
+        await self._open_link()
         self.start()
 
     def start(self) -> None:
@@ -121,16 +121,13 @@ class ShardStream:
         failures = 0
         while True:
             try:
-                link = self.link = self.link or await self._open_link()
+                link = self.link or await self._open_link()
             except ServingError as error:
                 failures += 1
                 self._note(error, failures)
             else:
                 failures = 1
-                self._on_change()
                 self._note(await asyncio.shield(link.closed), failures)
-                self.link = None
-                self._on_change()
             await self._pause(backoff(failures, random.random()))  # noqa: S311 (no secret)
 
     def _note(self, error: ServingError, failures: int) -> None:
@@ -143,7 +140,7 @@ class ShardStream:
         return Unavailable(f"{self.name} at {self.address} is not connected{why}")
 
     async def _open_link(self) -> Link:
-        link = Link(self.name, self._credentials, self._limits)
+        link = Link(self.name, self._credentials, self._limits, self._link_ended)
         seconds = self._limits.connect_seconds
         try:
             async with asyncio.timeout(seconds):
@@ -156,10 +153,19 @@ class ShardStream:
         except BaseException:
             link.close(Unavailable("given up"))
             raise
-        if error is None:
-            return link
-        link.close(error)
-        raise type(error)(f"{self.name} at {self.address}: {error.message}")
+        if error is not None:
+            link.close(error)
+            raise type(error)(f"{self.name} at {self.address}: {error.message}")
+        if link.is_open:
+            self.link = link
+            self._on_change()
+        return link
+
+    def _link_ended(self, link: Link, reason: ServingError) -> None:
+        if self.link is link:
+            self.link = None
+            self.last_error = reason
+            self._on_change()
 
     async def _dial(self, link: Link) -> None:
         """Connect over the Unix socket where there is one here, else over TCP."""

@@ -2,17 +2,17 @@
 
 The header's fields, by kind; arrays are described as `packing` has it, in the body's order:
 
-    REQUEST  number, budget in microseconds, ((slice id, op, has), ...), (array, ...)
-             has: 1 if the part has offsets, plus 2 if it has weights
+    REQUEST  seconds left, ((slice id, form), ...), (array, ...)
+             form: the op, plus 64 if the part has offsets, plus 128 if it has weights
              arrays: of each part its rows, its offsets and its weights, as it has them
-    CANCEL   number
-    REPLY    number, queue seconds, lookup seconds, (result, ...)
-    ERROR    number, code, message
-    PING, PONG   none
+    REPLY    seconds queued, seconds at work, (result, ...)
+    ERROR    code, message
+    CANCEL, PING, PONG   none
 
-A request's number is its client's, and unique among those in flight on its connection. Decoders
-give exactly what was encoded, or raise ProtocolError and nothing else; their arrays are read-only
-views of the frame's body. What they allocate is a small multiple of the header's size.
+A request's number, in its frame's prefix, is its client's, and unique among those in flight on its
+connection. Decoders give exactly what was encoded, or raise ProtocolError and nothing else; their
+arrays are read-only views of the frame's body. What they allocate is a small multiple of the
+header's size.
 """
 
 from __future__ import annotations
@@ -37,36 +37,67 @@ from shardserve.shards.frames import (
 from shardserve.shards.messages import Array, LookupReply, LookupRequest, Op, Part
 from shardserve.shards.packing import append_array, read_arrays
 
-_OPS: Final = {op.value: op for op in Op}
-_OFFSETS: Final = 1
-_WEIGHTS: Final = 2
+_REQUEST: Final = Kind.REQUEST
+_REPLY: Final = Kind.REPLY
 
-PING: Final = bare_frame(Kind.PING)
-PONG: Final = bare_frame(Kind.PONG)
+_OFFSETS: Final = 64
+_WEIGHTS: Final = 128
+#: What a part's form means: its op, whether it has offsets, whether it has weights.
+_FORMS: Final = {
+    op + offsets + weights: (op, bool(offsets), bool(weights))
+    for op in Op
+    for offsets in (0, _OFFSETS)
+    for weights in (0, _WEIGHTS)
+}
+
+PING: Final = bare_frame(Kind.PING, 0)
+PONG: Final = bare_frame(Kind.PONG, 0)
 
 
-def encode_request(number: int, budget_us: int, request: LookupRequest) -> tuple[Buffers, int]:
+def encode_request(number: int, seconds_left: float, request: LookupRequest) -> tuple[Buffers, int]:
     """A REQUEST frame's buffers, and their bytes together.
 
-    Raises InvalidArgument for an array of a dtype or rank that the wire does not carry,
-    ResourceExhausted for too many arrays.
+    Raises InvalidArgument for an array of a dtype that the wire does not carry, ResourceExhausted
+    for too many arrays.
     """
     body: Buffers = []
     parts = []
     arrays = []
     for part in request.parts:
-        has = 0
+        form: int = part.op
         arrays.append(append_array(body, part.rows))
         if part.offsets is not None:
-            has |= _OFFSETS
+            form += _OFFSETS
             arrays.append(append_array(body, part.offsets))
         if part.weights is not None:
-            has |= _WEIGHTS
+            form += _WEIGHTS
             arrays.append(append_array(body, part.weights))
-        parts.append((part.slice_id, part.op, has))
+        parts.append((part.slice_id, form))
     if len(arrays) > ITEMS_LIMIT:
         raise _too_many(len(arrays))
-    return frame(Kind.REQUEST, (number, budget_us, parts, arrays), body)
+    return frame(_REQUEST, number, (seconds_left, parts, arrays), body)
+
+
+def decode_request(received: Frame) -> tuple[float, LookupRequest]:
+    """A REQUEST's seconds left, and its request."""
+    _, _, header, body = received
+    try:
+        seconds_left, fields, descriptions = unpack(header)
+        arrays = iter(read_arrays(descriptions, body))
+        parts = []
+        for slice_id, form in fields:
+            op, has_offsets, has_weights = _FORMS[form]
+            rows = next(arrays)
+            offsets = next(arrays) if has_offsets else None
+            weights = next(arrays) if has_weights else None
+            parts.append(Part(slice_id, op, rows, offsets, weights))
+            if type(slice_id) is not int:
+                raise ProtocolError(f"REQUEST names slice {slice_id!r:.80}")
+        if not seconds_left >= 0.0 or next(arrays, None) is not None:
+            raise ProtocolError("REQUEST has no time left, or an array that belongs to no part")
+    except MALFORMED as error:
+        raise ProtocolError(f"REQUEST is malformed: {error!r}") from error
+    return seconds_left, LookupRequest(tuple(parts))
 
 
 def encode_reply(
@@ -76,15 +107,34 @@ def encode_reply(
     body: Buffers = []
     arrays = []
     for result in results:
-        arrays.append(append_array(body, result))  # noqa: PERF401 (one call fewer)
+        arrays.append(append_array(body, result))  # noqa: PERF401 (dearer for a result or two)
     if len(arrays) > ITEMS_LIMIT:
         raise _too_many(len(arrays))
-    return frame(Kind.REPLY, (number, queue_seconds, lookup_seconds, arrays), body)
+    return frame(_REPLY, number, (queue_seconds, lookup_seconds, arrays), body)
+
+
+def decode_reply(received: Frame) -> LookupReply:
+    """A REPLY's reply."""
+    _, _, header, body = received
+    try:
+        queue_seconds, lookup_seconds, descriptions = unpack(header)
+        results = tuple(read_arrays(descriptions, body))
+        if not (0.0 <= queue_seconds < math.inf and 0.0 <= lookup_seconds < math.inf):
+            raise ProtocolError("REPLY has seconds that are none")
+    except MALFORMED as error:
+        raise ProtocolError(f"REPLY is malformed: {error!r}") from error
+    return LookupReply(results, queue_seconds, lookup_seconds)
 
 
 def encode_error(number: int, error: ServingError) -> bytes:
     """An ERROR frame. An overlong message is cut."""
-    return bare_frame(Kind.ERROR, number, int(error.code), cut_text(error.message))
+    return bare_frame(Kind.ERROR, number, int(error.code), _cut(error.message))
+
+
+def decode_error(received: Frame) -> ServingError:
+    """The error as it was raised at the shard."""
+    code, message = bare_fields(received, int, str)
+    return error_of(code, message)
 
 
 def encode_cancel(number: int) -> bytes:
@@ -92,61 +142,7 @@ def encode_cancel(number: int) -> bytes:
     return bare_frame(Kind.CANCEL, number)
 
 
-def decode_request(frame: Frame) -> tuple[int, int, LookupRequest]:
-    """A REQUEST's number, budget in microseconds, and request."""
-    _, header, body = frame
-    try:
-        number, budget_us, fields, descriptions = unpack(header)
-        arrays = iter(read_arrays(descriptions, body))
-        parts = []
-        for slice_id, op, has in fields:
-            if type(slice_id) is not int or not 0 <= has <= _OFFSETS | _WEIGHTS:
-                raise ProtocolError("REQUEST has a part that is none")
-            rows = next(arrays)
-            offsets = next(arrays) if has & _OFFSETS else None
-            weights = next(arrays) if has & _WEIGHTS else None
-            parts.append(Part(slice_id, _OPS[op], rows, offsets, weights))
-    except MALFORMED as error:
-        raise ProtocolError(f"REQUEST is malformed: {error!r}") from error
-    if type(number) is not int or type(budget_us) is not int or budget_us < 0:
-        raise ProtocolError("REQUEST has no number or no budget")
-    if next(arrays, None) is not None:
-        raise ProtocolError("REQUEST has more arrays than its parts need")
-    return number, budget_us, LookupRequest(tuple(parts))
-
-
-def decode_reply(frame: Frame) -> tuple[int, LookupReply]:
-    """A REPLY's number and reply."""
-    _, header, body = frame
-    try:
-        number, queue_seconds, lookup_seconds, descriptions = unpack(header)
-        results = tuple(read_arrays(descriptions, body))
-    except MALFORMED as error:
-        raise ProtocolError(f"REPLY is malformed: {error!r}") from error
-    if type(number) is not int:
-        raise ProtocolError("REPLY has no number")
-    if type(queue_seconds) is not float or type(lookup_seconds) is not float:
-        raise ProtocolError("REPLY has no seconds")
-    if not (0.0 <= queue_seconds < math.inf and 0.0 <= lookup_seconds < math.inf):
-        raise ProtocolError("REPLY has seconds that are none")
-    return number, LookupReply(results, queue_seconds, lookup_seconds)
-
-
-def decode_error(frame: Frame) -> tuple[int, ServingError]:
-    """An ERROR's number, and the error as it was raised at the shard."""
-    number, code, message = bare_fields(frame, int, int, str)
-    return number, error_of(code, message)
-
-
-def decode_cancel(frame: Frame) -> int:
-    """A CANCEL's number."""
-    number: int
-    (number,) = bare_fields(frame, int)
-    return number
-
-
-def cut_text(text: str) -> str:
-    """`text`, cut so that it surely fits one msgpack string."""
+def _cut(text: str) -> str:
     encoded = text.encode(errors="replace")
     if len(encoded) <= TEXT_LIMIT:
         return encoded.decode()
