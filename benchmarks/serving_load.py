@@ -73,7 +73,12 @@ class Measured:
         return (len(self.latencies) - self.errors) / self.seconds
 
     def percentile(self, percent: float) -> float:
-        """Of the latencies in seconds: the smallest that at least `percent` % do not exceed."""
+        """Of the latencies in seconds: the smallest that at least `percent` % do not exceed.
+
+        NaN, which is within no bound, if nothing was sent.
+        """
+        if not len(self.latencies):
+            return float("nan")
         return float(np.percentile(self.latencies, percent, method="inverted_cdf"))
 
     @property

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.serving import versus_best
+from benchmarks.serving import versus_best, worst
 from benchmarks.serving_search import Bracket, highest_rate
 
 rates = st.floats(1.0, 1e5)
@@ -50,3 +50,9 @@ def test_nothing_is_claimed_without_others_or_where_they_promised_nothing() -> N
     assert versus_best([], {"other": [1.0]})[0] is None
     assert versus_best([1.0], {})[0] is None
     assert versus_best([1.0], {"other": [0.0]})[0] is None
+
+
+def test_the_worst_ratio_counts_and_none_if_one_is_unknown() -> None:
+    assert worst({"one": 1.1, "other": 1.2}) == (1.2, "the worse of one: 1.10, other: 1.20")
+    assert worst({"one": 1.1, "other": float("nan")})[0] is None
+    assert worst({})[0] is None
