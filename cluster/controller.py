@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from shardserve.batching.errors import ResourceExhausted, Unavailable
 from shardserve.cluster import fleet, progress
 from shardserve.cluster.credentials import shard_credentials
+from shardserve.cluster.options import Application
 from shardserve.cluster.placement import Bundle, Seat, bundle_for, seats, shortage
 from shardserve.cluster.planning import Wanted, plan_remotely
 from shardserve.cluster.progress import Failure, Phase, Progress, failure_of
@@ -40,11 +41,16 @@ MAX_STARTS = 3
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the server. Where the cluster `can_grow`, room for shards is waited for."""
+    """One run of the server.
+
+    Where the cluster `can_grow`, room for shards is waited for. Without an `application` there are
+    shards only, and routers are somebody else's.
+    """
 
     name: str
     wanted: Wanted
     can_grow: bool
+    application: Application | None = None
 
 
 class Controller:
@@ -58,7 +64,10 @@ class Controller:
         self._starts: dict[Seat, int] = {}
         self._actors: dict[Seat, Any] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
-        self._bringing_up = asyncio.ensure_future(self._bring_up())
+        self._bringing_up = [
+            asyncio.ensure_future(self._bring_up_shards()),
+            asyncio.ensure_future(self._bring_up_routers()),
+        ]
 
     async def secret(self) -> bytes:
         """The cluster's secret, for routers."""
@@ -124,10 +133,13 @@ class Controller:
             watch = asyncio.ensure_future(self._watch(tables, seat, address.instance))
             self._watches[address.instance] = watch
 
-    async def stop(self) -> None:
-        """Have every shard answer what has come in, and serve no more."""
+    async def end(self) -> None:
+        """End routers and shards, which answer what has come in, and give back their room."""
+        if self._run.application is not None:
+            await asyncio.to_thread(_withdraw, self._run.application)
         stopping = [actor.stop.remote() for actor in self._actors.values()]
         await asyncio.gather(*stopping, return_exceptions=True)
+        await asyncio.to_thread(fleet.release, self._run.name)
 
     async def _planned(self) -> Published[RoutingTable]:
         return await asyncio.shield(self._tables)
@@ -150,7 +162,16 @@ class Controller:
     def _fail(self, failure: Failure) -> None:
         self._progress.publish(progress.failed(self._progress.latest, failure))
 
-    async def _bring_up(self) -> None:
+    async def _bring_up_routers(self) -> None:
+        try:
+            if self._run.application is not None:
+                await asyncio.to_thread(_deploy, self._run.application)
+        except Exception as error:  # noqa: BLE001 (whoever waits for the start gets it)
+            self._fail(failure_of(error))
+        else:
+            self._progress.publish(progress.routed(self._progress.latest))
+
+    async def _bring_up_shards(self) -> None:
         try:
             plan = await self._make_plan()
             tables = Published(empty_table(plan, number=time.time_ns() // 1_000_000))
@@ -199,3 +220,15 @@ async def _lives(actor: Any, instance: str) -> bool:
         except (RayError, TimeoutError) as error:
             logger.info("an actor does not answer: %s", error)
     return False
+
+
+def _deploy(application: Application) -> None:
+    from shardserve.cluster import serve_app  # noqa: PLC0415 (slow to import; the plan goes first)
+
+    serve_app.deploy(application)
+
+
+def _withdraw(application: Application) -> None:
+    from shardserve.cluster import serve_app  # noqa: PLC0415
+
+    serve_app.withdraw(application)

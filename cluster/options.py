@@ -46,6 +46,20 @@ class RayOptions:
 
 
 @dataclass(frozen=True)
+class Application:
+    """The routers as an application of Ray Serve's, that serve the model of a controller's run.
+
+    `is_guest` where Serve was there before it, and so is to stay when it ends.
+    """
+
+    name: str
+    controller: str
+    doors: DoorOptions
+    ray: RayOptions
+    is_guest: bool
+
+
+@dataclass(frozen=True)
 class ServeOptions:
     """All that `shardserve serve` needs to know."""
 

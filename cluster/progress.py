@@ -41,14 +41,23 @@ def failure_of(error: Exception) -> Failure:
 
 @dataclass(frozen=True)
 class Progress:
-    """`totals` and `loaded` are bytes of slices by seat; `note` says what is waited for."""
+    """`totals` and `loaded` are bytes of slices by seat; `note` says what is waited for.
+
+    `is_routed` when the routers answer; they need one replica of each shard for that, not all.
+    """
 
     number: int
     phase: Phase = Phase.PLANNING
     note: str = ""
     totals: Mapping[Seat, int] = field(default_factory=dict)
     loaded: Mapping[Seat, int] = field(default_factory=dict)
+    is_routed: bool = False
     failure: Failure | None = None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the start has come to its end."""
+        return self.is_routed and self.phase is Phase.READY
 
 
 def placing(progress: Progress, plan: ModelPlan, note: str) -> Progress:
@@ -72,6 +81,11 @@ def loaded(progress: Progress, seat: Seat, nbytes: int) -> Progress:
 def ready(progress: Progress) -> Progress:
     """Every seat serves. What befalls a seat later is the routing table's."""
     return _next(progress, phase=Phase.READY, loaded=progress.totals)
+
+
+def routed(progress: Progress) -> Progress:
+    """The routers answer."""
+    return _next(progress, is_routed=True)
 
 
 def failed(progress: Progress, failure: Failure) -> Progress:

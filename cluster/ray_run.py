@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import secrets
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import ray
-from ray import serve
 from ray.exceptions import ActorDiedError, RayError
 
 from shardserve.batching.errors import Unavailable
-from shardserve.cluster import environment, fleet
+from shardserve.cluster import environment
 from shardserve.cluster.console import StartDisplay
 from shardserve.cluster.controller import Controller, Run
-from shardserve.cluster.options import ServeOptions
+from shardserve.cluster.options import Application, ServeOptions
 from shardserve.cluster.planning import Wanted
-from shardserve.cluster.progress import Phase, Progress
-from shardserve.cluster.serve_app import Application, serve_runs
+from shardserve.cluster.progress import Progress
 from shardserve.cluster.shard_actor import NAMESPACE
 from shardserve.cluster.stop_signals import StopSignals
 from shardserve.cluster.table import changes
@@ -48,10 +42,7 @@ class RayRun:
         self._found = found
         self._options = options
         self._stop = stop
-        self._application = Application(name, name, options.doors, options.ray)
         self._controller: Any = None
-        self._deploying: Future[object] = Future()
-        self._serve_ran = False
         self._log = logs.logger(run=name)
 
     @property
@@ -67,17 +58,11 @@ class RayRun:
         display.step("starting Ray" if self._is_own else "joining Ray")
         self._init_ray()
         self._stop.check()
-        wanted = Wanted(
-            self._options.model_name, self._found.version, self._found.path, self._options.plan
-        )
-        run = Run(self._name, wanted, can_grow=not self._is_own)
         self._controller = (
             ray.remote(Controller)
             .options(name=self._name, num_cpus=0, max_restarts=-1)
-            .remote(run, secrets.token_bytes(_SECRET_BYTES))
+            .remote(self._run(), secrets.token_bytes(_SECRET_BYTES))
         )
-        self._serve_ran = serve_runs()
-        self._deploying = in_thread(self._application.deploy)
         self._wait_until_served(display)
 
     def stay(self) -> None:
@@ -95,22 +80,19 @@ class RayRun:
             return
         # Ray prints what it thinks of actors that end; here that is no news.
         with contextlib.redirect_stdout(io.StringIO()):
-            self._end_all()
+            if self._controller is not None:
+                ray.wait([self._controller.end.remote()], timeout=_END_SECONDS)
+            if self._controller is not None and not self._is_own:
+                ray.kill(self._controller)
+            ray.shutdown()
 
-    def _end_all(self) -> None:
-        """Step by step, as long as there is time; what remains is ended by force later."""
-        steps: list[Callable[[], object]] = []
-        if self._controller is not None:
-            shared = self._serve_ran
-            steps.append((lambda: serve.delete(self._name)) if shared else serve.shutdown)
-            steps.append(lambda: ray.get(self._controller.stop.remote()))
-            steps.append(lambda: ray.kill(self._controller))
-            steps.append(lambda: fleet.release(self._name))
-        deadline = time.monotonic() + _END_SECONDS
-        for step in steps:
-            with contextlib.suppress(TimeoutError, RayError):
-                in_thread(step).result(max(0.0, deadline - time.monotonic()))
-        ray.shutdown()
+    def _run(self) -> Run:
+        options = self._options
+        wanted = Wanted(options.model_name, self._found.version, self._found.path, options.plan)
+        application = Application(
+            self._name, self._name, options.doors, options.ray, is_guest=_serve_runs()
+        )
+        return Run(self._name, wanted, can_grow=not self._is_own, application=application)
 
     def _init_ray(self) -> None:
         try:
@@ -120,7 +102,6 @@ class RayRun:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise Unavailable(f"Ray does not start: {error}") from error
         self._stop.listen()
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
     def _which_ray(self) -> dict[str, Any]:
         if not self._is_own:
@@ -135,22 +116,18 @@ class RayRun:
 
     def _wait_until_served(self, display: StartDisplay) -> None:
         progress = Progress(-1)
-        while progress.phase is not Phase.READY:
+        while not progress.is_served:
             progress = self._ask("wait_for_progress", progress.number)
             display.show(progress)
             if progress.failure is not None:
                 raise progress.failure.error()
-        while not self._deploying.done():
-            self._check()
-            time.sleep(_POLL_SECONDS)
-        self._check()
 
     def _ask(self, method: str, known: int) -> Any:
         """A long poll of the controller, through its deaths. Raises Stopped on a signal."""
         while True:
             asked = getattr(self._controller, method).remote(known)
             while not ray.wait([asked], timeout=_POLL_SECONDS)[0]:
-                self._check()
+                self._stop.check()
             try:
                 return ray.get(asked)
             except ActorDiedError as error:
@@ -159,22 +136,11 @@ class RayRun:
                 self._log.warning("no controller", error=str(error))
                 time.sleep(_POLL_SECONDS)
 
-    def _check(self) -> None:
-        self._stop.check()
-        error = self._deploying.exception() if self._deploying.done() else None
-        if error is not None:
-            raise Unavailable(f"Ray Serve could not start the routers: {error}") from error
 
-
-def in_thread(work: Callable[[], object]) -> Future[object]:
-    """Run `work` on a thread that does not keep the process alive."""
-    future: Future[object] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 (it is raised where the result is asked for)
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
+def _serve_runs() -> bool:
+    """Whether there is a Serve in this Ray already: somebody else's, or of another run."""
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return False
+    return True

@@ -1,16 +1,17 @@
-"""Starts and ends the routers' Ray Serve application. Ray Serve's calls, no decisions."""
+"""Starts and ends the routers' Ray Serve application. Ray Serve's calls, no decisions.
+
+They block. They are the controller's to make, on a thread: a driver that ends while one is under
+way would be ended by Ray before it has tidied up.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, gRPCOptions
-from ray.serve.schema import LoggingConfig
+from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from shardserve.cluster.ingress import ADDERS
-from shardserve.cluster.options import DoorOptions, RayOptions
+from shardserve.cluster.options import Application
 from shardserve.cluster.router_deployment import Router
 
 #: A bound on what waits in one router, far above what it can serve.
@@ -20,38 +21,42 @@ ROUTER_CPUS = 0.1
 _LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
 
 
-def serve_runs() -> bool:
-    """Whether there is a Serve in this Ray already: somebody else's, or of another run."""
-    try:
-        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
-    except ValueError:
-        return False
-    return True
+def deploy(application: Application) -> None:
+    """Start Serve if it does not run, and the routers if they do not. Returns when they answer.
+
+    Routers that run are left alone: they outlive the controller that started them.
+    """
+    ports = application.ray
+    serve.start(
+        http_options=HTTPOptions(host=application.doors.host, port=ports.serve_http_port),
+        grpc_options=gRPCOptions(port=ports.serve_grpc_port, grpc_servicer_functions=ADDERS),
+        logging_config=_LOGGING,
+    )
+    if _is_running(application.name):
+        return
+    deployment = serve.deployment(Router).options(
+        name="Router",
+        num_replicas=application.ray.routers,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        ray_actor_options={"num_cpus": ROUTER_CPUS},
+        health_check_period_s=5.0,
+        logging_config=_LOGGING,
+    )
+    serve.run(
+        deployment.bind(application.controller, application.doors),
+        name=application.name,
+        route_prefix="/",
+    )
 
 
-@dataclass(frozen=True)
-class Application:
-    """A Serve application: `routers` replicas that serve the model of a controller's run."""
+def withdraw(application: Application) -> None:
+    """End the routers, and Serve with them unless they were its guests."""
+    if application.is_guest:
+        serve.delete(application.name)
+    else:
+        serve.shutdown()
 
-    name: str
-    controller: str
-    doors: DoorOptions
-    ray: RayOptions
 
-    def deploy(self) -> None:
-        """Start Serve if it does not run, and the routers. Returns when they answer."""
-        host = self.doors.host
-        serve.start(
-            http_options=HTTPOptions(host=host, port=self.ray.serve_http_port),
-            grpc_options=gRPCOptions(port=self.ray.serve_grpc_port, grpc_servicer_functions=ADDERS),
-            logging_config=_LOGGING,
-        )
-        deployment = serve.deployment(Router).options(
-            name="Router",
-            num_replicas=self.ray.routers,
-            max_ongoing_requests=MAX_ONGOING_REQUESTS,
-            ray_actor_options={"num_cpus": ROUTER_CPUS},
-            health_check_period_s=5.0,
-            logging_config=_LOGGING,
-        )
-        serve.run(deployment.bind(self.controller, self.doors), name=self.name, route_prefix="/")
+def _is_running(name: str) -> bool:
+    found = serve.status().applications.get(name)
+    return found is not None and found.status == ApplicationStatus.RUNNING

@@ -15,7 +15,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from shardserve.cluster import fleet
 from shardserve.cluster.controller import Controller, Run
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.planning import Wanted
@@ -91,7 +90,6 @@ async def running(directory: Path, options: PlanOptions) -> AsyncIterator[ModelR
         async with asyncio.timeout(LONGEST_SECONDS):
             yield ModelRun(name, controller)
     finally:
-        await controller.stop.remote()
+        await controller.end.remote()
         ray.kill(controller)
-        await asyncio.to_thread(fleet.release, name)
         remove_sockets(name)

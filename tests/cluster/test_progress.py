@@ -47,6 +47,16 @@ def test_each_seat_has_its_bytes_to_load_and_all_of_them_when_ready() -> None:
     assert progress.ready(step).loaded == step.totals
 
 
+def test_a_model_is_served_when_shards_and_routers_are_there_in_either_order() -> None:
+    shards_first = progress.ready(Progress(0))
+    routers_first = progress.routed(Progress(0))
+    assert not shards_first.is_served
+    assert not routers_first.is_served
+
+    assert progress.routed(shards_first).is_served
+    assert progress.ready(routers_first).is_served
+
+
 def test_the_first_failure_counts() -> None:
     first = failure_of(DataLoss("variables.data: cut off"))
     step = progress.failed(Progress(5), first)
