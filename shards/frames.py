@@ -5,7 +5,7 @@
     body
 
 All little-endian. Every frame's length is a multiple of 8, so a body that is received into an
-aligned block stays aligned. The number says which request a frame belongs to. What headers and
+aligned memory stays aligned. The number says which request a frame belongs to. What headers and
 bodies mean is `wire`'s and `handshake`'s.
 
 The functions here and in `wire` run for every request of every shard, mostly on a core that has
@@ -35,12 +35,11 @@ ITEMS_LIMIT: Final = 4096
 TEXT_LIMIT: Final = 1 << 14
 #: What is smaller than this is copied together: that costs less than buffers of its own.
 COPY_BELOW: Final = 1 << 13
-#: A reader receives into blocks of this size. A view keeps its whole block alive.
-BLOCK_BYTES: Final = 1 << 16
+#: What is received at once. Also what a view of one array may keep alive besides.
+BUFFER_BYTES: Final = 1 << 16
 
 _MAGIC: Final = b"ST"
 _PREFIX: Final = struct.Struct("<4sIQQ")
-_ROOM_BYTES: Final = 1 << 10
 _PADDING: Final = tuple(bytes(-size % 8) for size in range(8))
 
 
@@ -64,9 +63,9 @@ class Kind(enum.IntEnum):
     PONG = 21
 
 
-#: A frame as received: kind, number, header, body. The last two are read-only views into the
-#: reader's block.
-Frame = tuple[Kind, int, memoryview, memoryview]
+#: A frame as received: kind, number, header, and where its body lies: in which read-only bytes, and
+#: from where to where.
+Frame = tuple[Kind, int, bytes, bytes | memoryview, int, int]
 
 #: Bytes to send, in order. Views of arrays are among them: these must not change until then.
 Buffers = list[bytes | memoryview]
@@ -90,7 +89,7 @@ def _refuse_extension(code: int, data: bytes) -> Any:
 
 #: The one msgpack value in a header; arrays come as tuples, and there are no maps or extensions.
 #: Raises `MALFORMED`.
-unpack: Final[Callable[[bytes | memoryview], Any]] = partial(
+unpack: Final[Callable[[bytes], Any]] = partial(
     msgpack.unpackb,
     use_list=False,
     ext_hook=_refuse_extension,
@@ -127,12 +126,12 @@ def bare_frame(kind: Kind, number: int, *fields: Any) -> bytes:
 
 def bare_fields(received: Frame, *types: type) -> tuple[Any, ...]:
     """The fields, of exactly these types, of a frame that has no body. Raises ProtocolError."""
-    kind, _, header, body = received
+    kind, _, header, _, start, stop = received
     try:
         fields = unpack(header)
     except MALFORMED as error:
         raise ProtocolError(f"{kind.name} is malformed: {error!r}") from error
-    if type(fields) is not tuple or tuple(map(type, fields)) != types or len(body):
+    if type(fields) is not tuple or tuple(map(type, fields)) != types or start != stop:
         raise ProtocolError(f"{kind.name} is not as it should be")
     return fields
 
@@ -145,44 +144,45 @@ def padding(nbytes: int) -> bytes:
 class FrameReader:
     """Cuts received bytes into frames, in the manner of `asyncio.BufferedProtocol`.
 
-    Receive into `get_buffer()`, then tell `received` how many bytes came. A frame that fits no
-    block gets one of its own, so its body is received in place and never copied. A frame of another
-    kind than `accept` names, or longer than it allows, is refused before anything is allocated for
-    it. Blocks are not used again: views into them stay valid.
+    Receive into `get_buffer()`, then tell `received` how many bytes came. What comes is copied once
+    into bytes of its own, which the frames share; a frame longer than the buffer gets memory of its
+    own, and is received in place. A frame of another kind than `accept` names, or longer than it
+    allows, is refused before anything is allocated for it.
     """
 
     def __init__(self, kinds: Iterable[Kind], limit: int) -> None:
-        self._block = memoryview(b"")
-        self._view = self._block
-        self._start = 0
-        self._end = 0
-        #: Bytes from the start that the block must have room for.
-        self._needed = _ROOM_BYTES
         self.accept(kinds, limit)
+        #: The start of a frame that is not complete, nor longer than the buffer.
+        self._begun = b""
+        #: A longer frame.
+        self._long = memoryview(b"")
 
     def accept(self, kinds: Iterable[Kind], limit: int) -> None:
-        """From the next `received` on, accept frames of these kinds, up to `limit` bytes long."""
+        """From the next buffer on, accept frames of these kinds, up to `limit` bytes long."""
         self._kinds: Mapping[bytes, Kind] = {_STARTS[kind]: kind for kind in kinds}
         self._limit = limit
+        self._buffer = np.empty(min(limit, BUFFER_BYTES), np.uint8).data
+        self._room = self._buffer
 
     def get_buffer(self, sizehint: int = -1) -> memoryview:
         """Room, never none, for the bytes that come next."""
-        if len(self._block) - self._start < self._needed:
-            self._renew()
-        return self._block[self._end :]
+        return self._room
 
     def received(self, nbytes: int) -> list[Frame]:
         """The frames that are complete, now that `nbytes` have come into the last buffer.
 
         Raises ProtocolError for what is no frame; then give up.
         """
-        start = self._start
-        self._end = end = self._end + nbytes
-        view = self._view
+        if self._long:
+            return self._received_long(nbytes)
+        data = self._room[:nbytes].tobytes()
+        if self._begun:
+            data = self._begun + data
+            self._begun = b""
         frames: list[Frame] = []
-        needed = PREFIX_BYTES
+        start, end = 0, len(data)
         while end - start >= PREFIX_BYTES:
-            begins, header_bytes, body_bytes, number = _PREFIX.unpack_from(view, start)
+            begins, header_bytes, body_bytes, number = _PREFIX.unpack_from(data, start)
             header = start + PREFIX_BYTES
             body = header + (header_bytes + 7 & ~7)
             stop = body + body_bytes
@@ -190,23 +190,35 @@ class FrameReader:
             if kind is None or stop - start > self._limit or header_bytes > HEADER_LIMIT:
                 raise self._refusal(begins, header_bytes, stop - start)
             if stop > end:
-                needed = stop - start
                 break
-            frames.append((kind, number, view[header : header + header_bytes], view[body:stop]))
+            frames.append((kind, number, data[header : header + header_bytes], data, body, stop))
             start = stop
-        self._start = start
-        self._needed = needed if start < end else _ROOM_BYTES
+        if start < end:
+            self._keep(data[start:])
         return frames
 
-    def _renew(self) -> None:
-        pending = self._block[self._start : self._end]
-        size = max(self._needed, min(BLOCK_BYTES, self._limit))
-        # Not a bytearray, which would be filled with zeros first.
-        block = np.empty(size, np.uint8).data
-        block[: len(pending)] = pending
-        self._block = block
-        self._view = block.toreadonly()
-        self._start, self._end = 0, len(pending)
+    def _keep(self, begun: bytes) -> None:
+        """Wait for the rest of a frame, whose prefix is right as far as it has come."""
+        if len(begun) >= PREFIX_BYTES:
+            total = _total(begun)
+            if total > len(self._buffer):
+                # Not a bytearray, which would be filled with zeros first.
+                self._long = np.empty(total, np.uint8).data
+                self._long[: len(begun)] = begun
+                self._room = self._long[len(begun) :]
+                return
+        self._begun = begun
+
+    def _received_long(self, nbytes: int) -> list[Frame]:
+        self._room = self._room[nbytes:]
+        if self._room:
+            return []
+        data = self._long.toreadonly()
+        self._long, self._room = memoryview(b""), self._buffer
+        begins, header_bytes, body_bytes, number = _PREFIX.unpack_from(data, 0)
+        header = data[PREFIX_BYTES : PREFIX_BYTES + header_bytes].tobytes()
+        body = len(data) - body_bytes
+        return [(self._kinds[begins], number, header, data, body, len(data))]
 
     def _refusal(self, begins: bytes, header_bytes: int, total: int) -> ProtocolError:
         if begins[:2] != _MAGIC:
@@ -218,3 +230,9 @@ class FrameReader:
         if header_bytes > HEADER_LIMIT:
             return ProtocolError(f"header of {header_bytes} bytes, limit is {HEADER_LIMIT}")
         return ProtocolError(f"frame of {total} bytes, limit is {self._limit}")
+
+
+def _total(begun: bytes) -> int:
+    _, header_bytes, body_bytes, _ = _PREFIX.unpack_from(begun, 0)
+    total: int = PREFIX_BYTES + (header_bytes + 7 & ~7) + body_bytes
+    return total

@@ -116,11 +116,12 @@ class Link(asyncio.BufferedProtocol):
         calls[number] = call
         if deadline < self._alarm.when:
             self._alarm.no_later_than(deadline)
-        self._outbox.extend(frame, nbytes)
         if len(calls) == 1:
-            self._outbox.flush()
-        elif not self._corked:
-            # The connection is busy: more is likely to follow within this turn of the loop.
+            self._outbox.send(frame, nbytes)
+            return
+        # The connection is busy: more is likely to follow within this turn of the loop.
+        self._outbox.extend(frame, nbytes)
+        if not self._corked:
             self._cork()
 
     def forget(self, call: Call) -> None:

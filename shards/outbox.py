@@ -36,6 +36,14 @@ class Outbox:
         if self.nbytes > _WAIT_BYTES:
             self.flush()
 
+    def send(self, frame: Buffers, nbytes: int) -> None:
+        """Add a frame, and hand everything over."""
+        if len(frame) == 1 and not self._buffers and not self._transport.is_closing():
+            self._transport.write(frame[0])
+        else:
+            self.extend(frame, nbytes)
+            self.flush()
+
     def flush(self) -> None:
         """Hand everything over, in order."""
         buffers, nbytes = self._buffers, self.nbytes

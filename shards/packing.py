@@ -50,24 +50,23 @@ def append_array(body: Buffers, array: Array) -> tuple[int, ...]:
     return (code, *array.shape)
 
 
-def read_arrays(descriptions: Any, body: memoryview) -> list[Array]:
-    """Read-only views of the arrays that make up a body.
+def read_arrays(descriptions: Any, data: bytes | memoryview, start: int, stop: int) -> list[Array]:
+    """Read-only views of the arrays that make up a body, which is `data[start:stop]`.
 
     Raises ProtocolError, or one of `frames.MALFORMED`, unless the descriptions are such, and the
     body is exactly what they say.
     """
     arrays: list[Array] = []
-    start = 0
     for description in descriptions:
         shape = description[1:]
         dtype = _DTYPES[description[0]]
-        array: Array = np.ndarray(shape, dtype, body, start)
+        array: Array = np.ndarray(shape, dtype, data, start)
         if array.shape != shape:
             raise ProtocolError(f"not an array's description: {description!r:.80}")
         if dtype is _BOOL and array.view(np.uint8).max(initial=0) > 1:
             raise ProtocolError("array of bool has bytes that are neither 0 nor 1")
         arrays.append(array)
         start += array.nbytes + 7 & ~7
-    if start != len(body):
-        raise ProtocolError(f"body has {len(body)} bytes, its arrays {start}")
+    if start != stop:
+        raise ProtocolError("a body is not as long as its arrays")
     return arrays

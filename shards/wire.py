@@ -80,10 +80,10 @@ def encode_request(number: int, seconds_left: float, request: LookupRequest) -> 
 
 def decode_request(received: Frame) -> tuple[float, LookupRequest]:
     """A REQUEST's seconds left, and its request."""
-    _, _, header, body = received
+    _, _, header, data, start, stop = received
     try:
         seconds_left, fields, descriptions = unpack(header)
-        arrays = iter(read_arrays(descriptions, body))
+        arrays = iter(read_arrays(descriptions, data, start, stop))
         parts = []
         for slice_id, form in fields:
             op, has_offsets, has_weights = _FORMS[form]
@@ -115,10 +115,10 @@ def encode_reply(
 
 def decode_reply(received: Frame) -> LookupReply:
     """A REPLY's reply."""
-    _, _, header, body = received
+    _, _, header, data, start, stop = received
     try:
         queue_seconds, lookup_seconds, descriptions = unpack(header)
-        results = tuple(read_arrays(descriptions, body))
+        results = tuple(read_arrays(descriptions, data, start, stop))
         if not (0.0 <= queue_seconds < math.inf and 0.0 <= lookup_seconds < math.inf):
             raise ProtocolError("REPLY has seconds that are none")
     except MALFORMED as error:
