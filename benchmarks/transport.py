@@ -3,7 +3,12 @@
 Each subject gathers the same rows from 4 processes of its own, and waits for all. Latency is of
 fan-outs one after the other; the rate is of fan-outs with several in flight. The data plane's
 requests are whole: authenticated streams, deadlines, headers, arrays, replica choice. The subjects
-take turns, round by round, and a ratio is of one round's two figures.
+take turns, round by round, first one way and then the other, and a ratio is of one round's two
+figures.
+
+Where the kernel puts five processes on few cores moves the latencies by a third from run to run. So
+each subject's processes are pinned, all in the same way, and once more left to the kernel, for
+comparison ("unpinned").
 
 `--set rounds=N` changes the number of rounds (5), `--set seconds=X` how long a rate is taken (1.5).
 """
@@ -20,18 +25,35 @@ import numpy as np
 import uvloop
 
 from benchmarks.report import Claim, Options, Report, Row
-from benchmarks.transport_cases import CASES, TINY, Case, Subject
+from benchmarks.transport_cases import CASES, LARGE, TINY, Case, Subject, place
 
 OURS, RAY_CALLS = "shardserve", "ray calls"
 COUNT = 300
 
 
 @dataclass(frozen=True)
+class Setting:
+    """A case, and whether the processes are pinned to cores."""
+
+    case: Case
+    pinned: bool
+
+    @property
+    def name(self) -> str:
+        """What the rows call it."""
+        return self.case.name if self.pinned else f"{self.case.name}, unpinned"
+
+
+CLAIMED = Setting(TINY, pinned=True)
+SETTINGS = (CLAIMED, Setting(LARGE, pinned=True), Setting(TINY, pinned=False))
+
+
+@dataclass(frozen=True)
 class Measured:
-    """One subject's figures for one case in one round: microseconds, and fan-outs a second."""
+    """One subject's figures for one setting in one round: microseconds, and fan-outs a second."""
 
     subject: str
-    case: str
+    setting: Setting
     p50: float
     p99: float
     rate: float
@@ -44,9 +66,19 @@ def run(options: Options) -> Report:
     found: list[Measured] = []
     with ExitStack() as stack:
         subjects = _started(stack)
-        for _ in range(rounds):
-            found += [_measured(subject, case, seconds) for case in CASES for subject in subjects]
-    return Report("transport", _rows(found), _claims(found), [f"medians of {rounds} rounds"])
+        for turn in range(rounds):
+            ordered = subjects[::-1] if turn % 2 else subjects
+            for setting in SETTINGS:
+                found += [_measured(subject, setting, seconds) for subject in ordered]
+    return Report("transport", _rows(found), _claims(found), _notes(rounds))
+
+
+def _notes(rounds: int) -> list[str]:
+    return [
+        f"medians of {rounds} rounds; in flight for the rate: "
+        + ", ".join(f"{case.depth} ({case.name})" for case in CASES),
+        "pinned: the caller on the first core, the shards from the last core down",
+    ]
 
 
 def _started(stack: ExitStack) -> list[Subject]:
@@ -63,30 +95,32 @@ def _started(stack: ExitStack) -> list[Subject]:
     return [ours, RayCalls(), stack.enter_context(compiled_graph()), grpc]
 
 
-def _measured(subject: Subject, case: Case, seconds: float) -> Measured:
+def _measured(subject: Subject, setting: Setting, seconds: float) -> Measured:
+    case = setting.case
+    place(subject.processes, setting.pinned)
     subject.latencies(case, COUNT // 10)
     times = np.array(subject.latencies(case, COUNT)) * 1e6
     p50, p99 = np.percentile(times, (50, 99))
     rate = subject.rate(case, seconds)
-    return Measured(subject.name, case.name, float(p50), float(p99), rate)
+    return Measured(subject.name, setting, float(p50), float(p99), rate)
 
 
 def _rows(found: Sequence[Measured]) -> list[Row]:
     rows = []
-    for subject, case in dict.fromkeys((one.subject, one.case) for one in found):
-        these = [one for one in found if (one.subject, one.case) == (subject, case)]
+    for setting, subject in dict.fromkeys((one.setting, one.subject) for one in found):
+        these = [one for one in found if (one.setting, one.subject) == (setting, subject)]
         for metric, unit, values in (
             ("p50", "us", [one.p50 for one in these]),
             ("p99", "us", [one.p99 for one in these]),
             ("pipelined", "fan-outs/s", [one.rate for one in these]),
         ):
-            rows.append(Row(subject, case, metric, unit, statistics.median(values)))
+            rows.append(Row(subject, setting.name, metric, unit, statistics.median(values)))
     return rows
 
 
 def _claims(found: Sequence[Measured]) -> list[Claim]:
-    ours = [one for one in found if (one.subject, one.case) == (OURS, TINY.name)]
-    theirs = [one for one in found if (one.subject, one.case) == (RAY_CALLS, TINY.name)]
+    ours = [one for one in found if (one.subject, one.setting) == (OURS, CLAIMED)]
+    theirs = [one for one in found if (one.subject, one.setting) == (RAY_CALLS, CLAIMED)]
     pairs = list(zip(ours, theirs, strict=True))
     return [
         Claim(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy.typing as npt
 
 SHARDS = 4
 COLUMNS = 64
+CORES = frozenset(os.sched_getaffinity(0))
 
 Array = npt.NDArray[Any]
 
@@ -44,6 +47,11 @@ class Subject(Protocol):
     """A way to ask 4 processes and wait for all of them."""
 
     name: str
+
+    @property
+    def processes(self) -> Sequence[int]:
+        """The process ids of the shards, in the order in which they are asked."""
+        ...
 
     def latencies(self, case: Case, count: int) -> list[float]:
         """Seconds that each of `count` fan-outs took, one after the other."""
@@ -128,9 +136,27 @@ async def concurrent_rate(
     return done / (time.perf_counter() - begun)
 
 
+def place(shards: Sequence[int], pinned: bool) -> None:
+    """Say where the shards and this process, which asks them, may run: anywhere, or pinned.
+
+    Pinned, this process is on the first core, and the shards are spread from the last core down.
+    """
+    cores = sorted(CORES)
+    for place, process_id in enumerate(shards):
+        core = cores[-1 - place * len(cores) // len(shards)]
+        _allow(process_id, {core} if pinned else CORES)
+    _allow(os.getpid(), {cores[0]} if pinned else CORES)
+
+
+def _allow(process_id: int, cores: Set[int]) -> None:
+    for thread in Path(f"/proc/{process_id}/task").iterdir():
+        with suppress(ProcessLookupError):  # A thread that has just ended.
+            os.sched_setaffinity(int(thread.name), cores)
+
+
 @contextmanager
-def processes(module: str, arguments: Sequence[str]) -> Iterator[list[str]]:
-    """Run `python -m module argument` for each argument; give the first line that each one prints.
+def processes(module: str, arguments: Sequence[str]) -> Iterator[list[int]]:
+    """Run `python -m module argument` for each argument, until it has printed a line; give the ids.
 
     Each has to end when its standard input does.
     """
@@ -144,14 +170,14 @@ def processes(module: str, arguments: Sequence[str]) -> Iterator[list[str]]:
         for argument in arguments
     ]
     try:
-        yield [_first_line(process) for process in running]
+        for process in running:
+            _await_line(process)
+        yield [process.pid for process in running]
     finally:
         for process in running:
             process.communicate()
 
 
-def _first_line(process: subprocess.Popen[str]) -> str:
+def _await_line(process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line, f"{process.args!r} ended at once"
-    return line.strip()
+    assert process.stdout.readline(), f"process {process.pid} ended at once"

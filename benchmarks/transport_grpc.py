@@ -38,7 +38,10 @@ class GrpcAio:
 
     name = "grpc.aio"
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, paths: Sequence[str]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, processes: Sequence[int], paths: Sequence[str]
+    ) -> None:
+        self.processes = processes
         self._loop = loop
         loop.run_until_complete(self._connect(paths))
 
@@ -89,8 +92,8 @@ def grpc_aio(loop: asyncio.AbstractEventLoop) -> Iterator[GrpcAio]:
     """Start the servers, connect, and end both in the end."""
     with tempfile.TemporaryDirectory() as directory:
         sockets = [str(Path(directory, f"{place}.sock")) for place in range(SHARDS)]
-        with processes(__name__, sockets) as paths:
-            subject = GrpcAio(loop, paths)
+        with processes(__name__, sockets) as running:
+            subject = GrpcAio(loop, running, sockets)
             try:
                 yield subject
             finally:
@@ -111,7 +114,7 @@ async def serve(path: str) -> None:
     server.add_generic_rpc_handlers((handler,))
     server.add_insecure_port(f"unix:{path}")
     await server.start()
-    print(path, flush=True)
+    print("listening", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await server.stop(None)
 

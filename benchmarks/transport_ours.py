@@ -54,7 +54,10 @@ class ShardServe:
 
     name = "shardserve"
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, paths: Sequence[str]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, processes: Sequence[int], paths: Sequence[str]
+    ) -> None:
+        self.processes = processes
         self._loop = loop
         loop.run_until_complete(self._connect(paths))
 
@@ -99,8 +102,8 @@ def shardserve(loop: asyncio.AbstractEventLoop) -> Iterator[ShardServe]:
     """Start the servers, connect, and end both in the end."""
     with tempfile.TemporaryDirectory() as directory:
         sockets = [str(Path(directory, f"{place}.sock")) for place in range(SHARDS)]
-        with processes(__name__, sockets) as paths:
-            subject = ShardServe(loop, paths)
+        with processes(__name__, sockets) as running:
+            subject = ShardServe(loop, running, sockets)
             try:
                 yield subject
             finally:
@@ -110,7 +113,7 @@ def shardserve(loop: asyncio.AbstractEventLoop) -> Iterator[ShardServe]:
 def main(path: str) -> None:
     """Serve until standard input ends."""
     server = serve_in_thread(RowsExecutor(), CREDENTIALS, unix_path=path)
-    print(server.address.unix_path, flush=True)
+    print("listening", flush=True)
     sys.stdin.read()
     server.close()
 

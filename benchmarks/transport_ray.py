@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,10 @@ class ShardActor:
         """See `Rows.take`."""
         return self._rows.take(rows)
 
+    def process(self) -> int:
+        """This process's id."""
+        return os.getpid()
+
 
 class RayCalls:
     """One call of each actor, and `ray.get` of the four references."""
@@ -35,6 +40,7 @@ class RayCalls:
     def __init__(self) -> None:
         actor = ray.remote(ShardActor)
         self._actors = [actor.options(num_cpus=0).remote() for _ in range(SHARDS)]
+        self.processes: list[int] = ray.get([one.process.remote() for one in self._actors])
         for case in CASES:
             Rows().check(case, self._finish(self._start(case)))
 
@@ -63,6 +69,7 @@ class CompiledGraph:
     def __init__(self) -> None:
         actor = ray.remote(ShardActor)
         self._actors = [actor.options(num_cpus=0).remote() for _ in range(SHARDS)]
+        self.processes: list[int] = ray.get([one.process.remote() for one in self._actors])
         with InputNode() as rows:
             outputs = MultiOutputNode([actor.take.bind(rows) for actor in self._actors])
         self._graph = outputs.experimental_compile(_max_inflight_executions=GRAPH_DEPTH)
