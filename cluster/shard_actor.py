@@ -79,12 +79,12 @@ class ShardActor:
 
     def serves_as(self, instance: str) -> bool:
         """Whether this is the process that registered as `instance`, and its server is up."""
-        return self._server.address.instance == instance and not _join(self._server, 0.0)
+        return self._server.address.instance == instance and not self._server.join(0.0)
 
     def until_gone(self, instance: str) -> None:
         """Return when this process does not serve as `instance`; as a rule it dies meanwhile."""
         if self.serves_as(instance):
-            _join(self._server)
+            self._server.join()
 
     def stop(self) -> None:
         """Answer what has come in, and serve no more. The process waits to be killed."""
@@ -108,7 +108,7 @@ class ShardActor:
 
     def _stay(self, seat: Seat) -> None:
         """Register, again and again. A process whose server has died must not look alive."""
-        while not _join(self._server, _REGISTER_SECONDS):
+        while not self._server.join(_REGISTER_SECONDS):
             self._register(seat)
         if not self._stopping:
             logger.critical("%s: the server's thread has died, so the process ends", seat)
@@ -120,12 +120,6 @@ def _serve(spec: ShardSpec, shard: Shard) -> RunningServer:
     socket.unlink(missing_ok=True)  # It is there if the process before this one was killed.
     host = ray.util.get_node_ip_address()
     return serve_in_thread(shard, spec.credentials, unix_path=str(socket), host=host)
-
-
-def _join(server: RunningServer, timeout: float | None = None) -> bool:
-    """Wait for the server to end; whether it has."""
-    server._thread.join(timeout)  # noqa: SLF001
-    return not server._thread.is_alive()  # noqa: SLF001
 
 
 def _give_up() -> NoReturn:

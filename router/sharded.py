@@ -199,7 +199,9 @@ def _initialise(runner: TensorFlowRunner, cut: CutModel) -> None:
         if cut.inlined.init_op is not None:
             runner.session.run(cut.inlined.init_op, feed_dict=dict(cut.inlined.assets))
     except tf.errors.OpError as error:
-        raise error_of(error.error_code, f"{cut.inlined.directory}: {error.message}") from None
+        # What follows the first line is where TensorFlow's Python made the node.
+        reason = error.message.partition("\n")[0]
+        raise error_of(error.error_code, f"{cut.inlined.directory}: {reason}") from None
 
 
 def _assign_ops(graph: tf.Graph, cut: CutModel) -> list[tf.Operation]:

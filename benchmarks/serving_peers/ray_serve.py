@@ -127,7 +127,7 @@ def main() -> None:
         logging_config=LOGGING,
     )
     serve.run(deployment.bind(flags.model), route_prefix="/")
-    print("ready", flush=True)
+    print("\nready", flush=True)
     ended.wait()
     serve.shutdown()
     ray.shutdown()

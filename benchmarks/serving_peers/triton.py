@@ -102,7 +102,7 @@ def main() -> None:
         for delay_us in flags.delays_us.split(","):
             bind(triton, model, int(delay_us))
         triton.run()
-        print("ready", flush=True)
+        print("\nready", flush=True)
         ended.wait()
 
 
