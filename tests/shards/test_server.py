@@ -150,7 +150,7 @@ def test_results_that_come_too_late_are_none() -> None:
                 pass
             return super().execute(request)
 
-    deadline = in_(0.01)
+    deadline = in_(0.1)
     late = UntilTooLate()
     with pytest.raises(DeadlineExceeded, match="while the shard was at work"):
         perform(late, gather(1), arrived=0.0, deadline=deadline)
