@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol, cast
 
@@ -24,22 +25,34 @@ class Sender(Protocol):
 class HttpSender:
     """POSTs over keep-alive connections, one request at a time on each.
 
-    A request takes the connection that was free last; if none is, it waits for one.
+    A request takes the connection that was free last; if none is, it waits for one. A connection
+    that a server closes while nothing is asked on it is opened anew, as clients do.
     """
 
-    def __init__(self, connections: Sequence[HttpConnection]) -> None:
-        self._free = list(connections)
+    def __init__(self, open_connection: Callable[[], Awaitable[HttpConnection]]) -> None:
+        self._open_connection = open_connection
+        self._free: list[HttpConnection] = []
         self._waiting: deque[tuple[bytes, OnReply]] = deque()
-        for connection in connections:
-            connection.on_free = self._on_free
+        self._opening: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def connect(cls, host: str, port: int, path: str, connections: int) -> HttpSender:
         """Open every connection before the load begins."""
         loop = asyncio.get_running_loop()
         make = partial(HttpConnection, f"{host}:{port}", path)
-        opened = [await loop.create_connection(make, host, port) for _ in range(connections)]
-        return cls([protocol for _, protocol in opened])
+
+        async def open_connection() -> HttpConnection:
+            return (await loop.create_connection(make, host, port))[1]
+
+        sender = cls(open_connection)
+        for _ in range(connections):
+            await sender._open()
+        return sender
+
+    async def _open(self) -> None:
+        connection = await self._open_connection()
+        connection.on_free, connection.on_lost = self._on_free, self._on_lost
+        self._on_free(connection)
 
     def send(self, body: bytes, on_reply: OnReply) -> None:
         if self._free:
@@ -50,7 +63,13 @@ class HttpSender:
     def close(self) -> None:
         """Close the connections that are not in use."""
         for connection in self._free:
+            connection.on_lost = lambda _: None
             connection.close()
+
+    async def _reopen(self) -> None:
+        # What waits for a server that is gone stays without a reply, and counts so.
+        with contextlib.suppress(OSError):
+            await self._open()
 
     def _on_free(self, connection: HttpConnection) -> None:
         if self._waiting:
@@ -58,9 +77,16 @@ class HttpSender:
         else:
             self._free.append(connection)
 
+    def _on_lost(self, connection: HttpConnection) -> None:
+        if connection in self._free:
+            self._free.remove(connection)
+        task = asyncio.ensure_future(self._reopen())
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
 
 class HttpConnection(asyncio.Protocol):
-    """One HTTP/1.1 connection. A lost one answers each further request with its error."""
+    """One HTTP/1.1 connection. Calls `on_free` after each reply, and `on_lost` once, at the end."""
 
     def __init__(self, authority: str, path: str) -> None:
         self._head = (
@@ -68,14 +94,11 @@ class HttpConnection(asyncio.Protocol):
             "Content-Type: application/json\r\nContent-Length: "
         ).encode()
         self._on_reply: OnReply | None = None
-        self._lost = ""
         self.on_free: Callable[[HttpConnection], None] = lambda _: None
+        self.on_lost: Callable[[HttpConnection], None] = lambda _: None
 
     def post(self, body: bytes, on_reply: OnReply) -> None:
         self._on_reply = on_reply
-        if self._lost:
-            self._end(self._lost)
-            return
         self._body: list[bytes] = []
         self._transport.writelines((self._head, b"%d\r\n\r\n" % len(body), body))
 
@@ -90,21 +113,18 @@ class HttpConnection(asyncio.Protocol):
         self._parser.feed_data(data)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._lost = f"connection lost: {error or 'closed by the server'}"
         if self._on_reply is not None:
-            self._end(self._lost)
+            self._on_reply(f"connection lost: {error or 'closed by the server'}")
+        self.on_lost(self)
 
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
 
     def on_message_complete(self) -> None:
         body, status = b"".join(self._body), self._parser.get_status_code()
-        self._end(body if status == 200 else f"{status}: {body[:300].decode(errors='replace')}")
-
-    def _end(self, reply: Reply) -> None:
         on_reply, self._on_reply = self._on_reply, None
         if on_reply is not None:
-            on_reply(reply)
+            on_reply(body if status == 200 else f"{status}: {body[:300].decode(errors='replace')}")
             self.on_free(self)
 
 

@@ -89,7 +89,7 @@ async def ask(sender: HttpSender, *bodies: bytes) -> list[bytes | str]:
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nyes"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\ny\r\n2\r\nes\r\n0\r\n\r\n"
 REFUSED = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy"
-CLOSING = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\ncut"
+CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\ncut"
 
 
 @pytest.mark.parametrize("connections", [1, 3])
@@ -108,8 +108,18 @@ async def test_a_refusal_is_an_error_that_names_status_and_body() -> None:
         sender.close()
 
 
-async def test_a_lost_connection_fails_what_is_sent_on_it() -> None:
-    async with http_server(CLOSING, close=True) as port:
+async def test_a_connection_that_is_lost_under_a_request_fails_it() -> None:
+    async with http_server(CUT, close=True) as port:
         sender = await HttpSender.connect("127.0.0.1", port, "/path", 1)
-        replies = await ask(sender, b"{}", b"{}")
-        assert replies == ["connection lost: closed by the server"] * 2
+        assert await ask(sender, b"{}") == ["connection lost: closed by the server"]
+        sender.close()
+
+
+async def test_a_connection_that_is_closed_between_requests_is_opened_anew() -> None:
+    async with http_server(OK) as port:
+        sender = await HttpSender.connect("127.0.0.1", port, "/path", 1)
+        (lost,) = sender._free
+        lost.connection_lost(None)
+        assert await ask(sender, b"{}") == [b"yes"]
+        lost.close()
+        sender.close()
