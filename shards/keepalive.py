@@ -17,7 +17,8 @@ class Keepalive:
     """After one silent interval, ping; after a second, give up.
 
     Silence is nothing received, and nothing taken off our hands either: a peer that is busy
-    receiving a long frame is alive.
+    receiving a long frame is alive. An interval whose end we noticed late says nothing: what the
+    peer sent meanwhile may lie there unread.
     """
 
     def __init__(self) -> None:
@@ -26,10 +27,12 @@ class Keepalive:
         self._pinged = False
         self._unsent = 0
 
-    def beat(self, unsent: int) -> Beat:
+    def beat(self, unsent: int, *, late: bool) -> Beat:
         """The decision for the interval that ends now; `unsent` is the bytes waiting to be sent."""
         alive = self.heard or unsent < self._unsent
         self.heard, self._unsent = False, unsent
+        if late and not alive:
+            return Beat.REST
         if alive:
             self._pinged = False
             return Beat.REST

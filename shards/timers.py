@@ -68,10 +68,12 @@ class Pulse:
             self._timer.cancel()
 
     def _rest(self) -> None:
+        self._due = time.monotonic() + self._seconds
         self._timer = asyncio.get_running_loop().call_later(self._seconds, self._beat)
 
     def _beat(self) -> None:
-        beat = self.keepalive.beat(self._transport.get_write_buffer_size())
+        late = time.monotonic() > self._due + self._seconds / 2
+        beat = self.keepalive.beat(self._transport.get_write_buffer_size(), late=late)
         if beat is Beat.GIVE_UP:
             self._give_up()
             return
