@@ -142,17 +142,6 @@ async def test_a_shard_that_falls_silent_loses_its_calls_not_their_deadlines() -
             await stream.lookup(gather(1), in_(60.0))
 
 
-async def test_a_shard_that_is_only_slow_is_kept() -> None:
-    gate = Gate(LARGE, is_open=False)
-    async with serving(gate) as (_, address), streaming(address, keepalive_seconds=0.002) as stream:
-        task = asyncio.create_task(stream.lookup(gather(1), in_(60.0)))
-        await gate.has_entered()
-        enough = in_(20 * 0.002)
-        await until(lambda: time.monotonic() > enough)
-        gate.opened.set()
-        await task
-
-
 def test_silence_is_answered_with_a_ping_and_then_with_giving_up() -> None:
     keepalive = Keepalive()
     assert [keepalive.beat(0, late=False) for _ in range(2)] == [Beat.PING, Beat.GIVE_UP]
