@@ -61,7 +61,7 @@ class Rows:
 
     def cost(self, request: LookupRequest) -> int:
         # What blocks must not block the loop.
-        return 1 << 30 if any(BLOCKING in part.rows for part in request.parts) else 0
+        return 1 << 24 if any(BLOCKING in part.rows for part in request.parts) else 0
 
 
 def gather(*rows: int) -> LookupRequest:
