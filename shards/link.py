@@ -182,9 +182,10 @@ class Link(asyncio.BufferedProtocol):
         try:
             for frame in self._reader.received(nbytes):
                 if frame[0] is _REPLY:
+                    reply = decode_reply(frame)
                     call = calls.pop(frame[1], None)
                     if call is not None:
-                        call.succeed(decode_reply(frame))
+                        call.succeed(reply)
                 else:
                     self._handle(frame)
         except ServingError as error:
@@ -209,9 +210,10 @@ class Link(asyncio.BufferedProtocol):
     def _handle(self, frame: Frame) -> None:
         match frame[0]:
             case Kind.ERROR:
+                error = decode_error(frame)
                 call = self.calls.pop(frame[1], None)
                 if call is not None:
-                    call.fail(decode_error(frame))
+                    call.fail(error)
             case Kind.PING:
                 bare_fields(frame)
                 self._outbox.put(PONG)

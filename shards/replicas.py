@@ -63,6 +63,8 @@ class ReplicatedChannel:
         self._changed = asyncio.Event()
         self._waiting = WaitingRoom(name, patience_seconds, self._limits.max_in_flight, self._why)
         self._streams: tuple[ShardStream, ...] = ()
+        #: Those of replicas that are gone, but have requests in flight.
+        self._leaving: tuple[ShardStream, ...] = ()
         self.update(addresses)
 
     def __repr__(self) -> str:
@@ -85,7 +87,8 @@ class ReplicatedChannel:
     @property
     def in_flight(self) -> int:
         """Requests that have neither ended nor been cancelled, those that wait included."""
-        return sum(stream.in_flight for stream in self._streams) + len(self._waiting)
+        on_streams = sum(stream.in_flight for stream in (*self._streams, *self._leaving))
+        return on_streams + len(self._waiting)
 
     def update(self, addresses: Iterable[Address]) -> None:
         """Replace the whole set of replicas. Requests in flight are not disturbed.
@@ -100,6 +103,7 @@ class ReplicatedChannel:
         self._streams = (*kept.values(), *added)
         for stream in gone:
             stream.retire()
+        self._leaving = tuple(s for s in (*self._leaving, *gone) if s.is_up)
         for stream in added:
             stream.start()
         if added and not self.is_up:
@@ -125,7 +129,7 @@ class ReplicatedChannel:
     async def close(self) -> None:
         """End every connection; what is in flight or waits fails with Unavailable."""
         self._closed = True
-        await asyncio.gather(*(stream.close() for stream in self._streams))
+        await asyncio.gather(*(stream.close() for stream in (*self._streams, *self._leaving)))
         for call in self._waiting.release():
             call.fail(Unavailable(f"{self.name}: closed by this router"))
 

@@ -10,7 +10,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, NamedTuple, Protocol, cast
+from typing import Final, Protocol, cast
 
 from shardserve.batching.errors import ResourceExhausted, ServingError, Unavailable
 from shardserve.shards.frames import Frame, FrameReader, Kind, ProtocolError, bare_fields
@@ -21,8 +21,8 @@ from shardserve.shards.handshake import (
     ServerHandshake,
     refusal,
 )
+from shardserve.shards.job_queue import JobQueue
 from shardserve.shards.jobs import LookupExecutor, Performed, cost_of, perform
-from shardserve.shards.messages import LookupRequest
 from shardserve.shards.outbox import Outbox
 from shardserve.shards.timers import Pulse
 from shardserve.shards.wire import (
@@ -74,11 +74,6 @@ class Host(Protocol):
         ...
 
 
-class _Queued(NamedTuple):
-    future: Future[Performed]
-    cost: int
-
-
 class Session(asyncio.BufferedProtocol):
     """Serves one router. Small requests are done at once, large ones on the server's pool.
 
@@ -97,8 +92,7 @@ class Session(asyncio.BufferedProtocol):
         )
         #: Requests that came while the router did not read its replies.
         self._held_back: deque[Frame] = deque()
-        self._queued: dict[int, _Queued] = {}
-        self._queued_cost = 0
+        self._jobs = JobQueue(host.pool, host.limits.max_jobs, host.limits.max_job_cost, self._done)
         #: The longest frame the router accepts; 0 until it has proved itself.
         self._peer_limit = 0
         self._arrived = 0.0
@@ -110,7 +104,7 @@ class Session(asyncio.BufferedProtocol):
     @property
     def in_flight(self) -> int:
         """Requests that are queued or at work on the pool."""
-        return len(self._queued)
+        return len(self._jobs)
 
     def drain(self) -> None:
         """Take no more requests, answer those there are, then close."""
@@ -152,16 +146,18 @@ class Session(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._paused = False
         self._transport.resume_reading()
-        while self._held_back and not self._paused:
-            self._accept(self._held_back.popleft())
+        try:
+            while self._held_back and not self._paused:
+                self._accept(self._held_back.popleft())
+        except ServingError as error:
+            self._turn_away(error)
         self._outbox.flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._pulse.stop()
-        for number in list(self._queued):
-            self._forget(number)
+        self._jobs.forget_all()
         self._host.left(self)
 
     # Reading
@@ -170,7 +166,8 @@ class Session(asyncio.BufferedProtocol):
         match frame[0]:
             case Kind.CANCEL:
                 bare_fields(frame)
-                self._forget(frame[1])
+                self._jobs.forget(frame[1])
+                self._close_if_drained()
             case Kind.PING:
                 bare_fields(frame)
                 self._outbox.put(PONG)
@@ -205,7 +202,7 @@ class Session(asyncio.BufferedProtocol):
             return
         seconds_left, request = decode_request(frame)
         number, arrived, executor = frame[1], self._arrived, self._host.executor
-        if number in self._queued:
+        if number in self._jobs:
             raise ProtocolError(f"request number {number} is in flight already")
         deadline = arrived + seconds_left
         try:
@@ -215,34 +212,12 @@ class Session(asyncio.BufferedProtocol):
             if cost <= self._limits.inline_cost:
                 self._reply(number, perform(executor, request, arrived, deadline))
             else:
-                self._enqueue(number, cost, request, deadline)
+                job = partial(perform, executor, request, arrived, deadline)
+                self._jobs.add(number, cost, job)
         except ServingError as error:
             self._outbox.put(encode_error(number, error))
 
-    def _enqueue(self, number: int, cost: int, request: LookupRequest, deadline: float) -> None:
-        limits = self._limits
-        if cost > limits.max_job_cost:
-            raise ResourceExhausted(
-                f"request costs {cost} bytes, the limit is {limits.max_job_cost}"
-            )
-        if self._queued_cost + cost > limits.max_job_cost or len(self._queued) >= limits.max_jobs:
-            raise Unavailable(f"the shard has {len(self._queued)} requests of this router queued")
-        job = partial(perform, self._host.executor, request, self._arrived, deadline)
-        future = self._host.pool.submit(job)
-        self._queued[number] = _Queued(future, cost)
-        self._queued_cost += cost
-        future.add_done_callback(partial(self._done_elsewhere, number))
-
-    def _done_elsewhere(self, number: int, future: Future[Performed]) -> None:
-        """On a thread of the pool; or at once where `_forget` cancels the future."""
-        if not future.cancelled():
-            self._loop.call_soon_threadsafe(self._done, number, future)
-
     def _done(self, number: int, future: Future[Performed]) -> None:
-        queued = self._queued.get(number)
-        if queued is None or queued.future is not future:
-            return  # Forgotten while at work.
-        self._release(number)
         try:
             self._reply(number, future.result())
         except ServingError as error:
@@ -257,16 +232,6 @@ class Session(asyncio.BufferedProtocol):
             raise ResourceExhausted(f"reply of {nbytes} bytes, the limit is {self._peer_limit}")
         self._outbox.extend(frame, nbytes)
 
-    def _forget(self, number: int) -> None:
-        if number in self._queued:
-            self._release(number).future.cancel()
-            self._close_if_drained()
-
-    def _release(self, number: int) -> _Queued:
-        queued = self._queued.pop(number)
-        self._queued_cost -= queued.cost
-        return queued
-
     # The end
 
     def _fell_silent(self) -> None:
@@ -274,6 +239,6 @@ class Session(asyncio.BufferedProtocol):
         self.abort()
 
     def _close_if_drained(self) -> None:
-        if self._draining and not self._queued:
+        if self._draining and not self._jobs:
             self._outbox.flush()
             self._transport.close()

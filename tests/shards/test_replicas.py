@@ -278,6 +278,20 @@ async def test_an_update_keeps_what_stays_and_lets_go_of_what_goes_once_it_is_id
         assert len(going.executed) == 1
 
 
+async def test_closing_ends_what_is_in_flight_on_a_replica_that_went() -> None:
+    gate = Gate(LARGE, is_open=False)
+    async with serving(gate) as (server, address), channel_to(address) as channel:
+        task = asyncio.create_task(channel.lookup(gather(1), in_(60.0)))
+        await gate.has_entered()
+        channel.update([])
+        assert channel.in_flight == 1
+        await channel.close()
+        with pytest.raises(Unavailable, match="closed by this router"):
+            await task
+        await until(lambda: server.connections == 0)
+        gate.opened.set()
+
+
 async def test_an_idle_replica_that_goes_is_left_at_once() -> None:
     async with (
         serving(Gate()) as (left, first),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -374,6 +375,20 @@ async def test_a_server_that_stops_does_not_wait_for_ever() -> None:
         assert await is_closed(router)
         assert server.connections == 0
         gate.opened.set()
+
+
+async def test_a_server_can_stop_while_it_is_at_work(caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate(LARGE, is_open=False)
+    server = serve_in_thread(gate, CREDENTIALS, host="127.0.0.1", threads=1)
+    async with raw_router(server.address) as router:
+        router.send(request(1))
+        await gate.has_entered()
+        await asyncio.to_thread(server.close, 0.0)
+        assert await is_closed(router)
+    gate.opened.set()
+    (worker,) = [one for one in threading.enumerate() if one.name.startswith("lookup")]
+    await asyncio.to_thread(worker.join)
+    assert caplog.text == ""
 
 
 async def test_the_unix_socket_is_private_and_goes_with_the_server(tmp_path: Path) -> None:

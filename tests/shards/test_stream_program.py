@@ -18,7 +18,7 @@ from shardserve.batching.errors import (
     error_of,
 )
 from shardserve.shards.calls import Call
-from shardserve.shards.frames import FrameReader, Kind
+from shardserve.shards.frames import FrameReader, Kind, bare_frame
 from shardserve.shards.handshake import NONCE_BYTES, ServerHandshake
 from shardserve.shards.link import Link, LinkLimits
 from shardserve.shards.messages import LookupReply
@@ -130,6 +130,14 @@ class LinkProgram(RuleBasedStateMachine):
         if self.link.is_open:
             self._end(self.shard.asked[number], type(error_of(code, "")))
         self._turn()
+
+    @precondition(lambda self: self.shard.asked and len(self.calls) > 4)
+    @rule(data=st.data(), kind=st.sampled_from([Kind.REPLY, Kind.ERROR]))
+    def malformed(self, data: st.DataObject, kind: Kind) -> None:
+        number = data.draw(st.sampled_from(sorted(self.shard.asked)))
+        self.shard.transport.write(bare_frame(kind, number, "malformed"))
+        self._turn()
+        self._all_end()
 
     @precondition(lambda self: self.calls)
     @rule(data=st.data())
