@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ class Case:
 
     A rate holds if every request of `seconds` of it is answered, and right, and the 99th percentile
     of the latencies is at most `bound` seconds. `clients` are those of a closed loop, which finds
-    out where to look; `tries` and `rounds` say how long.
+    out where to look; `tries` says for how long.
     """
 
     name: str
@@ -42,7 +42,6 @@ class Case:
     clients: int
     seconds: float
     tries: int
-    rounds: int
 
     @property
     def give_up(self) -> float:
@@ -104,19 +103,21 @@ class Contender:
     def name(self) -> str:
         return self.subject.name
 
-    def get_ready(self, single: Case, batch: Case) -> None:
-        """Wait for the server, check its answers, and choose its best setting.
+    def get_ready(self, single: Case, batch: Case, chosen: Setting | None = None) -> Setting:
+        """Wait for the server, check its answers, use its best setting, and return that.
 
-        Raises DidNotStart or Disqualified.
+        With `chosen`, uses that. Raises DidNotStart or Disqualified.
         """
         seconds = self._server.wait_until(lambda: self.subject.ready(self._server), START_SECONDS)
         self._watch.say(f"{self.name}: ready after {seconds:.1f} s")
         self._aim(batch, *self.subject.grpc)
-        settings = self.subject.settings
-        if len(settings) == 1:
-            self._use(settings[0], single)
+        settings = [chosen] if chosen else self.subject.settings
+        if len(settings) > 1:
+            best = max(settings, key=lambda setting: self._try(setting, single))
         else:
-            self._use(max(settings, key=lambda setting: self._try(setting, single)), single)
+            best = settings[0]
+        self._use(best, single)
+        return best
 
     def _try(self, setting: Setting, case: Case) -> tuple[float, float]:
         self._use(setting, case)
@@ -196,29 +197,6 @@ class Contender:
         trace: TracebackType | None,
     ) -> None:
         self._exits.close()
-
-
-def highest_by_round(contenders: Sequence[Contender], case: Case) -> dict[str, list[float]]:
-    """Each contender's highest rates, one for each round. Every other round goes backwards."""
-    rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for turn in range(case.rounds):
-        for contender in contenders[:: -1 if turn % 2 else 1]:
-            rates[contender.name].append(contender.highest(case))
-    return rates
-
-
-def p99_ratios(
-    one: Contender, other: Contender, case: Case, rate: float, pairs: int
-) -> list[float]:
-    """p99 of `one` over that of `other` at the same rate, in turns."""
-    ratios = []
-    for turn in range(pairs):
-        p99 = {
-            contender.name: contender.at(case, rate).percentile(99)
-            for contender in (one, other)[:: -1 if turn % 2 else 1]
-        }
-        ratios.append(p99[one.name] / p99[other.name])
-    return ratios
 
 
 def _busy_seconds() -> float:
