@@ -18,11 +18,10 @@ from shardserve.cluster.options import ServeOptions, ports_by_flag
 from shardserve.cluster.placement import Seat, seats
 from shardserve.cluster.ports import check_free
 from shardserve.cluster.progress import Progress
-from shardserve.cluster.serving import Serving, load_servable
+from shardserve.cluster.serving import Serving, load_servable, start_threads
 from shardserve.cluster.stop_signals import SIGNALS, Stopped, StopSignals
 from shardserve.cluster.versions import VersionDirectory, latest
 from shardserve.router import logs
-from shardserve.router.session import StageThreads
 from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.local import LocalChannel
 from shardserve.shards.model import ModelPlan
@@ -53,10 +52,10 @@ def _load(
     found: VersionDirectory, options: ServeOptions, display: StartDisplay, stop: StopSignals
 ) -> Serving:
     loading = _Loading(display, stop)
+    threads = start_threads(options.doors)
     wanted = replace(options.plan, replicas=1)
     plan = plan_model(options.model_name, found.version, found.path, wanted)
     stop.check()
-    threads = StageThreads()
     pool = ThreadPoolExecutor(thread_name_prefix="lookup")
     channels = [LocalChannel(shard, pool) for shard in loading.shards_of(plan)]
     servable = load_servable(plan, channels, threads, options.doors)

@@ -42,12 +42,15 @@ class Router:
 
     async def _start(self, table: RoutingTable, options: DoorOptions) -> None:
         from shardserve.cluster.ingress_requests import Ingress  # noqa: PLC0415 (TensorFlow)
-        from shardserve.cluster.serving import Serving, load_servable  # noqa: PLC0415
-        from shardserve.router.session import StageThreads  # noqa: PLC0415
+        from shardserve.cluster.serving import (  # noqa: PLC0415
+            Serving,
+            load_servable,
+            start_threads,
+        )
 
         routing = Routing(table, await self._controller.secret.remote())
         self._following = asyncio.ensure_future(routing.follow(self._next_table))
-        threads = StageThreads()
+        threads = start_threads(options)
         servable = await asyncio.to_thread(
             load_servable, table.plan, routing.channels, threads, options
         )

@@ -16,11 +16,17 @@ from shardserve.router.metrics import Metrics
 from shardserve.router.prediction import PredictionHandlers
 from shardserve.router.rest import Rest
 from shardserve.router.servable import Servable
-from shardserve.router.session import Parallelism, StageThreads
+from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
 from shardserve.router.sharded import load_sharded
 from shardserve.router.whole import load_whole
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
+
+
+def start_threads(options: DoorOptions) -> StageThreads:
+    """The threads that serve, TensorFlow's among them. Call it before TensorFlow is used."""
+    start_tensorflow(_parallelism(options))
+    return StageThreads()
 
 
 def load_servable(
@@ -38,11 +44,15 @@ def load_servable(
 def _load(
     plan: ModelPlan, channels: Sequence[ShardChannel], threads: StageThreads, options: DoorOptions
 ) -> Servable:
-    parallelism = Parallelism(options.intra_op_threads, options.inter_op_threads)
+    parallelism = _parallelism(options)
     if plan.is_whole:
         directory = Path(plan.directory)
         return load_whole(plan.name, plan.version, directory, threads, plan.tags, parallelism)
     return load_sharded(plan, channels, threads, parallelism)
+
+
+def _parallelism(options: DoorOptions) -> Parallelism:
+    return Parallelism(options.intra_op_threads, options.inter_op_threads)
 
 
 class Serving:

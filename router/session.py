@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,10 @@ from tensorflow.core.protobuf import config_pb2
 
 from shardserve.batching.errors import DeadlineExceeded, InvalidArgument, Unavailable, error_of
 from shardserve.router.servable import Array, RequestContext
+
+#: How long a thread may keep the others from running Python. A stage that is done otherwise waits
+#: up to 5 ms for an event loop that is busy decoding requests.
+SWITCH_SECONDS = 0.0005
 
 #: TensorFlow Serving's words for a run that took longer than the request's deadline.
 TIMED_OUT = "Timed out waiting for notification"
@@ -41,6 +46,17 @@ class Parallelism:
             inter_op_parallelism_threads=self.inter_op_threads,
             allow_soft_placement=True,
         )
+
+
+def start_tensorflow(parallelism: Parallelism) -> None:
+    """Give this process's TensorFlow its threads. Call it before anything else of TensorFlow runs.
+
+    The threads within operations belong to the process: the first session that is made decides
+    how many there are, and what later ones ask for is ignored. Sets the interpreter's switch
+    interval besides.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
+    tf.compat.v1.Session(graph=tf.Graph(), config=parallelism.config()).close()
 
 
 @dataclass(frozen=True)
