@@ -25,6 +25,7 @@ from shardserve.shards.link import LinkLimits
 from shardserve.shards.messages import LookupReply, LookupRequest
 from shardserve.shards.replicas import ReplicatedChannel, choose
 from shardserve.shards.server import ShardServer
+from shardserve.shards.stream import backoff
 from tests.shards.plane import (
     CREDENTIALS,
     LARGE,
@@ -96,6 +97,12 @@ def test_the_least_busy_is_chosen_and_equals_take_turns(
 def test_equals_are_all_chosen_within_one_round(loads: list[int], turn: int) -> None:
     chosen = {choose(loads, turn + step) for step in range(len(loads))}
     assert chosen == {place for place, load in enumerate(loads) if load == min(loads)}
+
+
+@given(st.integers(1, 40), st.floats(0, 1, exclude_max=True))
+def test_pauses_between_attempts_grow_to_a_bound(failures: int, chance: float) -> None:
+    assert 0.01 <= backoff(failures, chance) <= 2.0
+    assert backoff(failures + 1, chance) >= backoff(failures, chance)
 
 
 async def test_requests_are_spread_over_the_replicas() -> None:

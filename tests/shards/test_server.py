@@ -265,8 +265,9 @@ async def test_a_router_that_does_not_read_is_not_read_from() -> None:
         request(1),
         PING,
         bare_frame(Kind.PROOF, 0, b"", ""),
+        b"\xff" * 64,
     ],
-    ids=["http", "zeros", "request", "ping", "proof"],
+    ids=["http", "zeros", "request", "ping", "proof", "as huge as a frame can claim to be"],
 )
 async def test_a_stranger_is_turned_away_unheard(
     said: bytes, caplog: pytest.LogCaptureFixture
