@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -191,3 +194,24 @@ def test_parallelism_becomes_the_session_s() -> None:
     config = Parallelism(intra_op_threads=3, inter_op_threads=2).config()
     assert config.intra_op_parallelism_threads == 3
     assert config.inter_op_parallelism_threads == 2
+
+
+def test_the_threads_that_a_process_starts_with_are_as_many_as_asked_for() -> None:
+    assert threads_started(5) - threads_started(2) == 3
+
+
+def threads_started(intra_op_threads: int) -> int:
+    """Threads of a process after a later session asked for TensorFlow's own choice."""
+    code = f"""
+        from pathlib import Path
+        import tensorflow as tf
+        from shardserve.router.session import Parallelism, start_tensorflow
+        start_tensorflow(Parallelism({intra_op_threads}))
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            session.run(tf.matmul(tf.ones([64, 64]), tf.ones([64, 64])))
+        print(len(list(Path("/proc/self/task").iterdir())))
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    return int(ran.stdout)
