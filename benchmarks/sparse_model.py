@@ -104,7 +104,7 @@ def _saved_model(tables: Sequence[SparseTable]) -> bytes:
             outputs[table.name] = tf.cast(tf.gather(variable, ids), tf.float32)
         saver = v1.train.Saver().saver_def
         meta_graph = v1.train.export_meta_graph(graph=graph, saver_def=saver)
-    signature = v1.saved_model.predict_signature_def(inputs, outputs)
+        signature = v1.saved_model.predict_signature_def(inputs, outputs)
     meta_graph.signature_def["serving_default"].CopyFrom(signature)
     meta_graph.meta_info_def.tags.append("serve")
     model = saved_model_pb2.SavedModel(saved_model_schema_version=1, meta_graphs=[meta_graph])
