@@ -38,7 +38,7 @@ from shardserve.shards.memory import release_code_pages
 Kernel = Callable[..., int]
 
 #: What kernels may call.
-LIBC = ("pread",)
+LIBC = ("posix_fadvise", "pread")
 
 _HERE = Path(__file__).resolve().parent
 _SOURCES = ("kernel_code.py", "lanes.py", "native.py", "row_forms.py")
