@@ -2,7 +2,8 @@
 
 The process is bound to one core. A figure is the bytes of the rows that were asked for, per second:
 what is written, or read again to be summed, is overhead. Every call gets ids of its own, uniform
-over the table, since ids that somebody asked for before would be in the cache.
+over the table, since ids that somebody asked for before would be in the cache. Rows at a lower
+precision are counted, not weighed: see `lookup_precision`.
 
 A sample is CALLS calls back to back. `--set mebibytes=N` changes the table's size (1024),
 `--set rounds=N` the samples per figure (7).
@@ -21,6 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.lookup_precision import CLAIMED as PRECISION_CLAIMS
+from benchmarks.lookup_precision import WHY_NOT_TWICE, measure
 from benchmarks.lookup_subjects import SUBJECTS, Call, Subject, sequential_read
 from benchmarks.report import Claim, Options, Paired, Report, Row, missing, paired_ratio
 
@@ -67,6 +70,11 @@ def run(options: Options) -> Report:
             rows += bench.rows()
             if dim == CLAIMED[0]:
                 claims = bench.claims()
+            del bench
+        del memory
+        precisions = measure(plan.table_bytes, plan.rounds)
+        rows += precisions.rows
+        claims += precisions.claims
     return Report("lookup", rows, claims, _notes(plan, claims))
 
 
@@ -210,4 +218,6 @@ def _notes(plan: Plan, claims: list[Claim]) -> list[str]:
     notes = [measured, SAME_MEMORY]
     if any(claim.name == "lookup.fp32_vs_sequential_read" and not claim.holds for claim in claims):
         notes.append(WHY_NOT_SEQUENTIAL)
+    if any(claim.name in PRECISION_CLAIMS.values() and not claim.holds for claim in claims):
+        notes.append(WHY_NOT_TWICE)
     return notes

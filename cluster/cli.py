@@ -24,6 +24,7 @@ from shardserve.cluster.options import (
 from shardserve.cluster.quiet import quiet_import
 from shardserve.cluster.versions import locate
 from shardserve.shards.model import DEFAULT_THRESHOLD, PlanOptions
+from shardserve.shards.storage import Precision, Storage, Tier
 
 BOOLEAN_FLAGS = frozenset({"--enable_batching"})
 
@@ -67,6 +68,13 @@ Threshold = Annotated[
         "--cut_threshold", metavar="SIZE", parser=_bytes, help="Variables this large are cut."
     ),
 ]
+TierOption = Annotated[
+    Tier, typer.Option("--tier", help="Where tables lie, where no layout says so.")
+]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option("--precision", help="What float32 tables are kept as, where no layout says so."),
+]
 Tags = Annotated[str, typer.Option("--saved_model_tags", help="Tags of the MetaGraph, by comma.")]
 
 
@@ -91,6 +99,8 @@ def serve(
     layout: LayoutPath = None,
     memory_per_shard: Memory = None,
     cut_threshold: Threshold = DEFAULT_THRESHOLD,
+    tier: TierOption = Tier.MEMORY,
+    precision: PrecisionOption = Precision.AS_SAVED,
     engine: Annotated[
         Engine, typer.Option("--engine", help="ray, or all in one process without Ray.")
     ] = Engine.RAY,
@@ -142,7 +152,13 @@ def serve(
         model_name=model_name,
         base_path=model_base_path,
         plan=PlanOptions(
-            shards, replicas, layout, memory_per_shard, cut_threshold, _tags(saved_model_tags)
+            shards,
+            replicas,
+            layout,
+            memory_per_shard,
+            cut_threshold,
+            _tags(saved_model_tags),
+            Storage(tier, precision),
         ),
         doors=DoorOptions(
             host=host,
@@ -185,12 +201,20 @@ def plan(
     replicas: Replicas = None,
     memory_per_shard: Memory = None,
     cut_threshold: Threshold = DEFAULT_THRESHOLD,
+    tier: TierOption = Tier.MEMORY,
+    precision: PrecisionOption = Precision.AS_SAVED,
     saved_model_tags: Tags = "serve",
 ) -> None:
     """Write a layout file to standard output, and each shard's bytes and load beside it."""
     found = locate(directory)
     options = PlanOptions(
-        shards, replicas, None, memory_per_shard, cut_threshold, _tags(saved_model_tags)
+        shards,
+        replicas,
+        None,
+        memory_per_shard,
+        cut_threshold,
+        _tags(saved_model_tags),
+        Storage(tier, precision),
     )
     with quiet_import():
         from shardserve.cluster.reports import draw_plan  # noqa: PLC0415

@@ -107,6 +107,7 @@ class Controller:
             plan.slices_of_shard(seat.shard),
             plan.sources,
             shard_credentials(self._secret, plan, seat.shard),
+            plan.layout.cache_of_shard(seat.shard),
         )
 
     async def report(self, seat: Seat, nbytes: int) -> None:
@@ -192,7 +193,9 @@ class Controller:
     async def _place(self, plan: ModelPlan) -> None:
         places = seats(plan.layout)
         if places:
-            bundle = bundle_for([plan.bytes_of_shard(shard) for shard in range(plan.layout.shards)])
+            bundle = bundle_for(
+                [plan.memory_of_shard(shard) for shard in range(plan.layout.shards)]
+            )
             await self._check_room(plan, bundle, len(places))
             group = await asyncio.to_thread(fleet.reserve, self._run.name, bundle, len(places))
             self._actors = await fleet.place(group, places, self._run.name)

@@ -78,7 +78,8 @@ class _Loading:
 
     def _load(self, plan: ModelPlan, seat: Seat) -> Shard:
         slices = plan.slices_of_shard(seat.shard)
-        return Shard.load(plan.sources, slices, partial(self._came, seat))
+        cache = plan.layout.cache_of_shard(seat.shard)
+        return Shard.load(plan.sources, slices, partial(self._came, seat), cache)
 
     def _came(self, seat: Seat, nbytes: int) -> None:
         """So many bytes more. A signal ends the loading here."""

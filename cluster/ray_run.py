@@ -57,6 +57,7 @@ class RayRun:
         """
         display.step("starting Ray" if self._is_own else "joining Ray")
         self._init_ray()
+        display.step("Ray is up")
         self._stop.check()
         self._controller = (
             ray.remote(Controller)

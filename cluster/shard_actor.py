@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import ray
@@ -23,6 +23,7 @@ from shardserve.cluster.progress import failure_of
 from shardserve.shards.handshake import Credentials
 from shardserve.shards.layout import Slice
 from shardserve.shards.memory import peak_rss_bytes, release_code_pages
+from shardserve.shards.row_cache import CacheCounts
 from shardserve.shards.server import RunningServer, serve_in_thread
 from shardserve.shards.shard import Shard
 from shardserve.shards.tables import TableSource
@@ -35,6 +36,9 @@ NAMESPACE = "shardserve"
 #: actor for dead that it is not.
 _REGISTER_SECONDS = 5.0
 _REPORT_SECONDS = 0.2
+#: Large requests at work at once; more where they wait for a disk, which does many reads at a time.
+_THREADS = 2
+_WAITING_THREADS = 8
 #: Between an attempt to load that failed and the next one.
 _RETRY_SECONDS = 2.0
 
@@ -48,15 +52,20 @@ class ShardSpec:
     slices: tuple[Slice, ...]
     sources: Mapping[str, TableSource]
     credentials: Credentials
+    cache_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class ShardProcess:
-    """A shard's process: its id, the most memory it ever had resident, what it has imported."""
+    """A shard's process: its id, the most memory it ever had resident, what it has imported.
+
+    `cache` counts what its caches of hot rows did.
+    """
 
     pid: int
     peak_bytes: int
     packages: tuple[str, ...]
+    cache: CacheCounts = field(default_factory=CacheCounts)
 
 
 class ShardActor:
@@ -69,7 +78,8 @@ class ShardActor:
         self._controller = ray.get_actor(controller, NAMESPACE)
         spec: ShardSpec = ray.get(self._controller.begins.remote(seat))
         try:
-            self._server = _serve(spec, self._load(spec))
+            self._shard = self._load(spec)
+            self._server = _serve(spec, self._shard)
         except Exception as error:  # noqa: BLE001 (it is reported, and ends the process)
             ray.get(self._controller.refused.remote(seat, failure_of(error)))
             _give_up()
@@ -94,14 +104,15 @@ class ShardActor:
     def process(self) -> ShardProcess:
         """What this process is, for reports."""
         packages = {name.partition(".")[0] for name in sys.modules}
-        return ShardProcess(os.getpid(), peak_rss_bytes(), tuple(sorted(packages)))
+        counts = self._shard.cache_counts
+        return ShardProcess(os.getpid(), peak_rss_bytes(), tuple(sorted(packages)), counts)
 
     def _load(self, spec: ShardSpec) -> Shard:
         release_code_pages()
         tally = Tally(
             lambda total: self._controller.report.remote(spec.seat, total), _REPORT_SECONDS
         )
-        return Shard.load(spec.sources, spec.slices, tally.add)
+        return Shard.load(spec.sources, spec.slices, tally.add, spec.cache_bytes)
 
     def _register(self, seat: Seat) -> None:
         self._controller.register.remote(seat, self._server.address)
@@ -119,7 +130,10 @@ def _serve(spec: ShardSpec, shard: Shard) -> RunningServer:
     socket = socket_path(spec.run, spec.seat.shard, spec.seat.replica)
     socket.unlink(missing_ok=True)  # It is there if the process before this one was killed.
     host = ray.util.get_node_ip_address()
-    return serve_in_thread(shard, spec.credentials, unix_path=str(socket), host=host)
+    threads = _WAITING_THREADS if shard.may_wait else _THREADS
+    return serve_in_thread(
+        shard, spec.credentials, threads=threads, unix_path=str(socket), host=host
+    )
 
 
 def _give_up() -> NoReturn:

@@ -10,6 +10,7 @@ row number outside [0, count); a pool returns BAD_OFFSETS for offsets that do no
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from numba.core import types
 from shardserve.batching.errors import Internal
 from shardserve.shards.lanes import Lanes, add_scaled, inlined, loader, prefetch, store, zeros
 from shardserve.shards.native import LIBC
+from shardserve.shards.row_forms import FORMS, RowForm
 
 ALL_FOUND = -1
 BAD_OFFSETS = -2
@@ -29,6 +31,8 @@ LONG_ROW = 1024
 BEGINNING = 256
 #: Columns for which a row's sum stays in registers: what is usual, whole or cut by columns.
 FIXED_WIDTHS = (8, 16, 32, 64, 128)
+#: The same for rows that are kept in another form than they are asked for in.
+CODED_WIDTHS = (16, 32, 64, 128)
 
 _load_int32 = loader(types.int32)
 _load_int64 = loader(types.int64)
@@ -36,6 +40,10 @@ _load_byte = loader(types.uint8)
 _pread = types.ExternalFunction(
     "pread", types.int64(types.int32, types.intp, types.int64, types.int64)
 )
+_posix_fadvise = types.ExternalFunction(
+    "posix_fadvise", types.int32(types.int32, types.int64, types.int64, types.int32)
+)
+_WILL_NEED = os.POSIX_FADV_WILLNEED
 
 
 def _row_number(rows, wide, place):  # type: ignore[no-untyped-def]
@@ -100,6 +108,31 @@ def gather(table, count, row_bytes, rows, wide, n, ahead, out):  # type: ignore[
     return ALL_FOUND
 
 
+def gather_coded(form: RowForm) -> Callable[..., Any]:
+    """As `gather`, for rows in some form; what it writes are float32."""
+    read_many, read_one = form.readers_at(16)
+
+    def gather(  # type: ignore[no-untyped-def]
+        table, count, row_bytes, columns, rows, wide, n, ahead, out
+    ):
+        even = columns - columns % 16
+        ask_first(table, row_bytes, rows, wide, min(n, ahead))
+        for place in range(n):
+            if place + ahead < n:
+                ask(table + row_number(rows, wide, place + ahead) * row_bytes, row_bytes)
+            row = row_number(rows, wide, place)
+            if row < 0 or row >= count:
+                return place
+            source, target = table + row * row_bytes, out + place * columns * 4
+            for column in range(0, even, 16):
+                store(target + column * 4, read_many(source, column))
+            for column in range(even, columns):
+                store(target + column * 4, read_one(source, column))
+        return ALL_FOUND
+
+    return gather
+
+
 def _spans(offsets, bags, n):  # type: ignore[no-untyped-def]
     return _load_int64(offsets) == 0 and _load_int64(offsets + bags * 8) == n
 
@@ -112,10 +145,23 @@ def pool_fixed(element: Any, width: int) -> Callable[..., Any]:
 
     `offsets` has bags + 1 int64 entries. Without `weights` (address 0) each row counts once.
     """
-    lanes = Lanes(element, width)
-    none, load_row, load_weight = zeros(lanes), loader(lanes), loader(element)
+    return _pool_in_registers(
+        element, width, width * element.bitwidth // 8, loader(Lanes(element, width))
+    )
+
+
+def pool_coded(form: RowForm, width: int) -> Callable[..., Any]:
+    """As `pool_fixed`, for rows in some form; the sums are float32."""
+    return _pool_in_registers(types.float32, width, form.row_bytes(width), form.reader(width))
+
+
+def _pool_in_registers(
+    element: Any, width: int, row_bytes: int, load_row: Any
+) -> Callable[..., Any]:
+    """`load_row` gives the elements of the row at an address."""
+    none, load_weight = zeros(Lanes(element, width)), loader(element)
     itemsize = element.bitwidth // 8
-    row_bytes = width * itemsize
+    sum_bytes = width * itemsize
 
     def pool(  # type: ignore[no-untyped-def]
         table, count, columns, rows, wide, n, offsets, bags, weights, ahead, out
@@ -136,7 +182,7 @@ def pool_fixed(element: Any, width: int) -> Callable[..., Any]:
                     return place
                 weight = load_weight(weights + place * itemsize) if weights else element(1)
                 total = add_scaled(total, load_row(table + row * row_bytes), weight)
-            store(out + bag * row_bytes, total)
+            store(out + bag * sum_bytes, total)
         return ALL_FOUND
 
     return pool
@@ -188,14 +234,27 @@ def pool_any(element: Any) -> Callable[..., Any]:
     return pool
 
 
+def _will_need(file, offset, length):  # type: ignore[no-untyped-def]
+    _posix_fadvise(types.int32(file), offset, length, types.int32(_WILL_NEED))
+
+
+will_need = inlined(_will_need)
+
+
 def read_rows(  # type: ignore[no-untyped-def]
-    file, start, row_bytes, length, rows, places, n, target, target_row_bytes
+    file, start, row_bytes, length, rows, places, n, target, target_row_bytes, ahead
 ):
     """Read `length` bytes of each row, to its own place; return how many rows came whole.
 
-    Row r's bytes are at `start + r * row_bytes` of the file; they go to place p of `target`.
+    Row r's bytes are at `start + r * row_bytes` of the file; they go to place p of `target`. The
+    system is told `ahead` rows before that a row will be wanted, so that a disk has as many to
+    fetch at a time; not at all where that is 0.
     """
+    for i in range(min(n, ahead)):
+        will_need(file, start + _load_int64(rows + i * 8) * row_bytes, length)
     for i in range(n):
+        if ahead and i + ahead < n:
+            will_need(file, start + _load_int64(rows + (i + ahead) * 8) * row_bytes, length)
         offset = start + _load_int64(rows + i * 8) * row_bytes
         to = target + _load_int64(places + i * 8) * target_row_bytes
         if _pread(types.int32(file), to, length, offset) != length:
@@ -207,12 +266,16 @@ def kernels() -> dict[str, tuple[Callable[..., Any], int]]:
     """Each kernel's name, its code, and how many numbers it takes."""
     code: dict[str, tuple[Callable[..., Any], int]] = {
         "gather": (gather, 8),
-        "read_rows": (read_rows, 9),
+        "read_rows": (read_rows, 10),
     }
     for name, element in (("float32", types.float32), ("float64", types.float64)):
         code[f"pool_{name}"] = (pool_any(element), 11)
     for width in FIXED_WIDTHS:
         code[f"pool_float32_{width}"] = (pool_fixed(types.float32, width), 11)
+    for form in FORMS:
+        code[f"gather_{form.name}"] = (gather_coded(form), 9)
+        for width in CODED_WIDTHS:
+            code[f"pool_{form.name}_{width}"] = (pool_coded(form, width), 11)
     return code
 
 

@@ -8,8 +8,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shardserve.batching.errors import InvalidArgument, Unimplemented
-from shardserve.shards.native import library
+from shardserve.batching.errors import Unimplemented
+from shardserve.shards.arguments import (
+    bad_offsets,
+    checked_weights,
+    integers,
+    outside,
+    wide_offsets,
+)
+from shardserve.shards.native import Kernel, library
 
 Array = npt.NDArray[Any]
 
@@ -21,8 +28,8 @@ AHEAD = 32
 
 _ALL_FOUND = -1
 _BAD_OFFSETS = -2
-_WIDE = {np.dtype(np.int32): False, np.dtype(np.int64): True}
-_POOLED = ("float32", "float64")
+#: The dtypes that can be pooled.
+POOLED = frozenset({"float32", "float64"})
 
 
 class RowKernels:
@@ -41,7 +48,7 @@ class RowKernels:
         self.count: int = table.shape[0]
         self.columns: int = table.shape[1]
         self._row_bytes = self.columns * table.itemsize
-        self._address = _address(table)
+        self._address = address_of(table)
         self._gather = kernels["gather"]
         name = f"pool_{table.dtype.name}"
         self._pool = kernels.get(f"{name}_{self.columns}", kernels.get(name))
@@ -51,7 +58,7 @@ class RowKernels:
 
         Raises InvalidArgument, naming the place and the number, for a row outside [0, count).
         """
-        rows, wide = _integers(rows, "row numbers")
+        rows, wide = integers(rows, "row numbers")
         n = len(rows)
         out = np.empty((n, self.columns), self.table.dtype)
         if out.size:
@@ -59,14 +66,13 @@ class RowKernels:
                 self._address,
                 self.count,
                 self._row_bytes,
-                _address(rows),
+                address_of(rows),
                 wide,
                 n,
                 AHEAD,
-                _address(out),
+                address_of(out),
             )
-            if found != _ALL_FOUND:
-                raise self._outside(rows, found)
+            check_found(found, rows, self.count)
         return out
 
     def pool(self, rows: Array, offsets: Array, weights: Array | None = None) -> Array:
@@ -82,67 +88,54 @@ class RowKernels:
         """
         if self._pool is None:
             raise Unimplemented(f"pooling rows of {self.table.dtype.name} is not implemented")
-        rows, wide = _integers(rows, "row numbers")
-        offsets, wide_offsets = _integers(offsets, "offsets")
-        if not wide_offsets:
-            offsets = offsets.astype(np.int64)
-        n, bags = len(rows), len(offsets) - 1
-        if bags < 0:
-            raise _bad_offsets(n)
-        weights = self._checked_weights(weights, n)
-        out = np.empty((bags, self.columns), self.table.dtype)
-        found = self._pool(
-            self._address,
-            self.count,
-            self.columns,
-            _address(rows),
-            wide,
-            n,
-            _address(offsets),
-            bags,
-            0 if weights is None else _address(weights),
-            AHEAD,
-            _address(out),
-        )
-        if found == _BAD_OFFSETS:
-            raise _bad_offsets(n)
-        if found != _ALL_FOUND:
-            raise self._outside(rows, found)
-        return out
-
-    def _checked_weights(self, weights: Array | None, n: int) -> Array | None:
-        if weights is None:
-            return None
-        if weights.shape != (n,) or weights.dtype != self.table.dtype:
-            raise InvalidArgument(
-                f"weights must be {self.table.dtype.name} [{n}], "
-                f"not {weights.dtype.name} {list(weights.shape)}"
-            )
-        return _plain(weights)
-
-    def _outside(self, rows: Array, place: int) -> InvalidArgument:
-        return InvalidArgument(f"rows[{place}] = {rows[place]} is not in [0, {self.count})")
+        sums = (self.columns, self.table.dtype)
+        return call_pool(self._pool, self.table, sums, rows, offsets, weights)
 
 
-def _bad_offsets(n: int) -> InvalidArgument:
-    return InvalidArgument(f"offsets must rise from 0 to the number of rows, {n}")
+def call_pool(
+    kernel: Kernel,
+    table: Array,
+    sums: tuple[int, npt.DTypeLike],
+    rows: Array,
+    offsets: Array,
+    weights: Array | None,
+) -> Array:
+    """The sums of the bags, by a kernel for such tables; `sums` has their columns and dtype.
+
+    The other arguments, and errors, are those of `RowKernels.pool`.
+    """
+    columns, dtype = sums
+    rows, wide = integers(rows, "row numbers")
+    n, count = len(rows), len(table)
+    offsets = wide_offsets(offsets, n)
+    weights = checked_weights(weights, n, dtype)
+    out = np.empty((len(offsets) - 1, columns), dtype)
+    found = kernel(
+        address_of(table),
+        count,
+        columns,
+        address_of(rows),
+        wide,
+        n,
+        address_of(offsets),
+        len(offsets) - 1,
+        0 if weights is None else address_of(weights),
+        AHEAD,
+        address_of(out),
+    )
+    if found == _BAD_OFFSETS:
+        raise bad_offsets(n)
+    check_found(found, rows, count)
+    return out
 
 
-def _integers(array: Array, what: str) -> tuple[Array, bool]:
-    """The array, contiguous, and whether it is int64 rather than int32."""
-    wide = _WIDE.get(array.dtype)
-    if wide is None or array.ndim != 1:
-        raise InvalidArgument(
-            f"{what} must be int32 or int64 [n], not {array.dtype.name} {list(array.shape)}"
-        )
-    return _plain(array), wide
+def check_found(found: int, rows: Array, count: int) -> None:
+    """Raise InvalidArgument where a kernel returned the place of a row outside the table."""
+    if found != _ALL_FOUND:
+        raise outside(rows, found, count)
 
 
-def _plain(array: Array) -> Array:
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
-
-
-def _address(array: Array) -> int:
+def address_of(array: Array) -> int:
     """Where a contiguous array's bytes are. numpy's own ways to say take four times as long."""
     if not array.size:
         return 0

@@ -83,11 +83,7 @@ store = intrinsic(_store)
 
 def _add_scaled(_typing: Any, total: Any, row: Any, _weight: Any) -> Any:
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        vector = args[0].type
-        undefined = ir.Constant(vector, ir.Undefined)
-        first = ir.Constant(ir.VectorType(_INT32, vector.count), None)
-        lone = builder.insert_element(undefined, args[2], _INT32(0))
-        weights = builder.shuffle_vector(lone, undefined, first)
+        weights = _spread(builder, args[2], args[0].type.count)
         return builder.fadd(args[0], builder.fmul(args[1], weights))
 
     return total(total, row, total.element), generate
@@ -95,6 +91,88 @@ def _add_scaled(_typing: Any, total: Any, row: Any, _weight: Any) -> Any:
 
 #: (total, row, weight) -> total + row * weight, lane by lane, each operation rounded.
 add_scaled = intrinsic(_add_scaled)
+
+
+def _scaled(_typing: Any, row: Any, _factor: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.fmul(args[0], _spread(builder, args[1], args[0].type.count))
+
+    return row(row, row.element), generate
+
+
+#: (row, factor) -> row * factor, lane by lane.
+scaled = intrinsic(_scaled)
+
+
+def _spread(builder: Any, value: Any, width: int) -> Any:
+    """A vector that has a scalar in every lane."""
+    undefined = ir.Constant(ir.VectorType(value.type, width), ir.Undefined)
+    lone = builder.insert_element(undefined, value, _INT32(0))
+    return builder.shuffle_vector(lone, undefined, ir.Constant(ir.VectorType(_INT32, width), None))
+
+
+def unpacker(form: str, width: int) -> Any:
+    """A numba function (address) -> `Lanes` of `width` float32, of what lies there in some form.
+
+    Forms are "float16", "bfloat16", "int8" and "int4", for which `width` must be even: two elements
+    a byte, the first in its low half.
+    """
+    lanes = Lanes(types.float32, width)
+    unpack = _UNPACK[form]
+
+    def typed(_typing: Any, _address: Any) -> Any:
+        def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            return unpack(builder, args[0], width)
+
+        return lanes(types.intp), generate
+
+    return intrinsic(typed)
+
+
+def _vector_at(builder: Any, address: Any, element: Any, width: int) -> Any:
+    vector = ir.VectorType(element, width)
+    return builder.load(builder.inttoptr(address, vector.as_pointer()), align=1)
+
+
+def _all(element: Any, value: int, width: int) -> Any:
+    return ir.Constant(ir.VectorType(element, width), [value] * width)
+
+
+def _floats(width: int) -> Any:
+    return ir.VectorType(ir.FloatType(), width)
+
+
+def _unpack_float16(builder: Any, address: Any, width: int) -> Any:
+    return builder.fpext(_vector_at(builder, address, ir.HalfType(), width), _floats(width))
+
+
+def _unpack_bfloat16(builder: Any, address: Any, width: int) -> Any:
+    """A bfloat16 is the upper half of a float32."""
+    bits = _vector_at(builder, address, ir.IntType(16), width)
+    wide = builder.zext(bits, ir.VectorType(_INT32, width))
+    return builder.bitcast(builder.shl(wide, _all(_INT32, 16, width)), _floats(width))
+
+
+def _unpack_int8(builder: Any, address: Any, width: int) -> Any:
+    return builder.sitofp(_vector_at(builder, address, ir.IntType(8), width), _floats(width))
+
+
+def _unpack_int4(builder: Any, address: Any, width: int) -> Any:
+    pairs = width // 2
+    both = _vector_at(builder, address, ir.IntType(8), pairs)
+    four = _all(ir.IntType(8), 4, pairs)
+    low, high = builder.ashr(builder.shl(both, four), four), builder.ashr(both, four)
+    order = [place // 2 + pairs * (place % 2) for place in range(width)]
+    mask = ir.Constant(ir.VectorType(_INT32, width), order)
+    return builder.sitofp(builder.shuffle_vector(low, high, mask), _floats(width))
+
+
+_UNPACK = {
+    "float16": _unpack_float16,
+    "bfloat16": _unpack_bfloat16,
+    "int8": _unpack_int8,
+    "int4": _unpack_int4,
+}
 
 
 def _prefetch(_typing: Any, _address: Any) -> Any:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.rows import MAX_HASHED_ROWS, RowHash, RowMod, RowRange, RowSet
+from shardserve.shards.storage import PLAIN, Storage, Tier, check_storage
 from shardserve.shards.tables import Table
 
 
@@ -35,14 +36,19 @@ class Slice:
     rows: RowSet
     column_start: int
     column_stop: int
+    storage: Storage = PLAIN
 
     @property
     def columns(self) -> int:
         return self.column_stop - self.column_start
 
     def nbytes(self, table: Table) -> int:
-        """Bytes that the slice takes at the table's own precision."""
-        return self.rows.count * self.columns * table.itemsize
+        """Bytes that the slice takes where it is kept."""
+        return self.rows.count * self.storage.row_bytes(table, self.columns)
+
+    def memory_bytes(self, table: Table) -> int:
+        """Those of them that are in memory."""
+        return self.nbytes(table) if self.storage.tier is Tier.MEMORY else 0
 
 
 @dataclass(frozen=True)
@@ -52,17 +58,29 @@ class TableLayout:
     sharding: Sharding
     slices: tuple[Slice, ...]
 
+    @property
+    def storage(self) -> Storage:
+        """How the slices are kept: all in one way."""
+        return self.slices[0].storage if self.slices else PLAIN
+
 
 @dataclass(frozen=True)
 class Layout:
     """A whole model's layout: `shards` shards, each run `replicas` times.
 
     `tables` names every table that is cut; a table that is not in it stays whole, in the router.
+    A shard may use `cache_per_shard` bytes for hot rows of its mapped slices.
     """
 
     shards: int
     replicas: int
     tables: Mapping[str, TableLayout]
+    cache_per_shard: int = 0
+
+    def cache_of_shard(self, shard: int) -> int:
+        """Bytes for hot rows on one shard: none if it has nothing that is mapped."""
+        mapped = (piece.storage.tier is Tier.MAPPED for piece in self.slices_of_shard(shard))
+        return self.cache_per_shard if any(mapped) else 0
 
     def slices_of_shard(self, shard: int) -> tuple[Slice, ...]:
         """The slices on one shard, tables by name, then by part. A slice's place is its id."""
@@ -137,6 +155,12 @@ def replicated(table: Table, shards: Iterable[int]) -> TableLayout:
     )
 
 
+def stored(table_layout: TableLayout, storage: Storage) -> TableLayout:
+    """The same slices, kept in another way."""
+    slices = (replace(piece, storage=storage) for piece in table_layout.slices)
+    return replace(table_layout, slices=tuple(slices))
+
+
 def even_bounds(total: int, shards: Iterable[int]) -> list[tuple[int, int, int]]:
     """[0, total) cut into one run for each shard, the first ones longer by one where it is uneven.
 
@@ -159,7 +183,7 @@ def check(layout: Layout, tables: Mapping[str, Table]) -> None:
 
     Every table of the layout must exist; every slice must be on a shard that exists, at most one
     slice of a table on a shard; together the slices must hold each element exactly once (each
-    shard's copy counted alone where the table is replicated).
+    shard's copy counted alone where the table is replicated), kept as the table can be kept.
     """
     if layout.shards < 1:
         raise InvalidArgument(f"layout: shards must be at least 1, not {layout.shards}")
@@ -184,6 +208,9 @@ def _check_table(table_layout: TableLayout, table: Table, shards: int) -> None:
             raise InvalidArgument(f"{where}: shard {shard} is not in [0, {shards})")
         if owners.count(shard) > 1:
             raise InvalidArgument(f"{where}: shard {shard} is named twice")
+    if len({piece.storage for piece in table_layout.slices}) > 1:
+        raise InvalidArgument(f"{where}: slices differ in tier or precision")
+    check_storage(table_layout.storage, table)
     match table_layout.sharding:
         case Sharding.ROW_RANGE:
             runs = [
@@ -226,9 +253,13 @@ def _check_cover(where: str, what: str, runs: list[tuple[int, int]], total: int)
 
 
 def check_memory(layout: Layout, tables: Mapping[str, Table], memory_per_shard: int) -> None:
-    """Raise InvalidArgument naming the first shard that holds more than its memory, in bytes."""
+    """Raise InvalidArgument naming the first shard that holds more than its memory, in bytes.
+
+    What is mapped takes no memory; a cache of it does.
+    """
     for shard in range(layout.shards):
-        held = sum(s.nbytes(tables[s.table]) for s in layout.slices_of_shard(shard))
+        held = sum(s.memory_bytes(tables[s.table]) for s in layout.slices_of_shard(shard))
+        held += layout.cache_of_shard(shard)
         if held > memory_per_shard:
             raise InvalidArgument(
                 f"layout: shard {shard} holds {held} bytes, its memory is {memory_per_shard} bytes"

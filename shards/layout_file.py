@@ -15,6 +15,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 from shardserve.batching.errors import InvalidArgument, NotFound
 from shardserve.shards import layout as layouts
 from shardserve.shards.layout import Layout, Sharding, TableLayout
+from shardserve.shards.storage import Precision, Storage, Tier
 from shardserve.shards.tables import Table
 
 MAX_FILE_BYTES = 64 << 20
@@ -39,24 +40,29 @@ class SliceEntry(_Strict):
 class TableEntry(_Strict):
     """One table. `slices` for row_range and column, `shards` for the others.
 
-    `precision` and `tier` have one value each for now; they are here so that files stay readable
-    when there are more.
+    `tier` None is the file's.
     """
 
     sharding: Sharding
     slices: list[SliceEntry] | None = None
     shards: list[int] | None = None
-    precision: Literal["fp32", "as_saved"] = "as_saved"
-    tier: Literal["host"] = "host"
+    precision: Precision = Precision.AS_SAVED
+    tier: Tier | None = None
 
 
 class LayoutFile(_Strict):
-    """The whole file. Tables not named stay whole, in the router."""
+    """The whole file. Tables not named stay whole, in the router.
+
+    `tier` is that of tables that do not say theirs; `cache_per_shard` is for hot rows of mapped
+    tables, none if unset.
+    """
 
     version: Literal[1] = 1
     shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)]
     replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
     memory_per_shard: ByteSize | None = None
+    cache_per_shard: ByteSize | None = None
+    tier: Tier = Tier.MEMORY
     tables: dict[str, TableEntry]
 
 
@@ -81,11 +87,14 @@ def parse_layout(text: str | bytes, where: str) -> LayoutFile:
     try:
         return LayoutFile.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
-            for problem in error.errors()
-        )
+        problems = "; ".join(map(_problem, error.errors()))
         raise InvalidArgument(f"{where}: {problems}") from None
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
+    place = ".".join(map(str, problem["loc"])) or "file"
+    found = f", not {problem['input']!r}" if problem["type"] == "enum" else ""
+    return f"{place}: {problem['msg']}{found}"
 
 
 def to_layout(file: LayoutFile, tables: Mapping[str, Table]) -> Layout:
@@ -101,8 +110,9 @@ def to_layout(file: LayoutFile, tables: Mapping[str, Table]) -> Layout:
             raise InvalidArgument(
                 f"layout: table {name!r} is not in the model; tables that can be cut: {known}"
             )
-        found[name] = _table_layout(entry, tables[name])
-    layout = Layout(file.shards, file.replicas, found)
+        storage = Storage(entry.tier or file.tier, entry.precision)
+        found[name] = layouts.stored(_table_layout(entry, tables[name]), storage)
+    layout = Layout(file.shards, file.replicas, found, int(file.cache_per_shard or 0))
     layouts.check(layout, tables)
     if file.memory_per_shard is not None:
         layouts.check_memory(layout, tables, int(file.memory_per_shard))
@@ -159,11 +169,21 @@ def to_file(layout: Layout, memory_per_shard: int | None = None) -> LayoutFile:
         shards=layout.shards,
         replicas=layout.replicas,
         memory_per_shard=None if memory_per_shard is None else ByteSize(memory_per_shard),
+        cache_per_shard=ByteSize(layout.cache_per_shard) if layout.cache_per_shard else None,
         tables={name: _entry(layout.tables[name]) for name in sorted(layout.tables)},
     )
 
 
 def _entry(table_layout: TableLayout) -> TableEntry:
+    tier = table_layout.storage.tier
+    kept = {
+        "precision": table_layout.storage.precision,
+        "tier": None if tier is Tier.MEMORY else tier,
+    }
+    return _sharded_entry(table_layout).model_copy(update=kept)
+
+
+def _sharded_entry(table_layout: TableLayout) -> TableEntry:
     match table_layout.sharding:
         case Sharding.ROW_RANGE:
             slices = [

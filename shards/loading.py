@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from shardserve.batching.errors import DataLoss, NotFound
+from shardserve.batching.errors import DataLoss, InvalidArgument
 from shardserve.shards import memory
+from shardserve.shards.encoding import encode
 from shardserve.shards.layout import Slice
-from shardserve.shards.native import library
-from shardserve.shards.reads import Read, Run, Scatter, plan_reads
+from shardserve.shards.reads import Read, Run, Scatter, chosen_rows, plan_reads, plan_rows
+from shardserve.shards.row_files import Reader, opened
+from shardserve.shards.storage import coded_row_bytes
 from shardserve.shards.store import array_dtype
 from shardserve.shards.tables import TableSource
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int], None]
+T = TypeVar("T")
 
 #: One thread copies from the page cache slower than a disk may read; more than a few gain nothing.
 READERS = 4
 #: Wanted rows that lie farther apart than this are not worth the pages between them.
 SPARSE_BYTES = 64 << 10
+#: Rows that are converted at a time, by each reader.
+BUFFER_BYTES = 1 << 20
 
 
 def load_slice(source: TableSource, piece: Slice, progress: Progress | None = None) -> Array:
@@ -43,10 +48,14 @@ def load_slice(source: TableSource, piece: Slice, progress: Progress | None = No
     result = memory.empty(shape, array_dtype(source.table.dtype))
     done = 0
     with ExitStack() as files:
-        reader = _Reader(
-            result, {path: files.enter_context(_opened(path)) for path in _paths(source)}
-        )
-        for nbytes in _in_parallel(reader.read, plan_reads(source, piece)):
+        by_path = {path: files.enter_context(opened(path)) for path in _paths(source)}
+        reader = Reader(result, by_path)
+
+        def perform(read: Read) -> int:
+            _advised(by_path, read)
+            return reader.read(read)
+
+        for nbytes in _in_parallel(perform, plan_reads(source, piece)):
             done += nbytes
             if progress is not None:
                 progress(nbytes)
@@ -58,25 +67,55 @@ def load_slice(source: TableSource, piece: Slice, progress: Progress | None = No
     return result
 
 
+def load_coded(source: TableSource, piece: Slice, progress: Progress | None = None) -> Array:
+    """The slice's rows at the precision of its storage: what `CodedStore` takes.
+
+    They are converted as they come, some at a time: the memory needed beyond the result is a few
+    buffers of BUFFER_BYTES. Raises as `load_slice` does, and InvalidArgument, naming the row, for
+    one that cannot be kept at that precision.
+    """
+    precision = piece.storage.precision
+    row_bytes = coded_row_bytes(precision, piece.columns)
+    result = memory.empty((piece.rows.count, row_bytes), np.uint8)
+    with ExitStack() as files:
+        by_path = {path: files.enter_context(opened(path)) for path in _paths(source)}
+
+        def convert(rows: Array, places: Array) -> int:
+            buffer = np.empty((len(rows), piece.columns), np.float32)
+            reader = Reader(buffer, by_path)
+            if sum(map(reader.read, plan_rows(source, piece, rows))) != buffer.nbytes:
+                raise DataLoss(
+                    f"table {piece.table!r}: the checkpoint does not hold all of rows "
+                    f"{rows[0]} to {rows[-1]}"
+                )
+            coded, fits = encode(precision, buffer)
+            if not fits.all():
+                raise InvalidArgument(
+                    f"table {piece.table!r}: row {rows[np.argmin(fits)]} has elements that "
+                    f"precision '{precision}' does not hold"
+                )
+            result[places] = coded
+            return coded.nbytes
+
+        for nbytes in _in_parallel(lambda some: convert(*some), _some_rows(source, piece)):
+            if progress is not None:
+                progress(nbytes)
+    return result
+
+
+def _some_rows(source: TableSource, piece: Slice) -> Iterator[tuple[Array, Array]]:
+    """The slice's rows and their local numbers, as many at a time as a buffer holds."""
+    step = max(1, BUFFER_BYTES // (4 * piece.columns))
+    for rows, places in chosen_rows(piece.rows, 0, source.table.rows):
+        for start in range(0, len(rows), step):
+            yield rows[start : start + step], places[start : start + step]
+
+
 def _paths(source: TableSource) -> list[str]:
     return sorted({extent.path for extent in source.extents})
 
 
-@contextmanager
-def _opened(path: str) -> Iterator[int]:
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise NotFound(f"{path}: no such data file") from error
-    except OSError as error:
-        raise DataLoss(f"{path}: cannot be opened: {error.strerror}") from error
-    try:
-        yield file
-    finally:
-        os.close(file)
-
-
-def _in_parallel(read: Callable[[Read], int], reads: Iterable[Read]) -> Iterator[int]:
+def _in_parallel(read: Callable[[T], int], reads: Iterable[T]) -> Iterator[int]:
     """What `read` returns, in order, with no more than twice READERS reads made at a time."""
     waiting: deque[Future[int]] = deque()
     with ThreadPoolExecutor(READERS, "slice-reader") as threads:
@@ -88,67 +127,13 @@ def _in_parallel(read: Callable[[Read], int], reads: Iterable[Read]) -> Iterator
             yield waiting.popleft().result()
 
 
-class _Reader:
-    """Performs reads into one slice. Safe for many threads at once: no two reads share a byte."""
-
-    def __init__(self, result: Array, files: dict[str, int]) -> None:
-        self._bytes = result.reshape(-1).view(np.uint8)
-        self._address = self._bytes.ctypes.data
-        self._files = files
-        self._read_rows = library().kernels["read_rows"]
-
-    def read(self, read: Read) -> int:
-        """Perform one read; returns its bytes."""
-        match read:
-            case Run():
-                self._run(read)
-            case Scatter():
-                self._scatter(read)
-        return read.nbytes
-
-    def _run(self, run: Run) -> None:
-        file = self._files[run.path]
-        os.posix_fadvise(file, run.offset, run.nbytes, os.POSIX_FADV_SEQUENTIAL)
-        self._fill(run.path, run.offset, run.target, run.nbytes)
-
-    def _scatter(self, scatter: Scatter) -> None:
-        file = self._files[scatter.path]
-        rows, places = scatter.rows, scatter.places
-        os.posix_fadvise(file, 0, 0, _advice(scatter))
-        done = 0
-        while done < len(rows):
-            done += self._read_rows(
-                file,
-                scatter.offset,
-                scatter.row_bytes,
-                scatter.length,
-                rows[done:].ctypes.data,
-                places[done:].ctypes.data,
-                len(rows) - done,
-                self._address + scatter.target,
-                scatter.place_bytes,
-            )
-            if done < len(rows):
-                offset = scatter.offset + int(rows[done]) * scatter.row_bytes
-                target = scatter.target + int(places[done]) * scatter.place_bytes
-                self._fill(scatter.path, offset, target, scatter.length)
-                done += 1
-
-    def _fill(self, path: str, offset: int, target: int, nbytes: int) -> None:
-        """Read as often as it takes: the system may give less than was asked for."""
-        view = self._bytes.data[target : target + nbytes]
-        done = 0
-        while done < nbytes:
-            try:
-                count = os.preadv(self._files[path], [view[done:]], offset + done)
-            except OSError as error:
-                raise DataLoss(f"{path}: cannot be read: {error.strerror}") from error
-            if not count:
-                size = os.fstat(self._files[path]).st_size
-                raise DataLoss(
-                    f"data file {path} is {size} bytes, the table needs {offset + nbytes}"
-                )
-            done += count
+def _advised(files: Mapping[str, int], read: Read) -> None:
+    """Tell the system how a read will go."""
+    match read:
+        case Run(path, offset, nbytes):
+            os.posix_fadvise(files[path], offset, nbytes, os.POSIX_FADV_SEQUENTIAL)
+        case Scatter(path):
+            os.posix_fadvise(files[path], 0, 0, _advice(read))
 
 
 def _advice(scatter: Scatter) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardserve.shards.layout import Layout, Slice
+from shardserve.shards.storage import PLAIN, Storage
 from shardserve.shards.tables import TableSource
 
 DEFAULT_THRESHOLD = 16 << 20
@@ -18,7 +19,8 @@ class PlanOptions:
     """How to plan. A `layout_file` settles everything but `replicas`, where that is set.
 
     `replicas` None is the layout file's number, or 1. `memory_per_shard` in bytes, None for no
-    bound. Variables of at least `threshold` bytes are cut, if there is no layout file.
+    bound. Variables of at least `threshold` bytes are cut, if there is no layout file, and kept as
+    `storage` says: at its precision those that can be, the others as saved.
     """
 
     shards: int = 1
@@ -27,6 +29,7 @@ class PlanOptions:
     memory_per_shard: int | None = None
     threshold: int = DEFAULT_THRESHOLD
     tags: tuple[str, ...] = ("serve",)
+    storage: Storage = PLAIN
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,15 @@ class ModelPlan:
         return self.layout.slices_of_shard(shard)
 
     def bytes_of_shard(self, shard: int) -> int:
-        """Bytes of all slices on one shard."""
+        """Bytes that the slices on one shard take in its memory."""
         return sum(
-            piece.nbytes(self.sources[piece.table].table) for piece in self.slices_of_shard(shard)
+            piece.memory_bytes(self.sources[piece.table].table)
+            for piece in self.slices_of_shard(shard)
         )
+
+    def memory_of_shard(self, shard: int) -> int:
+        """The same, with what it may use for hot rows of the others."""
+        return self.bytes_of_shard(shard) + self.layout.cache_of_shard(shard)
 
 
 def fingerprint(

@@ -38,10 +38,10 @@ from shardserve.shards.memory import release_code_pages
 Kernel = Callable[..., int]
 
 #: What kernels may call.
-LIBC = ("pread",)
+LIBC = ("posix_fadvise", "pread")
 
 _HERE = Path(__file__).resolve().parent
-_SOURCES = ("kernel_code.py", "lanes.py", "native.py")
+_SOURCES = ("kernel_code.py", "lanes.py", "native.py", "row_forms.py")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Library:
     """The kernels of `kernel_code.kernels`, by name, and the engine that owns their code.
 
     A kernel takes Python ints and runs without the interpreter's lock. It trusts its arguments:
-    only `shardserve.shards.kernels` and `shardserve.shards.loading` call one.
+    only `kernels.py`, `coded.py` and `row_files.py` call one.
     """
 
     kernels: Mapping[str, Kernel]

@@ -8,21 +8,26 @@ shard with the least bytes, ties to the lowest number.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards import layout as layouts
 from shardserve.shards.layout import Layout, Sharding, TableLayout
+from shardserve.shards.storage import PLAIN, Precision, Storage, Tier, check_storage
 from shardserve.shards.tables import Table
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """`memory_per_shard` is in bytes, None for no bound."""
+    """`memory_per_shard` is in bytes, None for no bound.
+
+    Tables are kept as `storage` says, but as saved where they cannot be had at its precision.
+    """
 
     shards: int
     replicas: int = 1
     memory_per_shard: int | None = None
+    storage: Storage = PLAIN
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,11 @@ def plan_layout(tables: Mapping[str, Table], request: PlanRequest) -> Plan:
     """
     if request.shards < 1:
         raise InvalidArgument(f"shards must be at least 1, not {request.shards}")
-    total = sum(table.nbytes for table in tables.values())
+    if request.storage.tier is Tier.MAPPED and request.storage.precision is not Precision.AS_SAVED:
+        raise InvalidArgument(
+            f"tier 'mapped' keeps rows as saved, not at precision '{request.storage.precision}'"
+        )
+    total = sum(_kept_bytes(table, request.storage) for table in tables.values())
     # A table of up to half an even share can go whole without a shard passing one and a half.
     plan = _placed(tables, request, total / request.shards / 2)
     if request.memory_per_shard is None:
@@ -72,8 +81,9 @@ def plan_layout(tables: Mapping[str, Table], request: PlanRequest) -> Plan:
 
 
 def _placed(tables: Mapping[str, Table], request: PlanRequest, whole_up_to: float) -> Plan:
-    placer = _Placer(request.shards, whole_up_to)
-    for table in sorted(tables.values(), key=lambda t: (-t.nbytes, t.name)):
+    placer = _Placer(request.shards, request.storage, whole_up_to)
+    kept = {name: _kept_bytes(table, request.storage) for name, table in tables.items()}
+    for table in sorted(tables.values(), key=lambda t: (-kept[t.name], t.name)):
         placer.place(table)
     layout = Layout(request.shards, request.replicas, dict(sorted(placer.layouts.items())))
     layouts.check(layout, tables)
@@ -107,15 +117,29 @@ def _share(table_layout: TableLayout, rows: int) -> float:
             return rows / total if total else 0.0
 
 
+def _storage_of(table: Table, wanted: Storage) -> Storage:
+    try:
+        check_storage(wanted, table)
+    except InvalidArgument:
+        return replace(wanted, precision=Precision.AS_SAVED)
+    return wanted
+
+
+def _kept_bytes(table: Table, wanted: Storage) -> int:
+    return table.rows * _storage_of(table, wanted).row_bytes(table, table.columns)
+
+
 class _Placer:
-    def __init__(self, shards: int, whole_up_to: float) -> None:
+    def __init__(self, shards: int, storage: Storage, whole_up_to: float) -> None:
         self._held = [0] * shards
+        self._storage = storage
         self._whole_up_to = whole_up_to
         self.layouts: dict[str, TableLayout] = {}
         self.reasons: dict[str, str] = {}
 
     def place(self, table: Table) -> None:
         table_layout, reason = self._choose(table)
+        table_layout = layouts.stored(table_layout, _storage_of(table, self._storage))
         self.layouts[table.name] = table_layout
         self.reasons[table.name] = reason
         for piece in table_layout.slices:
@@ -125,7 +149,7 @@ class _Placer:
         shards = range(len(self._held))
         if len(self._held) == 1:
             return layouts.whole_table(table, 0), "there is one shard"
-        if table.nbytes > self._whole_up_to:
+        if _kept_bytes(table, self._storage) > self._whole_up_to:
             size = f"more than {self._whole_up_to:.0f} bytes"
             if table.rows >= 64 * len(self._held):
                 return layouts.row_hash(table, shards), f"row_hash over all shards: {size}"

@@ -33,7 +33,7 @@ class Scatter:
     """`length` bytes of each of some rows of a file, each to a place of its own.
 
     Row r's are at byte `offset + r * row_bytes`; those of rows[i] go to byte
-    `target + places[i] * place_bytes` of the slice. `rows` rises.
+    `target + places[i] * place_bytes` of the result.
     """
 
     path: str
@@ -56,33 +56,67 @@ Read = Run | Scatter
 def plan_reads(source: TableSource, piece: Slice) -> Iterator[Read]:
     """Reads that together fetch each byte of the slice once, and no other byte.
 
-    The slice is row-major [count, columns]. Reads of an extent follow its order on disk; each is at
-    most RUN_BYTES or SCATTER_ROWS long, and made when it is asked for.
+    The slice is row-major [count, columns]. Reads of an extent follow its order on disk (so a
+    Scatter's rows rise); each is at most RUN_BYTES or SCATTER_ROWS long, and made when it is asked
+    for.
     """
+    itemsize = source.table.itemsize
+    for extent in _extents(source, piece):
+        if isinstance(piece.rows, RowRange) and _has_columns_of(extent, piece):
+            yield from _runs(extent, piece.rows, piece.columns * itemsize)
+            continue
+        for rows, places in chosen_rows(piece.rows, extent.row_start, extent.row_stop):
+            yield _scatter(extent, piece, itemsize, rows, places)
+
+
+def plan_rows(source: TableSource, piece: Slice, rows: IntArray) -> Iterator[Read]:
+    """Reads that fetch the slice's columns of some of the table's rows, in any order.
+
+    Those of rows[i] go to row i of a row-major result [n, columns].
+    """
+    itemsize = source.table.itemsize
+    is_run = len(rows) > 1 and bool((np.diff(rows) == 1).all())
+    for extent in _extents(source, piece):
+        if extent.row_start == 0 and extent.row_stop >= source.table.rows:
+            places = np.arange(len(rows), dtype=np.int64)
+        else:
+            places = np.flatnonzero((rows >= extent.row_start) & (rows < extent.row_stop))
+        if is_run and len(places) == len(rows) and _has_columns_of(extent, piece):
+            row_bytes = piece.columns * itemsize
+            offset = extent.offset + (int(rows[0]) - extent.row_start) * row_bytes
+            yield Run(extent.path, offset, len(rows) * row_bytes, 0)
+        elif len(places):
+            yield _scatter(extent, piece, itemsize, rows[places], places)
+
+
+def _extents(source: TableSource, piece: Slice) -> Iterator[Extent]:
+    """Those that hold some of the slice's columns."""
     for extent in source.extents:
-        first = max(piece.column_start, extent.column_start)
-        last = min(piece.column_stop, extent.column_stop)
-        if first < last:
-            yield from _reads(extent, piece, first, last, source.table.itemsize)
+        if extent.column_start < piece.column_stop and piece.column_start < extent.column_stop:
+            yield extent
 
 
-def _reads(extent: Extent, piece: Slice, first: int, last: int, itemsize: int) -> Iterator[Read]:
-    """Of the extent's rows, the slice's, and of those columns [first, last)."""
-    width = extent.column_stop - extent.column_start
-    if isinstance(piece.rows, RowRange) and last - first == width == piece.columns:
-        yield from _runs(extent, piece.rows, width * itemsize)
-        return
-    for rows, places in chosen_rows(piece.rows, extent.row_start, extent.row_stop):
-        yield Scatter(
-            path=extent.path,
-            offset=extent.offset + (first - extent.column_start) * itemsize,
-            row_bytes=width * itemsize,
-            length=(last - first) * itemsize,
-            rows=rows - extent.row_start,
-            places=places,
-            target=(first - piece.column_start) * itemsize,
-            place_bytes=piece.columns * itemsize,
-        )
+def _has_columns_of(extent: Extent, piece: Slice) -> bool:
+    """Whether the extent's rows and the slice's have the same columns."""
+    return (extent.column_start, extent.column_stop) == (piece.column_start, piece.column_stop)
+
+
+def _scatter(
+    extent: Extent, piece: Slice, itemsize: int, rows: IntArray, places: IntArray
+) -> Scatter:
+    """The columns that extent and slice have in common, of the table's `rows`."""
+    first = max(piece.column_start, extent.column_start)
+    last = min(piece.column_stop, extent.column_stop)
+    return Scatter(
+        path=extent.path,
+        offset=extent.offset + (first - extent.column_start) * itemsize,
+        row_bytes=(extent.column_stop - extent.column_start) * itemsize,
+        length=(last - first) * itemsize,
+        rows=rows - extent.row_start,
+        places=places,
+        target=(first - piece.column_start) * itemsize,
+        place_bytes=piece.columns * itemsize,
+    )
 
 
 def _runs(extent: Extent, rows: RowRange, row_bytes: int) -> Iterator[Run]:

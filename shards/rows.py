@@ -33,6 +33,10 @@ class RowRange:
         """The table's rows behind local numbers [first, last)."""
         return np.arange(self.start + first, self.start + last, dtype=np.int64)
 
+    def at(self, local: IntArray) -> IntArray:
+        """The table's rows behind some local numbers."""
+        return local + self.start
+
 
 @dataclass(frozen=True)
 class RowMod:
@@ -48,7 +52,11 @@ class RowMod:
 
     def rows(self, first: int, last: int) -> IntArray:
         """The table's rows behind local numbers [first, last)."""
-        return np.arange(first, last, dtype=np.int64) * self.parts + self.part
+        return self.at(np.arange(first, last, dtype=np.int64))
+
+    def at(self, local: IntArray) -> IntArray:
+        """The table's rows behind some local numbers."""
+        return local * self.parts + self.part
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,11 @@ class RowHash:
 
     def rows(self, first: int, last: int) -> IntArray:
         """The table's rows behind local numbers [first, last)."""
-        places = RowMod(self.part, self.parts, self.total).rows(first, last)
+        return self.at(np.arange(first, last, dtype=np.int64))
+
+    def at(self, local: IntArray) -> IntArray:
+        """The table's rows behind some local numbers."""
+        places = RowMod(self.part, self.parts, self.total).at(local)
         inverse = pow(hash_multiplier(self.total), -1, self.total) if self.total > 1 else 0
         if self.total <= 1 << 31:
             return places * inverse % self.total

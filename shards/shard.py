@@ -6,10 +6,17 @@ from collections.abc import Mapping, Sequence
 
 from shardserve.batching.errors import InvalidArgument, ServingError
 from shardserve.shards.layout import Slice
-from shardserve.shards.loading import Progress, load_slice
+from shardserve.shards.loading import Progress
+from shardserve.shards.mapped import MappedStore
 from shardserve.shards.messages import Array, LookupRequest, Op, Part
-from shardserve.shards.store import HostStore, SliceStore, array_dtype
+from shardserve.shards.row_cache import CacheCounts
+from shardserve.shards.store import SliceStore, array_dtype
 from shardserve.shards.tables import TableSource
+from shardserve.shards.tiers import open_stores
+
+#: What a part that may have to wait for a disk costs besides its bytes: enough that no event loop
+#: does the waiting.
+_WAIT_COST = (1 << 20) + 1
 
 
 class Shard:
@@ -21,6 +28,7 @@ class Shard:
     def __init__(self, stores: Sequence[SliceStore]) -> None:
         self.stores = tuple(stores)
         self._row_bytes = [_row_bytes(store) for store in stores]
+        self._base_cost = [_WAIT_COST if store.may_wait else 0 for store in stores]
 
     @classmethod
     def load(
@@ -28,26 +36,32 @@ class Shard:
         sources: Mapping[str, TableSource],
         slices: Sequence[Slice],
         progress: Progress | None = None,
+        cache_bytes: int = 0,
     ) -> Shard:
-        """The shard that holds `slices` (`Layout.slices_of_shard`), read from the checkpoint.
+        """The shard that holds `slices` (`Layout.slices_of_shard`), from the checkpoint.
 
-        `progress` is told of bytes as they come. Raises as `load_slice` does, and InvalidArgument
-        for a slice of a table that is not in `sources`.
+        `progress` is told of bytes as they come. `cache_bytes` is for hot rows of mapped slices.
+        Raises as `open_stores` does.
         """
-        stores = []
-        for piece in slices:
-            if piece.table not in sources:
-                raise InvalidArgument(
-                    f"slice of table {piece.table!r}: the model has no such table"
-                )
-            source = sources[piece.table]
-            stores.append(HostStore(load_slice(source, piece, progress), source.table.dtype))
-        return cls(stores)
+        return cls(list(open_stores(sources, slices, progress, cache_bytes)))
 
     @property
     def nbytes(self) -> int:
         """Bytes of all slices where they are kept."""
         return sum(store.nbytes for store in self.stores)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether some answers may have to wait for a disk."""
+        return any(store.may_wait for store in self.stores)
+
+    @property
+    def cache_counts(self) -> CacheCounts:
+        """What the caches of the mapped slices did so far, together."""
+        return sum(
+            (store.cache_counts for store in self.stores if isinstance(store, MappedStore)),
+            CacheCounts(),
+        )
 
     def execute(self, request: LookupRequest) -> tuple[Array, ...]:
         """results[i] answers request.parts[i], as `Part` has it. The arrays are the caller's.
@@ -76,7 +90,7 @@ class Shard:
             return 0
         answers = part.rows.size if part.offsets is None else part.offsets.size
         touched = (part.rows.size + answers) * self._row_bytes[part.slice_id]
-        return touched + part.rows.nbytes
+        return touched + part.rows.nbytes + self._base_cost[part.slice_id]
 
 
 def _apply(store: SliceStore, part: Part) -> Array:

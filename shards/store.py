@@ -1,7 +1,7 @@
 """Slice stores: where a slice's rows are kept, and what can be asked of them there.
 
-One protocol for every tier: host memory here; files mapped into memory and GPUs have their place
-beside it. `tests/shards/test_store.py` is the conformance suite that each has to pass.
+One protocol for every tier: host memory here, files in `mapped.py`. `tests/shards/test_store.py` is
+the conformance suite that each has to pass.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ class SliceStore(Protocol):
         """Bytes that the rows take where they are kept."""
         ...
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether an answer may have to wait for a disk."""
+        ...
+
     def gather(self, rows: Array) -> Array:
         """[n, columns]: the rows that `rows`, int32 or int64 [n], names, bytes unchanged.
 
@@ -61,6 +66,8 @@ class HostStore:
 
     `dtype` is the table's where numpy has no name for it: "bfloat16" over an array of uint16.
     """
+
+    may_wait = False
 
     def __init__(self, array: Array, dtype: str | None = None) -> None:
         self._kernels = RowKernels(array)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from shardserve.shards import layout as layouts
 from shardserve.shards.layout import Layout, TableLayout
+from shardserve.shards.storage import Storage, Tier
 from shardserve.shards.tables import Table
 
 LAYOUTS: dict[str, Callable[[Table, int], TableLayout]] = {
@@ -62,7 +63,13 @@ def _table_layout(draw: st.DrawFn, table: Table, shards: int) -> TableLayout:
 
 @st.composite
 def random_layout(draw: st.DrawFn, tables: Mapping[str, Table], shards: int) -> Layout:
-    """Any valid layout: each table in its own way, unevenly, over some of the shards."""
-    return Layout(
-        shards, 1, {name: draw(_table_layout(table, shards)) for name, table in tables.items()}
-    )
+    """Any valid layout: each table in its own way, unevenly, over some of the shards.
+
+    Tables are in either tier, as saved.
+    """
+    tiers = st.sampled_from(Tier)
+    found = {
+        name: layouts.stored(draw(_table_layout(table, shards)), Storage(draw(tiers)))
+        for name, table in tables.items()
+    }
+    return Layout(shards, 1, found, draw(st.sampled_from([0, 1 << 16])))

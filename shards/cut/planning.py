@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from shardserve.batching.errors import DataLoss
@@ -43,7 +44,7 @@ def cut_and_layout(directory: Path, options: PlanOptions) -> tuple[CutModel, Lay
         return cut, plan_tables(tables, options).layout
     layout = to_layout(file, tables)
     if options.replicas is not None:
-        layout = Layout(layout.shards, options.replicas, layout.tables)
+        layout = replace(layout, replicas=options.replicas)
         check(layout, tables)
     if options.memory_per_shard is not None:
         check_memory(layout, tables, options.memory_per_shard)
@@ -59,7 +60,9 @@ def cut_rule(options: PlanOptions, file: LayoutFile | None) -> CutRule:
 
 def plan_tables(tables: Mapping[str, Table], options: PlanOptions) -> Plan:
     """The planner's layout for the options."""
-    request = PlanRequest(options.shards, options.replicas or 1, options.memory_per_shard)
+    request = PlanRequest(
+        options.shards, options.replicas or 1, options.memory_per_shard, options.storage
+    )
     return plan_layout(tables, request)
 
 

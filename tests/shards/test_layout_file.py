@@ -16,6 +16,7 @@ from shardserve.shards.layout_file import (
     to_file,
     to_layout,
 )
+from shardserve.shards.storage import Precision, Storage, Tier
 from shardserve.shards.tables import Table
 from tests.layouts import random_layout
 
@@ -43,6 +44,51 @@ def test_the_layouts_replicas_and_memory_are_read():
     assert (file.replicas, file.memory_per_shard) == (2, 1024)
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int4"])
+def test_only_float32_is_converted(precision):
+    text = f"shards: 1\ntables: {{ids: {{sharding: table, shards: [0], precision: {precision}}}}}"
+    tables = {"ids": Table("ids", "int64", 10, (4,))}
+    with pytest.raises(InvalidArgument, match=f"'ids': precision '{precision}' .* of int64"):
+        to_layout(parse_layout(text, "file"), tables)
+
+
+def test_a_precision_that_the_table_has_is_as_saved():
+    text = "shards: 1\ntables: {emb: {sharding: table, shards: [0], precision: float32}}"
+    (piece,) = to_layout(parse_layout(text, "file"), TABLES).tables["emb"].slices
+    assert piece.nbytes(TABLES["emb"]) == TABLES["emb"].nbytes
+
+
+def test_tables_have_the_files_tier_unless_they_say_theirs():
+    text = """
+shards: 1
+tier: mapped
+cache_per_shard: 1KiB
+tables:
+  emb: {sharding: table, shards: [0]}
+  "odd: name #1": {sharding: table, shards: [0], tier: memory, precision: int8}
+"""
+    layout = to_layout(parse_layout(text, "file"), TABLES)
+    assert layout.tables["emb"].storage == Storage(Tier.MAPPED)
+    assert layout.tables["odd: name #1"].storage == Storage(Tier.MEMORY, Precision.INT8)
+    assert layout.cache_of_shard(0) == 1024
+
+
+def test_what_is_mapped_takes_no_memory_but_its_cache_does():
+    text = "shards: 1\ntier: mapped\nmemory_per_shard: {}B\ncache_per_shard: 100B\ntables: {}"
+    tables = "{emb: {sharding: table, shards: [0]}}"
+    text = text.replace("tables: {}", f"tables: {tables}")
+    to_layout(parse_layout(text.replace("{}B", "100B"), "file"), TABLES)
+    with pytest.raises(InvalidArgument, match="shard 0 holds 100 bytes, its memory is 99 bytes"):
+        to_layout(parse_layout(text.replace("{}B", "99B"), "file"), TABLES)
+
+
+def test_a_precision_counts_in_the_memory():
+    text = "shards: 1\nmemory_per_shard: 80B\ntables: {emb: %s}"
+    entry = "{sharding: table, shards: [0], precision: int8}"
+    layout = to_layout(parse_layout(text % entry, "file"), TABLES)
+    assert layout.slices_of_shard(0)[0].nbytes(TABLES["emb"]) == 10 * (4 + 4)
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
@@ -53,8 +99,16 @@ def test_the_layouts_replicas_and_memory_are_read():
         ("{sharding: row_range, slices: [{shard: 0, rows: [0]}]}", "tables.emb.slices.0.rows"),
         ("{sharding: table, shards: [0, 1]}", "'emb'.*takes one shard"),
         ("{sharding: table, shards: [7]}", r"'emb'.*shard 7 is not in \[0, 2\)"),
-        ("{sharding: table, shards: [0], precision: int3}", "tables.emb.precision"),
-        ("{sharding: table, shards: [0], tier: cloud}", "tables.emb.tier"),
+        ("{sharding: table, shards: [0], precision: int3}", "tables.emb.precision.*not 'int3'"),
+        ("{sharding: table, shards: [0], tier: cloud}", "tables.emb.tier.*not 'cloud'"),
+        (
+            "{sharding: table, shards: [0], precision: int8, tier: mapped}",
+            "'emb': precision 'int8' needs tier 'memory'",
+        ),
+        (
+            "{sharding: table, shards: [0], precision: float64}",
+            "tables.emb.precision.*not 'float64'",
+        ),
         ("{sharding: table, shards: [0], colour: red}", "tables.emb.colour"),
         ("{sharding: row_range, slices: [{shard: 0, rows: [0, 9]}]}", r"'emb'.*\[9, 10\)"),
         ("[]", "tables.emb"),

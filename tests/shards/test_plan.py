@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.layout import Sharding
 from shardserve.shards.plan import PlanRequest, plan_layout, shard_loads
+from shardserve.shards.storage import Precision, Storage, Tier
 from shardserve.shards.tables import Table
 
 
@@ -74,6 +75,33 @@ def test_a_large_table_is_cut_by_rows_a_small_one_goes_where_there_is_room():
     assert layout.tables["big"].sharding is Sharding.ROW_HASH
     assert layout.tables["few_rows"].sharding is Sharding.COLUMN
     assert [piece.shard for piece in layout.tables["mid"].slices] == [0]
+
+
+@given(_tables(), st.integers(1, 6), st.sampled_from(Precision))
+def test_a_plan_keeps_tables_at_the_precision_and_counts_so(tables, shards, precision):
+    tables = {**tables, "ids": Table("ids", "int64", 10, (1,))}
+    layout = plan_layout(tables, PlanRequest(shards, storage=Storage(precision=precision))).layout
+    assert layout.tables["ids"].storage.precision is Precision.AS_SAVED
+    kept = sum(load.nbytes for load in shard_loads(layout, tables, {}))
+    assert kept >= sum(
+        table.rows * Storage(precision=precision).row_bytes(table, table.columns)
+        for name, table in tables.items()
+        if name != "ids"
+    )
+
+
+def test_tables_that_are_mapped_fit_any_memory_and_are_spread_all_the_same():
+    tables = {"big": Table("big", "float32", 1 << 30, (64,))}
+    request = PlanRequest(4, memory_per_shard=1 << 20, storage=Storage(Tier.MAPPED))
+    layout = plan_layout(tables, request).layout
+    assert layout.tables["big"].sharding is Sharding.ROW_HASH
+    assert layout.tables["big"].storage == Storage(Tier.MAPPED)
+
+
+def test_a_tier_that_keeps_rows_as_saved_takes_no_precision():
+    storage = Storage(Tier.MAPPED, Precision.INT8)
+    with pytest.raises(InvalidArgument, match=r"'mapped' .* not at precision 'int8'"):
+        plan_layout({}, PlanRequest(1, storage=storage))
 
 
 def test_no_shards_are_refused():

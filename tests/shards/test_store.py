@@ -4,27 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from shardserve.batching.errors import InvalidArgument, Unimplemented
+from shardserve.shards import chunks
+from shardserve.shards.rows import RowHash, RowMod, RowRange
+from shardserve.shards.storage import Precision, coded_row_bytes
 from shardserve.shards.store import HostStore, SliceStore, array_dtype
+from tests.shards.stores import coded, mapped
 
 Make = Callable[[np.ndarray, str], SliceStore]
 
-STORES: dict[str, Make] = {"host": HostStore}
+STORES: dict[str, Callable[[Path], Make]] = {
+    "memory": lambda _: HostStore,
+    "mapped": mapped(lambda rows: RowRange(0, rows)),
+    "mapped, a range of rows": mapped(lambda rows: RowRange(7, 7 + rows)),
+    "mapped, every third row": mapped(lambda rows: RowMod(1, 3, 3 * rows)),
+    "mapped, scattered rows": mapped(lambda rows: RowHash(2, 3, 3 * rows)),
+    "mapped, columns": mapped(lambda rows: RowRange(0, rows), column_start=3),
+    "mapped, of a sliced checkpoint": mapped(lambda rows: RowHash(0, 2, 2 * rows), cuts=True),
+    "mapped, with a cache": mapped(lambda rows: RowRange(0, rows), cache_bytes=1 << 20),
+    "mapped, with a small cache": mapped(lambda rows: RowRange(0, rows), cache_bytes=1000),
+}
+#: Stores of float32 alone, and the largest element of rows that they hold to the bit.
+CODED = {
+    Precision.FLOAT16: 2000,
+    Precision.BFLOAT16: 100,
+    Precision.INT8: 127,
+    Precision.INT4: 7,
+}
 
 
 @pytest.fixture(params=STORES)
-def make(request: pytest.FixtureRequest) -> Make:
+def make_any(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """A store of an array [rows, columns] and a table's dtype."""
-    return STORES[request.param]
+    return STORES[request.param](tmp_path)
+
+
+@pytest.fixture(params=[*STORES, *CODED])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture
-def table() -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(100, 16)).astype(np.float32)
+def make(kind: str, tmp_path: Path) -> Make:
+    return coded(kind) if isinstance(kind, Precision) else STORES[kind](tmp_path)
+
+
+@pytest.fixture
+def table(kind: str) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    if not isinstance(kind, Precision):
+        return rng.normal(size=(100, 16)).astype(np.float32)
+    peak = CODED[kind]
+    table = rng.integers(-peak, peak + 1, (100, 16))
+    table[:, 5] = peak
+    return table.astype(np.float32)
 
 
 @pytest.fixture
@@ -32,8 +71,11 @@ def store(make: Make, table: np.ndarray) -> SliceStore:
     return make(table.copy(), "float32")
 
 
-def test_it_says_what_it_holds(store):
-    assert (store.rows, store.columns, store.dtype, store.nbytes) == (100, 16, "float32", 6400)
+def test_it_says_what_it_holds(store, kind):
+    row_bytes = coded_row_bytes(kind, 16) if isinstance(kind, Precision) else 64
+    assert (store.rows, store.columns, store.dtype) == (100, 16, "float32")
+    assert store.nbytes == 100 * row_bytes
+    assert store.may_wait is kind.startswith("mapped")
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
@@ -53,6 +95,27 @@ def test_it_pools_rows_by_weight(store, table):
     weights = np.array([0.5, -3.0], np.float32)
     expected = table[5] * weights[0] + table[6] * weights[1]
     np.testing.assert_array_equal(store.pool(rows, offsets, weights), expected[None])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_it_pools_bags_of_any_size_in_order(store, table, weighted, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 5 * 64)
+    rng = np.random.default_rng(2)
+    offsets = np.cumsum([0, 0, 3, 0, 0, 1, 40, 5, 5, 0, 17, 0])
+    rows = rng.integers(0, 100, offsets[-1])
+    weights = rng.normal(size=len(rows)).astype(np.float32) if weighted else None
+    expected = np.zeros((len(offsets) - 1, 16), np.float32)
+    for bag, (first, stop) in enumerate(pairwise(offsets)):
+        for place in range(first, stop):
+            row = table[rows[place]]
+            expected[bag] += row if weights is None else row * weights[place]
+    np.testing.assert_array_equal(store.pool(rows, offsets, weights), expected)
+
+
+@pytest.mark.parametrize("offsets", [[], [0], [0, 1], [1, 2], [0, 3, 2], [0, -1, 2]])
+def test_it_refuses_offsets_that_do_not_rise(store, offsets):
+    with pytest.raises(InvalidArgument, match="offsets must rise from 0 to the number of rows, 2"):
+        store.pool(np.array([0, 1]), np.array(offsets, np.int64), None)
 
 
 def test_it_answers_nothing_with_nothing(store):
@@ -81,18 +144,18 @@ def test_it_refuses_offsets_and_weights_that_do_not_fit(store):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "float64"])
-def test_it_gathers_rows_of_any_dtype_to_the_bit(make, dtype):
+def test_it_gathers_rows_of_any_dtype_to_the_bit(make_any, dtype):
     rng = np.random.default_rng(1)
     size = array_dtype(dtype).itemsize
     table = rng.integers(0, 256, (9, 5 * size), np.uint8).view(array_dtype(dtype))
-    store = make(table.copy(), dtype)
+    store = make_any(table.copy(), dtype)
     assert (store.dtype, store.columns, store.nbytes) == (dtype, 5, 45 * size)
     assert store.gather(np.array([8, 1])).tobytes() == table[[8, 1]].tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int32"])
-def test_it_says_what_it_cannot_pool(make, dtype):
-    store = make(np.zeros((3, 4), array_dtype(dtype)), dtype)
+def test_it_says_what_it_cannot_pool(make_any, dtype):
+    store = make_any(np.zeros((3, 4), array_dtype(dtype)), dtype)
     with pytest.raises(Unimplemented, match=f"pooling rows of {dtype}"):
         store.pool(np.array([0]), np.array([0, 1]), None)
 
