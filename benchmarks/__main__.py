@@ -27,6 +27,7 @@ class Name(StrEnum):
     TRANSPORT = "transport"
     SERVING = "serving"
     LOAD = "load"
+    CUT = "cut"
 
 
 def main(

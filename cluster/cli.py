@@ -25,7 +25,7 @@ from shardserve.cluster.quiet import quiet_import
 from shardserve.cluster.versions import locate
 from shardserve.shards.model import DEFAULT_THRESHOLD, PlanOptions
 
-BOOLEAN_FLAGS = frozenset({"--enable_batching"})
+BOOLEAN_FLAGS = frozenset({"--enable_batching", "--verify_checksums"})
 
 app = typer.Typer(
     help="Serve TensorFlow SavedModels that are too big for one machine.",
@@ -117,6 +117,10 @@ def serve(
         ),
     ] = None,
     saved_model_tags: Tags = "serve",
+    verify_checksums: Annotated[
+        bool,
+        typer.Option("--verify_checksums", help="Read and check the tables' bytes before loading."),
+    ] = False,
     tensorflow_intra_op_parallelism: Annotated[
         int, typer.Option("--tensorflow_intra_op_parallelism", min=0, help="0: TensorFlow chooses.")
     ] = 0,
@@ -142,7 +146,13 @@ def serve(
         model_name=model_name,
         base_path=model_base_path,
         plan=PlanOptions(
-            shards, replicas, layout, memory_per_shard, cut_threshold, _tags(saved_model_tags)
+            shards,
+            replicas,
+            layout,
+            memory_per_shard,
+            cut_threshold,
+            _tags(saved_model_tags),
+            verify_checksums,
         ),
         doors=DoorOptions(
             host=host,

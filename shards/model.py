@@ -18,7 +18,8 @@ class PlanOptions:
     """How to plan. A `layout_file` settles everything but `replicas`, where that is set.
 
     `replicas` None is the layout file's number, or 1. `memory_per_shard` in bytes, None for no
-    bound. Variables of at least `threshold` bytes are cut, if there is no layout file.
+    bound. Variables of at least `threshold` bytes are cut, if there is no layout file. With
+    `verify_checksums` all bytes of the cut tables are read once before they are loaded.
     """
 
     shards: int = 1
@@ -27,6 +28,7 @@ class PlanOptions:
     memory_per_shard: int | None = None
     threshold: int = DEFAULT_THRESHOLD
     tags: tuple[str, ...] = ("serve",)
+    verify_checksums: bool = False
 
 
 @dataclass(frozen=True)

@@ -69,16 +69,17 @@ def plan_reads(source: TableSource, piece: Slice) -> Iterator[Read]:
 def _reads(extent: Extent, piece: Slice, first: int, last: int, itemsize: int) -> Iterator[Read]:
     """Of the extent's rows, the slice's, and of those columns [first, last)."""
     width = extent.column_stop - extent.column_start
-    if isinstance(piece.rows, RowRange) and last - first == width == piece.columns:
+    is_dense = extent.row_step == 1 and last - first == width == piece.columns
+    if is_dense and isinstance(piece.rows, RowRange):
         yield from _runs(extent, piece.rows, width * itemsize)
         return
-    for rows, places in chosen_rows(piece.rows, extent.row_start, extent.row_stop):
+    for rows, places in _chosen_of(extent, piece.rows):
         yield Scatter(
             path=extent.path,
             offset=extent.offset + (first - extent.column_start) * itemsize,
             row_bytes=width * itemsize,
             length=(last - first) * itemsize,
-            rows=rows - extent.row_start,
+            rows=(rows - extent.row_start) // extent.row_step,
             places=places,
             target=(first - piece.column_start) * itemsize,
             place_bytes=piece.columns * itemsize,
@@ -92,6 +93,32 @@ def _runs(extent: Extent, rows: RowRange, row_bytes: int) -> Iterator[Run]:
     total = (stop - start) * row_bytes
     for done in range(0, total, RUN_BYTES):
         yield Run(extent.path, offset + done, min(RUN_BYTES, total - done), target + done)
+
+
+def _chosen_of(extent: Extent, rows: RowSet) -> Iterator[tuple[IntArray, IntArray]]:
+    """As `chosen_rows`, of the rows that the extent has."""
+    if extent.row_step == 1:
+        yield from chosen_rows(rows, extent.row_start, extent.row_stop)
+        return
+    chunk = SCATTER_ROWS * extent.row_step
+    for at in range(extent.row_start, extent.row_stop, chunk):
+        stop = min(at + chunk, extent.row_stop)
+        numbers = np.arange(at, stop, extent.row_step, dtype=np.int64)
+        ours, places = _local_numbers(rows, numbers)
+        if ours.any():
+            yield numbers[ours], places[ours]
+
+
+def _local_numbers(rows: RowSet, numbers: IntArray) -> tuple[npt.NDArray[np.bool_], IntArray]:
+    """Which of the table's rows are in the set; their local numbers, anything for the others."""
+    match rows:
+        case RowRange(start, stop):
+            return (numbers >= start) & (numbers < stop), numbers - start
+        case RowMod(part, parts, _):
+            return numbers % parts == part, numbers // parts
+        case RowHash(part, parts, total):
+            scattered = numbers * hash_multiplier(total) % total
+            return scattered % parts == part, scattered // parts
 
 
 def chosen_rows(rows: RowSet, start: int, stop: int) -> Iterator[tuple[IntArray, IntArray]]:
@@ -119,10 +146,8 @@ def _local_chunks(
 
 def _hashed_chunks(rows: RowHash, start: int, stop: int) -> Iterator[tuple[IntArray, IntArray]]:
     """By the table's order rather than the set's own, in which every read would be a seek."""
-    multiplier = hash_multiplier(rows.total)
     for at in range(start, stop, SCATTER_ROWS):
         numbers = np.arange(at, min(at + SCATTER_ROWS, stop), dtype=np.int64)
-        places = numbers * multiplier % rows.total
-        ours = places % rows.parts == rows.part
+        ours, places = _local_numbers(rows, numbers)
         if ours.any():
-            yield numbers[ours], places[ours] // rows.parts
+            yield numbers[ours], places[ours]

@@ -47,7 +47,8 @@ class Extent:
     """A run of a file that holds rows [row_start, row_stop) x columns [column_start, column_stop).
 
     Row-major without padding, little-endian, from byte `offset` of `path` on. An unsliced variable
-    is one extent; a variable that was saved in slices has one for each.
+    is one extent; a variable that was saved in slices has one for each. With a `row_step` the run
+    holds only every such row, from `row_start` on.
     """
 
     path: str
@@ -56,6 +57,7 @@ class Extent:
     row_stop: int
     column_start: int
     column_stop: int
+    row_step: int = 1
 
 
 @dataclass(frozen=True)

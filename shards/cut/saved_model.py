@@ -11,6 +11,7 @@ from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 
 from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
+from shardserve.shards.cut.ops import check_ops
 from shardserve.shards.cut.rewrite import without_idle_controls
 
 INIT_SIGNATURE = "__saved_model_init_op"
@@ -74,8 +75,12 @@ def checkpoint_prefix(directory: Path) -> Path:
 
 
 def inline(directory: Path, tags: Sequence[str] = ("serve",)) -> InlinedModel:
-    """Parse, then inline every signature, the init op and the restore op with Grappler."""
+    """Parse, then inline every signature, the init op and the restore op with Grappler.
+
+    Raises as `read_meta_graph` does, and NotFound for an operation that TensorFlow does not have.
+    """
     meta_graph = read_meta_graph(directory, tags)
+    check_ops(directory / "saved_model.pb", meta_graph.graph_def)
     restore_op = meta_graph.saver_def.restore_op_name or None
     init_op = _init_op(meta_graph)
     kept = {info.name for s in meta_graph.signature_def.values() for info in _tensors(s)}
