@@ -11,6 +11,7 @@ from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 
 from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
+from shardserve.shards.cut.inlining import NotInlinable, inlined
 from shardserve.shards.cut.ops import check_ops
 from shardserve.shards.cut.rewrite import without_idle_controls
 
@@ -91,12 +92,28 @@ def inline(directory: Path, tags: Sequence[str] = ("serve",)) -> InlinedModel:
         for asset in meta_graph.asset_file_def
     }
     kept.update(assets)
+    try:
+        graph_def = inlined(meta_graph.graph_def, kept - {""})
+    except NotInlinable:
+        graph_def = _inlined_by_grappler(meta_graph, kept)
+    graph_def = without_idle_controls(graph_def)
     return InlinedModel(
-        directory, meta_graph, _inlined(meta_graph, kept), restore_op, init_op, assets
+        directory, _without_graph(meta_graph), graph_def, restore_op, init_op, assets
     )
 
 
-def _inlined(meta_graph: meta_graph_pb2.MetaGraphDef, kept: set[str]) -> graph_pb2.GraphDef:
+def _without_graph(meta_graph: meta_graph_pb2.MetaGraphDef) -> meta_graph_pb2.MetaGraphDef:
+    """A copy of the rest: the graph's own memory goes with the original."""
+    rest = meta_graph_pb2.MetaGraphDef()
+    rest.meta_info_def.tags.extend(meta_graph.meta_info_def.tags)
+    for name, signature in meta_graph.signature_def.items():
+        rest.signature_def[name].CopyFrom(signature)
+    return rest
+
+
+def _inlined_by_grappler(
+    meta_graph: meta_graph_pb2.MetaGraphDef, kept: set[str]
+) -> graph_pb2.GraphDef:
     from tensorflow.python.grappler import tf_optimizer  # noqa: PLC0415
 
     copy = meta_graph_pb2.MetaGraphDef()
@@ -110,7 +127,7 @@ def _inlined(meta_graph: meta_graph_pb2.MetaGraphDef, kept: set[str]) -> graph_p
     rewrites.optimizers.append("function")
     rewrites.min_graph_nodes = -1
     rewrites.meta_optimizer_iterations = rewrites.ONE
-    return without_idle_controls(tf_optimizer.OptimizeGraph(config, copy))
+    return tf_optimizer.OptimizeGraph(config, copy)
 
 
 def _tensors(signature: meta_graph_pb2.SignatureDef) -> list[meta_graph_pb2.TensorInfo]:

@@ -169,3 +169,47 @@ def test_an_id_outside_of_all_parts_is_refused_as_tensorflow_refuses_it(
     with pytest.raises(tf.errors.InvalidArgumentError):
         uncut(name).answer("serving_default", feeds)
     servable.close()
+
+
+TABLES = 1000
+
+
+def _many_tables(path: Path) -> None:
+    def graph():
+        ids = tf.compat.v1.placeholder(tf.int64, [None, 3], "ids")
+        tables = [
+            tf.compat.v1.get_variable(
+                f"table_{number}", initializer=saved_models_tf1.numbers(17, 16) + number
+            )
+            for number in range(TABLES)
+        ]
+        rows = [
+            tf.reduce_sum(tf.gather(table, (ids + number) % 17), axis=1)
+            for number, table in enumerate(tables)
+        ]
+        outputs = {"all": tf.add_n(rows), "first": rows[0], "last": rows[-1]}
+        return {"serving_default": ({"ids": ids}, outputs)}
+
+    saved_models_tf1.export_graph(path, graph)
+
+
+@pytest.fixture(scope="module")
+def many_tables(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("many") / "tables"
+    _many_tables(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["row_hash", "column", "table"])
+def test_a_thousand_tables_answer_as_one_does(many_tables, kind, threads):
+    sources = tables_of(many_tables)
+    assert len(sources) == TABLES
+    tables = {table: source.table for table, source in sources.items()}
+    servable = served(many_tables, layout_of(kind, tables, SHARDS), sources, threads)
+    tensorflow = Uncut(many_tables)
+    for batch in (0, 1, 5):
+        feeds = {"ids": np.arange(batch * 3, dtype=np.int64).reshape(batch, 3)}
+        expected = tensorflow.answer("serving_default", feeds)
+        assert_same(ask(servable, "serving_default", feeds), expected)
+    servable.close()
+    tensorflow.close()
