@@ -39,7 +39,7 @@ class _Sharded(tf.Module):
         }
 
 
-class _Subclassed(keras.Model):
+class Subclassed(keras.Model):
     """Two embeddings, one of them used twice, in a model that is a class."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class _Subclassed(keras.Model):
 
 
 def _keras_subclassed(path: Path) -> None:
-    model = _Subclassed()
+    model = Subclassed()
     ids = {"user": [1], "item": [2], "seen": [[1, 2, 3, 4]]}
     model({name: np.array(value, np.int32) for name, value in ids.items()})
     signature = {

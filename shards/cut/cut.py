@@ -120,18 +120,57 @@ def cut_saved_model(directory: Path, rule: CutRule, tags: tuple[str, ...] = ("se
     that cannot be read, and InvalidArgument naming the table for one that the rule names and that
     is not there or cannot be cut.
     """
-    return _Cutter(inline(directory, tags), rule).cut()
+    # One after the other: each lets go of the graph that it began with.
+    decided = _Cutter(*inline(directory, tags), rule).decide()
+    return _assembled(decided)
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """What is cut and what is not; the graph without the tables."""
+
+    model: InlinedModel
+    tables: Mapping[str, CutTable]
+    whole: tuple[WholeVariable, ...]
+    variables: tuple[Variable, ...]
+    graph_def: graph_pb2.GraphDef
+
+
+def _assembled(decided: _Decided) -> CutModel:
+    lookups = {
+        lookup.output: lookup for cut in decided.tables.values() for lookup in cut.lookups
+    }
+    graph = Graph(decided.graph_def)
+    programs = {
+        name: plan_program(
+            graph,
+            {alias: info.name for alias, info in signature.inputs.items()},
+            {alias: info.name for alias, info in signature.outputs.items()},
+            lookups,
+        )
+        for name, signature in decided.model.signatures.items()
+    }
+    graph_def = pruned_to(decided.graph_def, _roots(decided.model, lookups.values()))
+    left = {node.name for node in graph_def.node}
+    return CutModel(
+        inlined=decided.model,
+        tables=decided.tables,
+        whole=decided.whole,
+        programs=programs,
+        variables=tuple(v for v in decided.variables if v.node in left),
+        graph_def=graph_def,
+    )
 
 
 class _Cutter:
-    def __init__(self, model: InlinedModel, rule: CutRule) -> None:
+    def __init__(self, model: InlinedModel, graph_def: graph_pb2.GraphDef, rule: CutRule) -> None:
         self._model = model
         self._rule = rule
         outputs = [i.name for s in model.signatures.values() for i in s.outputs.values()]
-        self._graph_def = _cleaned(model)
+        self._variables = restored_variables(Graph(graph_def), model.restore_op)
+        self._graph_def = _cleaned(model, graph_def)
         self._graph = ShapedGraph(self._graph_def, outputs)
         self._live = self._graph.ancestors(self._graph.outputs)
-        self._variables = restored_variables(Graph(model.graph_def), model.restore_op)
         self._finder = MotifFinder(self._graph, self._live)
         self._partitioned = find_partitioned(
             self._graph, self._live, self._variables, self._readers
@@ -141,7 +180,7 @@ class _Cutter:
         self._cut_nodes: set[str] = set()
         self._whole: list[WholeVariable] = []
 
-    def cut(self) -> CutModel:
+    def decide(self) -> _Decided:
         groups = self._groups()
         self._check_named(groups)
         for partitioned in self._partitioned.tables:
@@ -149,18 +188,12 @@ class _Cutter:
         for name, variables in groups.items():
             if variables[0].node not in self._cut_nodes:
                 self._decide(name, variables)
-        lookups = {lookup.output: lookup for cut in self._tables.values() for lookup in cut.lookups}
-        graph_def = self._rewritten(lookups)
-        programs = self._programs(Graph(graph_def), lookups)
-        graph_def = pruned_to(graph_def, _roots(self._model, lookups.values()))
-        left = {node.name for node in graph_def.node}
-        return CutModel(
-            inlined=self._model,
+        return _Decided(
+            model=self._model,
             tables=dict(sorted(self._tables.items())),
             whole=tuple(self._whole),
-            programs=programs,
-            variables=tuple(v for v in self._variables.values() if v.node in left),
-            graph_def=graph_def,
+            variables=tuple(self._variables.values()),
+            graph_def=self._rewritten(),
         )
 
     def _groups(self) -> dict[str, list[Variable]]:
@@ -243,30 +276,23 @@ class _Cutter:
             return "below the threshold, or not named in the layout"
         return stored if isinstance(stored, str) else None
 
-    def _rewritten(self, lookups: Mapping[str, Lookup]) -> graph_pb2.GraphDef:
-        outputs = {t: self._tables[lookup.table].table.dtype for t, lookup in lookups.items()}
+    def _rewritten(self) -> graph_pb2.GraphDef:
+        outputs = {
+            lookup.output: cut.table.dtype
+            for cut in self._tables.values()
+            for lookup in cut.lookups
+        }
         return without_tables(self._graph_def, outputs, self._shapes, self._cut_nodes)
 
-    def _programs(self, graph: Graph, lookups: Mapping[str, Lookup]) -> dict[str, Program]:
-        return {
-            name: plan_program(
-                graph,
-                {alias: info.name for alias, info in signature.inputs.items()},
-                {alias: info.name for alias, info in signature.outputs.items()},
-                lookups,
-            )
-            for name, signature in self._model.signatures.items()
-        }
 
-
-def _cleaned(model: InlinedModel) -> graph_pb2.GraphDef:
+def _cleaned(model: InlinedModel, graph_def: graph_pb2.GraphDef) -> graph_pb2.GraphDef:
     """What the signatures and the init op need; saving and restoring do not."""
     outputs = [i.name for s in model.signatures.values() for i in s.outputs.values()]
     inputs = [i.name for s in model.signatures.values() for i in s.inputs.values()]
     roots = [*outputs, *inputs, *model.assets]
     if model.init_op is not None:
         roots.append(model.init_op)
-    return pruned_to(model.graph_def, [tensor(name) for name in roots])
+    return pruned_to(graph_def, [tensor(name) for name in roots])
 
 
 def _roots(model: InlinedModel, lookups: Iterable[Lookup]) -> list[str]:

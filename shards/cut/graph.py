@@ -8,7 +8,7 @@ from functools import cache, cached_property
 from types import MappingProxyType
 from typing import Any
 
-from tensorflow.core.framework import graph_pb2
+from tensorflow.core.framework import graph_pb2, types_pb2
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import op_def_registry
@@ -100,6 +100,19 @@ def has_effect(node: NodeDef, library: Mapping[str, FunctionDef] = _NO_LIBRARY) 
     if not names or any(name not in library for name in names):
         return _has_effect(node.op)
     return any(has_effect(inner, library) for name in names for inner in library[name].node_def)
+
+
+@cache
+def _takes_state(op: str) -> bool:
+    definition = op_def_registry.get(op)
+    if definition is None or function_attributes(op):
+        return True
+    return any(one.is_ref or one.type == types_pb2.DT_RESOURCE for one in definition.input_arg)
+
+
+def may_write(node: NodeDef, library: Mapping[str, FunctionDef] = _NO_LIBRARY) -> bool:
+    """Whether the node may change what another reads, so that a read before it must stay there."""
+    return _takes_state(node.op) and has_effect(node, library)
 
 
 class Graph:

@@ -13,16 +13,14 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
 from shardserve.shards.cut.inlining import NotInlinable, inlined
 from shardserve.shards.cut.ops import check_ops
-from shardserve.shards.cut.rewrite import without_idle_controls
+from shardserve.shards.cut.rewrite import drop_idle_controls
 
 INIT_SIGNATURE = "__saved_model_init_op"
 
 
 @dataclass(frozen=True)
 class InlinedModel:
-    """One MetaGraph, its functions inlined (bodies of functional While and If aside).
-
-    In `graph_def` control inputs that order nothing with an effect are gone.
+    """One MetaGraph without its graph, and what has to be run when it is loaded.
 
     `restore_op` names the op that assigns all variables from a checkpoint. `init_op` is run once
     after that, with `assets` (tensor -> path) fed. The saver's tensors tell checkpoint keys.
@@ -30,7 +28,6 @@ class InlinedModel:
 
     directory: Path
     meta_graph: meta_graph_pb2.MetaGraphDef
-    graph_def: graph_pb2.GraphDef
     restore_op: str | None
     init_op: str | None
     assets: Mapping[str, str]
@@ -75,10 +72,14 @@ def checkpoint_prefix(directory: Path) -> Path:
     return directory / "variables" / "variables"
 
 
-def inline(directory: Path, tags: Sequence[str] = ("serve",)) -> InlinedModel:
-    """Parse, then inline every signature, the init op and the restore op with Grappler.
+def inline(
+    directory: Path, tags: Sequence[str] = ("serve",)
+) -> tuple[InlinedModel, graph_pb2.GraphDef]:
+    """Parse, then inline the calls of every signature, the init op and the restore op.
 
-    Raises as `read_meta_graph` does, and NotFound for an operation that TensorFlow does not have.
+    In the graph only While and If still run functions, and control inputs that order nothing with
+    an effect are gone. Raises as `read_meta_graph` does, and NotFound for an operation that
+    TensorFlow does not have.
     """
     meta_graph = read_meta_graph(directory, tags)
     check_ops(directory / "saved_model.pb", meta_graph.graph_def)
@@ -96,10 +97,9 @@ def inline(directory: Path, tags: Sequence[str] = ("serve",)) -> InlinedModel:
         graph_def = inlined(meta_graph.graph_def, kept - {""})
     except NotInlinable:
         graph_def = _inlined_by_grappler(meta_graph, kept)
-    graph_def = without_idle_controls(graph_def)
-    return InlinedModel(
-        directory, _without_graph(meta_graph), graph_def, restore_op, init_op, assets
-    )
+    drop_idle_controls(graph_def)
+    model = InlinedModel(directory, _without_graph(meta_graph), restore_op, init_op, assets)
+    return model, graph_def
 
 
 def _without_graph(meta_graph: meta_graph_pb2.MetaGraphDef) -> meta_graph_pb2.MetaGraphDef:
