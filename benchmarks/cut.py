@@ -42,12 +42,12 @@ def run(options: Options) -> Report:
         Claim("cut.seconds_1000_tables", seconds, SECONDS_TO_REACH, sense="at_most", note=case),
         Claim("cut.peak_mb_1000_tables", peak, MB_TO_REACH, sense="at_most", note=case),
     ]
-    notes = [
+    note = (
         f"Median and maximum of {times} cuts; a cut is `cut_saved_model`, TensorFlow having been "
         "imported; memory is the process's VmHWM, TensorFlow's own share in it. Nodes are those of "
         "the inlined graph"
-    ]
-    return Report("cut", rows, claims, notes)
+    )
+    return Report("cut", rows, claims, [note])
 
 
 def _built(directory: Path, tables: int, nodes: int) -> Path:

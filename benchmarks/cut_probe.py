@@ -32,7 +32,9 @@ def build(directory: Path, tables: int, nodes: int) -> dict[str, Any]:
 
     tf = quiet_tensorflow()
     module = tf.Module()
-    module.tables = [tf.Variable(tf.ones([ROWS, COLUMNS]), name=f"table_{i}") for i in range(tables)]
+    module.tables = [
+        tf.Variable(tf.ones([ROWS, COLUMNS]), name=f"table_{i}") for i in range(tables)
+    ]
     layers = max(1, (nodes - _LOOKUP) // _LAYER)
 
     def looked_up(number: int, ids: Any) -> Any:
@@ -49,9 +51,6 @@ def build(directory: Path, tables: int, nodes: int) -> dict[str, Any]:
                 wrapped = tf.where(ids < 0, ids + ROWS, ids)
                 return tf.reduce_mean(tf.gather(table, wrapped), axis=1)
 
-    @tf.function(
-        input_signature=[tf.TensorSpec([None, 4], tf.int64, name=f"f_{i}") for i in range(tables)]
-    )
     def serve(*features: Any) -> dict[str, Any]:
         found = []
         for number, ids in enumerate(features):
@@ -61,7 +60,9 @@ def build(directory: Path, tables: int, nodes: int) -> dict[str, Any]:
             found.append(rows)
         return {"score": tf.reduce_sum(tf.concat(found, axis=1), axis=1)}
 
-    tf.saved_model.save(module, str(directory), signatures=serve)
+    features = [tf.TensorSpec([None, 4], tf.int64, name=f"f_{i}") for i in range(tables)]
+    signature = tf.function(serve, input_signature=features)
+    tf.saved_model.save(module, str(directory), signatures=signature)
     return {"tables": tables}
 
 

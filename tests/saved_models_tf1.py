@@ -1,4 +1,4 @@
-"""SavedModels in the format of TensorFlow 1: reference and resource variables, in parts or whole."""
+"""SavedModels in the format of TensorFlow 1: ref and resource variables, in parts or whole."""
 
 from __future__ import annotations
 
@@ -95,6 +95,37 @@ def lookups(table: Any, strategy: str) -> dict[str, tuple[Tensors, Tensors]]:
     return {"serving_default": (inputs, outputs), "by_word": ({"word": word}, by_word)}
 
 
+def looped() -> dict[str, tuple[Tensors, Tensors]]:
+    """Lowered control flow: ids that come out of a loop, which another lookup goes into.
+
+    The loop's `at` meets those rows in the second iteration only. One table is read in a branch.
+    """
+    v1.disable_control_flow_v2()
+    try:
+        first, second, third = (partitioned(n, parts=1, use_resource=True) for n in "abc")
+        ids = v1.placeholder(tf.int64, [None], "ids")
+        rows = tf.cast(v1.nn.embedding_lookup(first, ids)[:, 1], tf.int64)
+        at = v1.while_loop(
+            lambda step, at, by: step < 4,
+            lambda step, at, by: (step + 1, (at + by) % ROWS, by * 2),
+            (0, ids, rows),
+        )[1]
+        branch = v1.cond(
+            tf.size(ids) > 2,
+            lambda: v1.nn.embedding_lookup(third, ids),
+            lambda: tf.zeros([1, COLUMNS]),
+        )
+        found = {"rows": v1.nn.embedding_lookup(second, at), "at": at, "branch": branch}
+        return {"serving_default": ({"ids": ids}, found)}
+    finally:
+        v1.enable_control_flow_v2()
+
+
+@st.composite
+def _loop_feeds(draw: st.DrawFn) -> Feeds:
+    return {"ids": draw(int_array(0, ROWS, (draw(st.integers(0, 5)),), np.int64))}
+
+
 @st.composite
 def _lookup_feeds(draw: st.DrawFn) -> Feeds:
     lengths = draw(st.lists(st.integers(1, 4), min_size=1, max_size=5))
@@ -136,4 +167,5 @@ CASES = (
     ),
     _case("tf1_list_div", lambda: listed("emb", "div"), "div"),
     _case("tf1_list_mod", lambda: listed("emb", "mod"), "mod"),
+    ModelCase("tf1_loop", lambda path: export_graph(path, looped), _loop_feeds()),
 )

@@ -137,9 +137,7 @@ class _Decided:
 
 
 def _assembled(decided: _Decided) -> CutModel:
-    lookups = {
-        lookup.output: lookup for cut in decided.tables.values() for lookup in cut.lookups
-    }
+    lookups = {lookup.output: lookup for cut in decided.tables.values() for lookup in cut.lookups}
     graph = Graph(decided.graph_def)
     programs = {
         name: plan_program(

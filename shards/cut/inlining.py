@@ -16,9 +16,9 @@ from tensorflow.core.framework import (
     attr_value_pb2,
     function_pb2,
     graph_pb2,
-    node_def_pb2,
     op_def_pb2,
 )
+from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import op_def_registry
 
 from shardserve.shards.cut.graph import (
@@ -29,7 +29,6 @@ from shardserve.shards.cut.graph import (
     function_attributes,
 )
 
-NodeDef = node_def_pb2.NodeDef
 Attributes = Mapping[str, Any]
 
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
@@ -37,8 +36,8 @@ _COMPILED = "_XlaMustCompile"
 _MAX_DEPTH = 100
 
 
-class NotInlinable(Exception):  # noqa: N818 (it is no error: TensorFlow's own inliner takes over)
-    """A call in a place, or of a kind, that this inliner does not know."""
+class NotInlinable(Exception):
+    """A call in a place, or of a kind, that this inliner does not know; TensorFlow's own does."""
 
 
 def inlined(graph_def: graph_pb2.GraphDef, roots: Iterable[str]) -> graph_pb2.GraphDef:

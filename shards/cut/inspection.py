@@ -14,8 +14,8 @@ from shardserve.shards.bundle import open_bundle
 from shardserve.shards.cut.cut import CutModel, CutTable, WholeVariable, cut_saved_model
 from shardserve.shards.cut.graph import Graph
 from shardserve.shards.cut.lookups import Lookup, Motif
-from shardserve.shards.cut.reasons import POOLED, POOLING
 from shardserve.shards.cut.planning import cut_rule, plan_tables, table_sources
+from shardserve.shards.cut.reasons import POOLED, POOLING
 from shardserve.shards.cut.saved_model import checkpoint_prefix
 from shardserve.shards.layout_file import dump_layout, read_layout_file, to_file
 from shardserve.shards.model import PlanOptions
@@ -144,7 +144,8 @@ def _table(found: CutTable, graph: Graph) -> TableReport:
 
 def _notes(found: CutTable, graph: Graph) -> Iterator[str]:
     if found.strategy is not None:
-        yield f"{len(found.stored)} variables, partitioned by {found.strategy.value!r}, are one table"
+        parts = len(found.stored)
+        yield f"{parts} variables, partitioned by {found.strategy.value!r}, are one table"
     if found.note:
         yield found.note
     for lookup in found.lookups:

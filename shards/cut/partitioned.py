@@ -9,10 +9,10 @@ variables are one table, whatever its layout was in the graph.
 from __future__ import annotations
 
 import enum
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from tensorflow.core.framework.node_def_pb2 import NodeDef
@@ -164,9 +164,15 @@ def _name(parts: Sequence[Variable], taken: set[str]) -> str:
     if len({part.key for part in parts}) == 1:
         name = parts[0].key_name
     else:
-        name = os.path.commonprefix([part.shared_name for part in parts]).rstrip("0123456789_/-")
+        name = _common_start(parts).rstrip("0123456789_/-")
         name = name.removesuffix("part").rstrip("_/-")
     return parts[0].shared_name if not name or name in taken else name
+
+
+def _common_start(parts: Sequence[Variable]) -> str:
+    first, last = min(p.shared_name for p in parts), max(p.shared_name for p in parts)
+    same = (a == b for a, b in zip(first, last, strict=False))
+    return first[: sum(takewhile(bool, same))]
 
 
 def _disagreement(group: Sequence[_Stitched], readers: Readers) -> str | None:

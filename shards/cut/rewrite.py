@@ -126,7 +126,9 @@ class _Effects:
                 continue
             node = self._graph.nodes[name]
             sources = [split(i.removeprefix("^"))[0] for i in node.input]
-            if has_effect(node, self._graph.library) or any(self._known.get(source) for source in sources):
+            if has_effect(node, self._graph.library) or any(
+                self._known.get(source) for source in sources
+            ):
                 self._known[name] = True
             elif node.op == "NextIteration":
                 self._known[name] = False

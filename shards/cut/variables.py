@@ -84,8 +84,7 @@ class _Restores:
         if node.name not in self._words:
             _, names, specs = data_inputs(node)
             keys, slices = self._graph.constant(names), self._graph.constant(specs)
-            known = keys is not None and slices is not None
-            pairs = zip(keys, slices, strict=True) if known else ()
+            pairs = () if keys is None or slices is None else zip(keys, slices, strict=True)
             self._words[node.name] = [(key.decode(), spec.decode()) for key, spec in pairs]
         return self._words[node.name]
 

@@ -200,16 +200,25 @@ def many_tables(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def many_sources(many_tables) -> dict[str, TableSource]:
+    return tables_of(many_tables)
+
+
+@pytest.fixture(scope="module")
+def many_uncut(many_tables) -> Iterator[Uncut]:
+    uncut = Uncut(many_tables)
+    yield uncut
+    uncut.close()
+
+
 @pytest.mark.parametrize("kind", ["row_hash", "column", "table"])
-def test_a_thousand_tables_answer_as_one_does(many_tables, kind, threads):
-    sources = tables_of(many_tables)
-    assert len(sources) == TABLES
-    tables = {table: source.table for table, source in sources.items()}
-    servable = served(many_tables, layout_of(kind, tables, SHARDS), sources, threads)
-    tensorflow = Uncut(many_tables)
+def test_a_thousand_tables_answer_as_one_does(kind, many_tables, many_sources, many_uncut, threads):
+    tables = {table: source.table for table, source in many_sources.items()}
+    assert len(tables) == TABLES
+    servable = served(many_tables, layout_of(kind, tables, SHARDS), many_sources, threads)
     for batch in (0, 1, 5):
         feeds = {"ids": np.arange(batch * 3, dtype=np.int64).reshape(batch, 3)}
-        expected = tensorflow.answer("serving_default", feeds)
+        expected = many_uncut.answer("serving_default", feeds)
         assert_same(ask(servable, "serving_default", feeds), expected)
     servable.close()
-    tensorflow.close()

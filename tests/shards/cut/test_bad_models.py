@@ -43,7 +43,9 @@ def rewrite(directory: Path, tensors: dict[str, np.ndarray | None]) -> None:
     """Write the checkpoint again, with these tensors instead (None: without)."""
     reader = tf.train.load_checkpoint(str(variables(directory)))
     found = {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
-    found = {key: np.asarray(value) for key, value in (found | tensors).items() if value is not None}
+    found = {
+        key: np.asarray(value) for key, value in (found | tensors).items() if value is not None
+    }
     save(variables(directory), found)
 
 
