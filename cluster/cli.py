@@ -26,7 +26,7 @@ from shardserve.cluster.versions import locate
 from shardserve.shards.model import DEFAULT_THRESHOLD, PlanOptions
 from shardserve.shards.storage import Precision, Storage, Tier
 
-BOOLEAN_FLAGS = frozenset({"--enable_batching"})
+BOOLEAN_FLAGS = frozenset({"--enable_batching", "--verify_checksums"})
 
 app = typer.Typer(
     help="Serve TensorFlow SavedModels that are too big for one machine.",
@@ -127,6 +127,10 @@ def serve(
         ),
     ] = None,
     saved_model_tags: Tags = "serve",
+    verify_checksums: Annotated[
+        bool,
+        typer.Option("--verify_checksums", help="Read and check the tables' bytes before loading."),
+    ] = False,
     tensorflow_intra_op_parallelism: Annotated[
         int, typer.Option("--tensorflow_intra_op_parallelism", min=0, help="0: TensorFlow chooses.")
     ] = 0,
@@ -159,6 +163,7 @@ def serve(
             cut_threshold,
             _tags(saved_model_tags),
             Storage(tier, precision),
+            verify_checksums,
         ),
         doors=DoorOptions(
             host=host,

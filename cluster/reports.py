@@ -27,7 +27,7 @@ def draw_inspection(console: Console, found: Inspection) -> None:
         _draw(
             console,
             "Cut: tables for shards",
-            ("table", "dtype", "rows", "row", "bytes", "read by", "cut at"),
+            ("table", "dtype", "rows", "row", "bytes", "read by", "cut at", "notes"),
             [
                 (
                     report.table.name,
@@ -37,6 +37,7 @@ def draw_inspection(console: Console, found: Inspection) -> None:
                     size(report.table.nbytes),
                     "\n".join(report.motifs),
                     _first_few(report.cut_at),
+                    _first_few(report.notes),
                 )
                 for report in found.tables
             ],

@@ -26,13 +26,17 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Piece:
-    """A box of a tensor, and where its bytes lie: row-major, little-endian, without padding."""
+    """A box of a tensor, and where its bytes lie: row-major, little-endian, without padding.
+
+    `crc32c` is of those bytes, masked as the index has it.
+    """
 
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
     path: str
     offset: int
     nbytes: int
+    crc32c: int
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,7 @@ class _Opening:
             raise DataLoss(
                 f"{self._index}: entry {key!r} is in data file {raw.shard} of {self._shards}"
             )
-        return Piece(starts, lengths, self._data_path(raw.shard), raw.offset, raw.size)
+        return Piece(starts, lengths, self._data_path(raw.shard), raw.offset, raw.size, raw.crc32c)
 
     def _data_path(self, shard: int) -> str:
         return f"{self._prefix}.data-{shard:05d}-of-{self._shards:05d}"

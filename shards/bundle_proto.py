@@ -52,7 +52,7 @@ SliceExtents = tuple[tuple[int, int | None], ...]
 
 @dataclass(frozen=True)
 class RawEntry:
-    """BundleEntryProto."""
+    """BundleEntryProto. `crc32c` is masked, as LevelDB's are."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -60,6 +60,7 @@ class RawEntry:
     offset: int
     size: int
     slices: tuple[SliceExtents, ...]
+    crc32c: int
 
 
 def header(data: bytes) -> Header:
@@ -85,6 +86,7 @@ def entry(data: bytes) -> RawEntry:
         offset=_last(fields, 4),
         size=_last(fields, 5),
         slices=tuple(_slice(value) for value in _messages(fields, 7)),
+        crc32c=int.from_bytes(_last_bytes(fields, 6), "little"),
     )
 
 

@@ -125,7 +125,7 @@ class MappedStore:
 
 def _check_whole(source: TableSource) -> None:
     table = source.table
-    found = sum(_elements(extent) for extent in source.extents)
+    found = sum(extent.rows * extent.columns for extent in source.extents)
     if found != table.rows * table.columns:
         raise DataLoss(
             f"table {table.name!r}: the checkpoint holds {found * table.itemsize} bytes of it, "
@@ -134,11 +134,7 @@ def _check_whole(source: TableSource) -> None:
 
 
 def _check_size(file: int, extent: Extent, itemsize: int) -> None:
-    needed = extent.offset + _elements(extent) * itemsize
+    needed = extent.offset + extent.rows * extent.columns * itemsize
     size = os.fstat(file).st_size
     if size < needed:
         raise DataLoss(f"data file {extent.path} is {size} bytes, the table needs {needed}")
-
-
-def _elements(extent: Extent) -> int:
-    return (extent.row_stop - extent.row_start) * (extent.column_stop - extent.column_start)

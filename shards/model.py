@@ -20,7 +20,8 @@ class PlanOptions:
 
     `replicas` None is the layout file's number, or 1. `memory_per_shard` in bytes, None for no
     bound. Variables of at least `threshold` bytes are cut, if there is no layout file, and kept as
-    `storage` says: at its precision those that can be, the others as saved.
+    `storage` says: at its precision those that can be, the others as saved. With
+    `verify_checksums` all bytes of the cut tables are read once before they are loaded.
     """
 
     shards: int = 1
@@ -30,6 +31,7 @@ class PlanOptions:
     threshold: int = DEFAULT_THRESHOLD
     tags: tuple[str, ...] = ("serve",)
     storage: Storage = PLAIN
+    verify_checksums: bool = False
 
 
 @dataclass(frozen=True)

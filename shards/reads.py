@@ -62,10 +62,10 @@ def plan_reads(source: TableSource, piece: Slice) -> Iterator[Read]:
     """
     itemsize = source.table.itemsize
     for extent in _extents(source, piece):
-        if isinstance(piece.rows, RowRange) and _has_columns_of(extent, piece):
+        if isinstance(piece.rows, RowRange) and _is_dense(extent, piece):
             yield from _runs(extent, piece.rows, piece.columns * itemsize)
             continue
-        for rows, places in chosen_rows(piece.rows, extent.row_start, extent.row_stop):
+        for rows, places in _chosen_of(extent, piece.rows):
             yield _scatter(extent, piece, itemsize, rows, places)
 
 
@@ -77,11 +77,11 @@ def plan_rows(source: TableSource, piece: Slice, rows: IntArray) -> Iterator[Rea
     itemsize = source.table.itemsize
     is_run = len(rows) > 1 and bool((np.diff(rows) == 1).all())
     for extent in _extents(source, piece):
-        if extent.row_start == 0 and extent.row_stop >= source.table.rows:
+        if extent.rows == source.table.rows:
             places = np.arange(len(rows), dtype=np.int64)
         else:
-            places = np.flatnonzero((rows >= extent.row_start) & (rows < extent.row_stop))
-        if is_run and len(places) == len(rows) and _has_columns_of(extent, piece):
+            places = np.flatnonzero(extent.holds(rows))
+        if is_run and len(places) == len(rows) and _is_dense(extent, piece):
             row_bytes = piece.columns * itemsize
             offset = extent.offset + (int(rows[0]) - extent.row_start) * row_bytes
             yield Run(extent.path, offset, len(rows) * row_bytes, 0)
@@ -96,9 +96,10 @@ def _extents(source: TableSource, piece: Slice) -> Iterator[Extent]:
             yield extent
 
 
-def _has_columns_of(extent: Extent, piece: Slice) -> bool:
-    """Whether the extent's rows and the slice's have the same columns."""
-    return (extent.column_start, extent.column_stop) == (piece.column_start, piece.column_stop)
+def _is_dense(extent: Extent, piece: Slice) -> bool:
+    """Whether the extent has the slice's columns and no others, of rows that follow each other."""
+    columns = (extent.column_start, extent.column_stop) == (piece.column_start, piece.column_stop)
+    return columns and extent.row_step == 1
 
 
 def _scatter(
@@ -112,7 +113,7 @@ def _scatter(
         offset=extent.offset + (first - extent.column_start) * itemsize,
         row_bytes=(extent.column_stop - extent.column_start) * itemsize,
         length=(last - first) * itemsize,
-        rows=rows - extent.row_start,
+        rows=(rows - extent.row_start) // extent.row_step,
         places=places,
         target=(first - piece.column_start) * itemsize,
         place_bytes=piece.columns * itemsize,
@@ -126,6 +127,32 @@ def _runs(extent: Extent, rows: RowRange, row_bytes: int) -> Iterator[Run]:
     total = (stop - start) * row_bytes
     for done in range(0, total, RUN_BYTES):
         yield Run(extent.path, offset + done, min(RUN_BYTES, total - done), target + done)
+
+
+def _chosen_of(extent: Extent, rows: RowSet) -> Iterator[tuple[IntArray, IntArray]]:
+    """As `chosen_rows`, of the rows that the extent has."""
+    if extent.row_step == 1:
+        yield from chosen_rows(rows, extent.row_start, extent.row_stop)
+        return
+    chunk = SCATTER_ROWS * extent.row_step
+    for at in range(extent.row_start, extent.row_stop, chunk):
+        stop = min(at + chunk, extent.row_stop)
+        numbers = np.arange(at, stop, extent.row_step, dtype=np.int64)
+        ours, places = _local_numbers(rows, numbers)
+        if ours.any():
+            yield numbers[ours], places[ours]
+
+
+def _local_numbers(rows: RowSet, numbers: IntArray) -> tuple[npt.NDArray[np.bool_], IntArray]:
+    """Which of the table's rows are in the set; their local numbers, anything for the others."""
+    match rows:
+        case RowRange(start, stop):
+            return (numbers >= start) & (numbers < stop), numbers - start
+        case RowMod(part, parts, _):
+            return numbers % parts == part, numbers // parts
+        case RowHash(part, parts, total):
+            scattered = numbers * hash_multiplier(total) % total
+            return scattered % parts == part, scattered // parts
 
 
 def chosen_rows(rows: RowSet, start: int, stop: int) -> Iterator[tuple[IntArray, IntArray]]:
@@ -153,10 +180,8 @@ def _local_chunks(
 
 def _hashed_chunks(rows: RowHash, start: int, stop: int) -> Iterator[tuple[IntArray, IntArray]]:
     """By the table's order rather than the set's own, in which every read would be a seek."""
-    multiplier = hash_multiplier(rows.total)
     for at in range(start, stop, SCATTER_ROWS):
         numbers = np.arange(at, min(at + SCATTER_ROWS, stop), dtype=np.int64)
-        places = numbers * multiplier % rows.total
-        ours = places % rows.parts == rows.part
+        ours, places = _local_numbers(rows, numbers)
         if ours.any():
-            yield numbers[ours], places[ours] // rows.parts
+            yield numbers[ours], places[ours]

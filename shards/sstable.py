@@ -70,9 +70,7 @@ def _block(path: str, data: bytes, offset: int, size: int) -> bytes:
     trailer = data[end : end + _TRAILER]
     if len(trailer) < _TRAILER:
         raise DataLoss(f"{path}: is {len(data)} bytes, a block needs {end + _TRAILER}")
-    if _masked(google_crc32c.value(data[offset : end + 1])) != int.from_bytes(
-        trailer[1:], "little"
-    ):
+    if masked(google_crc32c.value(data[offset : end + 1])) != int.from_bytes(trailer[1:], "little"):
         raise DataLoss(f"{path}: the block at byte {offset} does not match its checksum")
     if trailer[0] != _UNCOMPRESSED:
         kind = _COMPRESSIONS.get(trailer[0], f"type {trailer[0]}")
@@ -80,7 +78,7 @@ def _block(path: str, data: bytes, offset: int, size: int) -> bytes:
     return data[offset:end]
 
 
-def _masked(crc: int) -> int:
+def masked(crc: int) -> int:
     """LevelDB stores a rotated CRC: the CRC of data that holds CRCs would be weak."""
     rotated = (crc >> 15 | crc << 17) & 0xFFFFFFFF
     return (rotated + 0xA282EAD8) & 0xFFFFFFFF

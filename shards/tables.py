@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Extent:
     """A run of a file that holds rows [row_start, row_stop) x columns [column_start, column_stop).
 
     Row-major without padding, little-endian, from byte `offset` of `path` on. An unsliced variable
-    is one extent; a variable that was saved in slices has one for each.
+    is one extent; a variable that was saved in slices has one for each. With a `row_step` the run
+    holds only every such row, from `row_start` on.
     """
 
     path: str
@@ -56,6 +58,24 @@ class Extent:
     row_stop: int
     column_start: int
     column_stop: int
+    row_step: int = 1
+
+    @property
+    def rows(self) -> int:
+        """How many rows it holds."""
+        return -(-(self.row_stop - self.row_start) // self.row_step)
+
+    @property
+    def columns(self) -> int:
+        """How many columns it holds."""
+        return self.column_stop - self.column_start
+
+    def holds(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of the table's rows are among its own."""
+        within = (rows >= self.row_start) & (rows < self.row_stop)
+        if self.row_step == 1:
+            return within
+        return within & ((rows - self.row_start) % self.row_step == 0)
 
 
 @dataclass(frozen=True)

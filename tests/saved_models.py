@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,15 @@ Feeds = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class ModelCase:
-    """A model to export, and how to draw a valid request for it."""
+    """A model to export, and how to draw a valid request for it.
+
+    `feeds` are of the signature serving_default, `others` of further signatures, by name.
+    """
 
     name: str
     export: Callable[[Path], None]
     feeds: st.SearchStrategy[Feeds]
+    others: Mapping[str, st.SearchStrategy[Feeds]] = field(default_factory=dict)
 
 
 def _variable(rng: np.random.Generator, shape: tuple[int, ...], name: str) -> tf.Variable:
@@ -196,13 +200,13 @@ class _Ragged(tf.Module):
         }
 
 
-def _int_array(low: int, high: int, shape: tuple[int, ...], dtype: type) -> st.SearchStrategy:
+def int_array(low: int, high: int, shape: tuple[int, ...], dtype: type) -> st.SearchStrategy:
     count = int(np.prod(shape))
     values = st.lists(st.integers(low, high - 1), min_size=count, max_size=count)
     return values.map(lambda v: np.array(v, dtype).reshape(shape))
 
 
-def _floats(shape: tuple[int, ...]) -> st.SearchStrategy:
+def float_array(shape: tuple[int, ...]) -> st.SearchStrategy:
     count = int(np.prod(shape))
     values = st.lists(st.floats(-4, 4, width=16), min_size=count, max_size=count)
     return values.map(lambda v: np.array(v, np.float32).reshape(shape))
@@ -212,9 +216,9 @@ def _floats(shape: tuple[int, ...]) -> st.SearchStrategy:
 def _gather_feeds(draw: st.DrawFn) -> Feeds:
     batch = draw(st.integers(0, 6))
     return {
-        "ids": draw(_int_array(0, 90, (batch,), np.int64)),
-        "grid": draw(_int_array(0, 70, (batch, 3), np.int32)),
-        "chain": draw(_int_array(0, 150, (batch,), np.int64)),
+        "ids": draw(int_array(0, 90, (batch,), np.int64)),
+        "grid": draw(int_array(0, 70, (batch, 3), np.int32)),
+        "chain": draw(int_array(0, 150, (batch,), np.int64)),
     }
 
 
@@ -225,7 +229,7 @@ def _bag_feeds(draw: st.DrawFn) -> Feeds:
     weights = st.floats(0.125, 4, width=16)
     return {
         "indices": np.array(pairs, np.int64).reshape(-1, 2),
-        "values": draw(_int_array(0, 110, (len(pairs),), np.int64)),
+        "values": draw(int_array(0, 110, (len(pairs),), np.int64)),
         "weights": np.array(
             draw(st.lists(weights, min_size=len(pairs), max_size=len(pairs))), np.float32
         ),
@@ -237,8 +241,8 @@ def _bag_feeds(draw: st.DrawFn) -> Feeds:
 def _hand_feeds(draw: st.DrawFn) -> Feeds:
     batch = draw(st.integers(1, 5))
     return {
-        "ids": draw(_int_array(0, 64, (batch, 4), np.int32)),
-        "weights": draw(_floats((batch, 4))),
+        "ids": draw(int_array(0, 64, (batch, 4), np.int32)),
+        "weights": draw(float_array((batch, 4))),
     }
 
 
@@ -246,14 +250,14 @@ def _hand_feeds(draw: st.DrawFn) -> Feeds:
 def _keras_feeds(draw: st.DrawFn) -> Feeds:
     batch = draw(st.integers(1, 5))
     return {
-        "ids": draw(_int_array(-60, 60, (batch, 5), np.int32)),
-        "extra": draw(_floats((batch, 3))),
+        "ids": draw(int_array(-60, 60, (batch, 5), np.int32)),
+        "extra": draw(float_array((batch, 3))),
     }
 
 
 @st.composite
 def _masked_feeds(draw: st.DrawFn) -> Feeds:
-    ids = draw(_int_array(0, 50, (draw(st.integers(1, 5)), 4), np.int32))
+    ids = draw(int_array(0, 50, (draw(st.integers(1, 5)), 4), np.int32))
     ids[:, 0] = np.maximum(ids[:, 0], 1)
     return {"ids": ids}
 
@@ -266,14 +270,14 @@ def _text_feeds(draw: st.DrawFn) -> Feeds:
 
 @st.composite
 def _sequence_feeds(draw: st.DrawFn) -> Feeds:
-    return {"ids": draw(_int_array(0, 40, (draw(st.integers(1, 4)), 6), np.int32))}
+    return {"ids": draw(int_array(0, 40, (draw(st.integers(1, 4)), 6), np.int32))}
 
 
 @st.composite
 def _ragged_feeds(draw: st.DrawFn) -> Feeds:
     lengths = draw(st.lists(st.integers(0, 4), min_size=1, max_size=5))
     splits = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return {"values": draw(_int_array(0, 80, (int(splits[-1]),), np.int64)), "splits": splits}
+    return {"values": draw(int_array(0, 80, (int(splits[-1]),), np.int64)), "splits": splits}
 
 
 CASES = (

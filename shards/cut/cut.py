@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from tensorflow.core.framework import graph_pb2
@@ -12,17 +13,14 @@ from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.cut.graph import Graph, split, tensor
 from shardserve.shards.cut.lookups import Lookup
 from shardserve.shards.cut.motifs import MotifFinder, TableNode, Uses
+from shardserve.shards.cut.partitioned import PartitionedTable, Strategy, find_partitioned
 from shardserve.shards.cut.program import Program
 from shardserve.shards.cut.rewrite import pruned_to, without_tables
 from shardserve.shards.cut.saved_model import InlinedModel, inline
 from shardserve.shards.cut.shapes import ShapedGraph
 from shardserve.shards.cut.stages import plan_program
-from shardserve.shards.cut.variables import (
-    Variable,
-    handle_tensor,
-    named_by_key,
-    restored_variables,
-)
+from shardserve.shards.cut.stored import StoredRows, stored_rows
+from shardserve.shards.cut.variables import Variable, handle_tensor, named, restored_variables
 from shardserve.shards.model import DEFAULT_THRESHOLD
 from shardserve.shards.tables import Table
 
@@ -53,11 +51,17 @@ class CutRule:
 
 @dataclass(frozen=True)
 class CutTable:
-    """A variable that became a table, its checkpoint key, and all lookups that read it."""
+    """A variable that became a table, where the checkpoint has it, and all lookups that read it.
+
+    Or several variables, which the graph partitions ids over by `strategy`. `note` says why a
+    variable that looks like one of several is a table of its own.
+    """
 
     table: Table
-    key: str
+    stored: tuple[StoredRows, ...]
     lookups: tuple[Lookup, ...]
+    strategy: Strategy | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,20 @@ class CutModel:
         It makes only the lookups that those outputs need.
         """
         definition = self.inlined.signatures[signature]
-        lookups = {t.output: t for table in self.tables.values() for t in table.lookups}
         return plan_program(
-            Graph(self.graph_def),
+            self._graph,
             {alias: info.name for alias, info in definition.inputs.items()},
             {alias: definition.outputs[alias].name for alias in outputs},
-            lookups,
+            self._lookups,
         )
+
+    @cached_property
+    def _graph(self) -> Graph:
+        return Graph(self.graph_def)
+
+    @cached_property
+    def _lookups(self) -> dict[str, Lookup]:
+        return {t.output: t for table in self.tables.values() for t in table.lookups}
 
 
 def cut_saved_model(directory: Path, rule: CutRule, tags: tuple[str, ...] = ("serve",)) -> CutModel:
@@ -109,126 +120,177 @@ def cut_saved_model(directory: Path, rule: CutRule, tags: tuple[str, ...] = ("se
     that cannot be read, and InvalidArgument naming the table for one that the rule names and that
     is not there or cannot be cut.
     """
-    return _Cutter(inline(directory, tags), rule).cut()
+    # One after the other: each lets go of the graph that it began with.
+    decided = _Cutter(*inline(directory, tags), rule).decide()
+    return _assembled(decided)
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """What is cut and what is not; the graph without the tables."""
+
+    model: InlinedModel
+    tables: Mapping[str, CutTable]
+    whole: tuple[WholeVariable, ...]
+    variables: tuple[Variable, ...]
+    graph_def: graph_pb2.GraphDef
+
+
+def _assembled(decided: _Decided) -> CutModel:
+    lookups = {lookup.output: lookup for cut in decided.tables.values() for lookup in cut.lookups}
+    graph = Graph(decided.graph_def)
+    programs = {
+        name: plan_program(
+            graph,
+            {alias: info.name for alias, info in signature.inputs.items()},
+            {alias: info.name for alias, info in signature.outputs.items()},
+            lookups,
+        )
+        for name, signature in decided.model.signatures.items()
+    }
+    graph_def = pruned_to(decided.graph_def, _roots(decided.model, lookups.values()))
+    left = {node.name for node in graph_def.node}
+    return CutModel(
+        inlined=decided.model,
+        tables=decided.tables,
+        whole=decided.whole,
+        programs=programs,
+        variables=tuple(v for v in decided.variables if v.node in left),
+        graph_def=graph_def,
+    )
 
 
 class _Cutter:
-    def __init__(self, model: InlinedModel, rule: CutRule) -> None:
+    def __init__(self, model: InlinedModel, graph_def: graph_pb2.GraphDef, rule: CutRule) -> None:
         self._model = model
         self._rule = rule
         outputs = [i.name for s in model.signatures.values() for i in s.outputs.values()]
-        self._graph_def = _cleaned(model)
+        self._variables = restored_variables(Graph(graph_def), model.restore_op)
+        self._graph_def = _cleaned(model, graph_def)
         self._graph = ShapedGraph(self._graph_def, outputs)
         self._live = self._graph.ancestors(self._graph.outputs)
-        self._variables = restored_variables(Graph(model.graph_def), model.restore_op)
-        self._names = named_by_key(self._variables)
-        self._uses: dict[str, Uses] = {}
+        self._finder = MotifFinder(self._graph, self._live)
+        self._partitioned = find_partitioned(
+            self._graph, self._live, self._variables, self._readers
+        )
         self._tables: dict[str, CutTable] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._cut_nodes: set[str] = set()
         self._whole: list[WholeVariable] = []
 
-    def cut(self) -> CutModel:
+    def decide(self) -> _Decided:
         groups = self._groups()
         self._check_named(groups)
-        finder = MotifFinder(self._graph, self._live)
+        for partitioned in self._partitioned.tables:
+            self._decide_partitioned(partitioned)
         for name, variables in groups.items():
-            self._decide(finder, name, variables)
-        lookups = {lookup.output: lookup for cut in self._tables.values() for lookup in cut.lookups}
-        graph_def = self._rewritten(groups, lookups)
-        programs = self._programs(Graph(graph_def), lookups)
-        graph_def = pruned_to(graph_def, _roots(self._model, lookups.values()))
-        left = {node.name for node in graph_def.node}
-        return CutModel(
-            inlined=self._model,
-            tables=self._tables,
+            if variables[0].node not in self._cut_nodes:
+                self._decide(name, variables)
+        return _Decided(
+            model=self._model,
+            tables=dict(sorted(self._tables.items())),
             whole=tuple(self._whole),
-            programs=programs,
-            variables=tuple(v for v in self._variables.values() if v.node in left),
-            graph_def=graph_def,
+            variables=tuple(self._variables.values()),
+            graph_def=self._rewritten(),
         )
 
     def _groups(self) -> dict[str, list[Variable]]:
-        """The live variables by name; the nodes of one checkpoint key together."""
+        """The live variables by name; the nodes of one value together."""
+        names = named(self._variables.values())
         groups: dict[str, list[Variable]] = {}
         for variable in self._variables.values():
             if variable.node in self._live:
-                groups.setdefault(self._names[variable.key], []).append(variable)
+                groups.setdefault(names[variable.identity], []).append(variable)
         return dict(sorted(groups.items()))
 
     def _check_named(self, groups: Mapping[str, list[Variable]]) -> None:
-        for name in sorted(self._rule.named - groups.keys()):
-            known = ", ".join(groups) or "none"
+        names = sorted({*groups, *(table.name for table in self._partitioned.tables)})
+        for name in sorted(self._rule.named - set(names)):
+            known = ", ".join(names) or "none"
             raise InvalidArgument(
                 f"table {name!r} is not a variable that a signature of "
                 f"{self._model.directory} reads; those are: {known}"
             )
 
-    def _decide(self, finder: MotifFinder, name: str, variables: list[Variable]) -> None:
+    def _readers(self, variable: Variable) -> frozenset[str] | None:
+        node = TableNode(variable.shared_name, variable.dtype, len(variable.shape or ()) - 1)
+        uses = self._finder.uses(handle_tensor(variable), node, is_ref=variable.is_ref)
+        if uses.reasons or uses.shapes:
+            return None
+        return frozenset(lookup.node for lookup in uses.lookups)
+
+    def _decide_partitioned(self, found: PartitionedTable) -> None:
+        """Cut it if it is wanted; otherwise its parts are looked at one by one."""
+        if not self._rule.wants(found.name, found.nbytes):
+            return
+        dtype, row_shape = found.parts[0].dtype, (found.parts[0].shape or ())[1:]
+        node = TableNode(found.name, dtype, len(row_shape))
+        uses = self._finder.uses_of_gathers(found.gathers, node)
+        if uses.reasons:
+            return
+        table = Table(found.name, dtype, found.rows, row_shape)
+        self._tables[found.name] = CutTable(table, found.stored, uses.lookups, found.strategy)
+        self._cut_nodes.update(found.nodes)
+
+    def _decide(self, name: str, variables: list[Variable]) -> None:
         first = variables[0]
-        reason = self._reason_to_keep(name, first)
-        if reason is None and first.shape is not None:
-            node = TableNode(name, first.dtype, len(first.shape) - 1)
-            found = [finder.uses(handle_tensor(v), node, is_ref=v.is_ref) for v in variables]
-            uses = Uses(
-                lookups=tuple(lookup for use in found for lookup in use.lookups),
-                shapes=tuple(shape for use in found for shape in use.shapes),
-                reasons=tuple(why for use in found for why in use.reasons),
-            )
+        stored = stored_rows(first)
+        reason = self._reason_to_keep(name, first, stored)
+        note = self._partitioned.reasons.get(first.node, "")
+        if reason is None and first.shape is not None and isinstance(stored, StoredRows):
+            uses = self._uses(name, variables)
             if uses.lookups and not uses.reasons:
                 table = Table(name, first.dtype, first.shape[0], first.shape[1:])
-                self._tables[name] = CutTable(table, first.key, uses.lookups)
-                self._uses[name] = uses
+                self._tables[name] = CutTable(table, (stored,), uses.lookups, note=note)
+                self._shapes |= dict.fromkeys(uses.shapes, first.shape)
+                self._cut_nodes.update(variable.node for variable in variables)
                 return
             reason = "; ".join(uses.reasons) or "no lookup reads it"
         assert reason is not None
         if name in self._rule.named:
             raise InvalidArgument(f"table {name!r} cannot be cut: {reason}")
+        why = "; ".join(filter(None, (reason, note)))
         self._whole.append(
-            WholeVariable(name, first.key, first.dtype, first.shape, first.nbytes, reason)
+            WholeVariable(name, first.key, first.dtype, first.shape, first.nbytes, why)
         )
 
-    def _reason_to_keep(self, name: str, variable: Variable) -> str | None:
-        if variable.slice_spec:
-            return f"it is restored as a slice ({variable.slice_spec!r}) of {variable.key!r}"
+    def _uses(self, name: str, variables: list[Variable]) -> Uses:
+        node = TableNode(name, variables[0].dtype, len(variables[0].shape or ()) - 1)
+        found = [self._finder.uses(handle_tensor(v), node, is_ref=v.is_ref) for v in variables]
+        return Uses(
+            lookups=tuple(lookup for use in found for lookup in use.lookups),
+            shapes=tuple(shape for use in found for shape in use.shapes),
+            reasons=tuple(why for use in found for why in use.reasons),
+        )
+
+    def _reason_to_keep(
+        self, name: str, variable: Variable, stored: StoredRows | str
+    ) -> str | None:
         if variable.shape is None:
             return "its shape is not known from the graph"
         if not variable.shape or not variable.nbytes:
             return "it is a scalar, or its values are not numbers"
         if not self._rule.wants(name, variable.nbytes):
             return "below the threshold, or not named in the layout"
-        return None
+        return stored if isinstance(stored, str) else None
 
-    def _rewritten(
-        self, groups: Mapping[str, list[Variable]], lookups: Mapping[str, Lookup]
-    ) -> graph_pb2.GraphDef:
-        shapes = {
-            tensor_name: (cut.table.rows, *cut.table.row_shape)
-            for name, cut in self._tables.items()
-            for tensor_name in self._uses[name].shapes
+    def _rewritten(self) -> graph_pb2.GraphDef:
+        outputs = {
+            lookup.output: cut.table.dtype
+            for cut in self._tables.values()
+            for lookup in cut.lookups
         }
-        outputs = {t: self._tables[lookup.table].table.dtype for t, lookup in lookups.items()}
-        nodes = [v.node for name in self._tables for v in groups[name]]
-        return without_tables(self._graph_def, outputs, shapes, nodes)
-
-    def _programs(self, graph: Graph, lookups: Mapping[str, Lookup]) -> dict[str, Program]:
-        return {
-            name: plan_program(
-                graph,
-                {alias: info.name for alias, info in signature.inputs.items()},
-                {alias: info.name for alias, info in signature.outputs.items()},
-                lookups,
-            )
-            for name, signature in self._model.signatures.items()
-        }
+        return without_tables(self._graph_def, outputs, self._shapes, self._cut_nodes)
 
 
-def _cleaned(model: InlinedModel) -> graph_pb2.GraphDef:
+def _cleaned(model: InlinedModel, graph_def: graph_pb2.GraphDef) -> graph_pb2.GraphDef:
     """What the signatures and the init op need; saving and restoring do not."""
     outputs = [i.name for s in model.signatures.values() for i in s.outputs.values()]
     inputs = [i.name for s in model.signatures.values() for i in s.inputs.values()]
     roots = [*outputs, *inputs, *model.assets]
     if model.init_op is not None:
         roots.append(model.init_op)
-    return pruned_to(model.graph_def, [tensor(name) for name in roots])
+    return pruned_to(graph_def, [tensor(name) for name in roots])
 
 
 def _roots(model: InlinedModel, lookups: Iterable[Lookup]) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, cached_property
+from types import MappingProxyType
 from typing import Any
 
-from tensorflow.core.framework import graph_pb2
+from tensorflow.core.framework import graph_pb2, types_pb2
+from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import op_def_registry
 
@@ -40,6 +42,8 @@ _ONLY_READS = frozenset(
 )
 
 
+_NO_LIBRARY: Mapping[str, FunctionDef] = MappingProxyType({})
+
 #: Lowered control flow: what enters a loop or a branch, and what leaves it.
 LOOP_OR_BRANCH = frozenset({"Enter", "RefEnter", "Switch", "RefSwitch"})
 _LEAVES = frozenset({"Exit", "RefExit", "Merge", "RefMerge"})
@@ -58,20 +62,57 @@ def split(name: str) -> tuple[str, int]:
 
 def data_inputs(node: NodeDef) -> list[str]:
     """The tensors that a node reads, in slot order."""
-    return [tensor(name) for name in node.input if not name.startswith("^")]
+    return [name if ":" in name else f"{name}:0" for name in node.input if name[0] != "^"]
 
 
 def control_inputs(node: NodeDef) -> list[str]:
     """The names of the nodes that must run before a node."""
-    return [name[1:] for name in node.input if name.startswith("^")]
+    return [name[1:] for name in node.input if name[0] == "^"]
 
 
-def has_effect(node: NodeDef) -> bool:
-    """Whether running the node matters beyond its outputs (an Assert, a Print, a random draw)."""
-    if node.op in _ONLY_READS:
+@cache
+def function_attributes(op: str) -> tuple[str, ...]:
+    """The attributes of an operation that name functions, which it runs."""
+    definition = op_def_registry.get(op)
+    attributes = () if definition is None else definition.attr
+    return tuple(one.name for one in attributes if one.type in ("func", "list(func)"))
+
+
+@cache
+def _has_effect(op: str) -> bool:
+    if op in _ONLY_READS:
         return False
-    definition = op_def_registry.get(node.op)
+    definition = op_def_registry.get(op)
     return definition is None or bool(definition.is_stateful)
+
+
+def has_effect(node: NodeDef, library: Mapping[str, FunctionDef] = _NO_LIBRARY) -> bool:
+    """Whether running the node matters beyond its outputs (an Assert, a Print, a random draw).
+
+    For a node that runs functions of the `library`: whether that of one of their nodes does.
+    """
+    names = [
+        name
+        for key in function_attributes(node.op)
+        for name in (node.attr[key].func.name, *(f.name for f in node.attr[key].list.func))
+        if name
+    ]
+    if not names or any(name not in library for name in names):
+        return _has_effect(node.op)
+    return any(has_effect(inner, library) for name in names for inner in library[name].node_def)
+
+
+@cache
+def _takes_state(op: str) -> bool:
+    definition = op_def_registry.get(op)
+    if definition is None or function_attributes(op):
+        return True
+    return any(one.is_ref or one.type == types_pb2.DT_RESOURCE for one in definition.input_arg)
+
+
+def may_write(node: NodeDef, library: Mapping[str, FunctionDef] = _NO_LIBRARY) -> bool:
+    """Whether the node may change what another reads, so that a read before it must stay there."""
+    return _takes_state(node.op) and has_effect(node, library)
 
 
 class Graph:
@@ -79,10 +120,16 @@ class Graph:
 
     def __init__(self, graph_def: graph_pb2.GraphDef) -> None:
         self.nodes: dict[str, NodeDef] = {node.name: node for node in graph_def.node}
-        self._consumers: dict[str, list[tuple[NodeDef, int]]] = defaultdict(list)
-        for node in graph_def.node:
+        self.library = {f.signature.name: f for f in graph_def.library.function}
+
+    @cached_property
+    def _consumers(self) -> dict[str, list[tuple[NodeDef, int]]]:
+        """(node, input slot) of each use of a tensor."""
+        consumers: dict[str, list[tuple[NodeDef, int]]] = {}
+        for node in self.nodes.values():
             for slot, source in enumerate(data_inputs(node)):
-                self._consumers[source].append((node, slot))
+                consumers.setdefault(source, []).append((node, slot))
+        return consumers
 
     def node(self, tensor_name: str) -> NodeDef:
         """The node that makes a tensor."""
@@ -119,23 +166,16 @@ class Graph:
             if node.op in _PASS_THROUGH:
                 yield from self.passed_on(f"{node.name}:{slot if node.op == 'IdentityN' else 0}")
 
-    def ancestors(
-        self, tensors: Iterable[str], stop: Callable[[str], bool] = lambda _: False
-    ) -> set[str]:
-        """The nodes that must run to make `tensors`, none above a tensor that `stop` names.
-
-        `stop` is asked with tensor names; control inputs are followed always.
-        """
+    def ancestors(self, tensors: Iterable[str]) -> set[str]:
+        """The nodes that must run to make `tensors`, by data and by control."""
         found: set[str] = set()
-        pending = [split(name)[0] for name in tensors if not stop(tensor(name))]
+        pending = [split(name)[0] for name in tensors]
         while pending:
             name = pending.pop()
             if name in found or name not in self.nodes:
                 continue
             found.add(name)
-            node = self.nodes[name]
-            pending.extend(split(t)[0] for t in data_inputs(node) if not stop(t))
-            pending.extend(control_inputs(node))
+            pending.extend(split(s.removeprefix("^"))[0] for s in self.nodes[name].input)
         return found
 
     def downstream(

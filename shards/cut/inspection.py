@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from tensorflow.python.framework import dtypes
 
 from shardserve.shards.bundle import open_bundle
 from shardserve.shards.cut.cut import CutModel, CutTable, WholeVariable, cut_saved_model
+from shardserve.shards.cut.graph import Graph
 from shardserve.shards.cut.lookups import Lookup, Motif
 from shardserve.shards.cut.planning import cut_rule, plan_tables, table_sources
+from shardserve.shards.cut.reasons import POOLED, POOLING
 from shardserve.shards.cut.saved_model import checkpoint_prefix
 from shardserve.shards.layout_file import dump_layout, read_layout_file, to_file
 from shardserve.shards.model import PlanOptions
@@ -43,11 +45,15 @@ class SignatureReport:
 
 @dataclass(frozen=True)
 class TableReport:
-    """A table that is cut, the motifs that read it, and the nodes that the cut replaces."""
+    """A table that is cut, the motifs that read it, and the nodes that the cut replaces.
+
+    `notes` say what is not plain: variables that are one table, patterns that were not recognised.
+    """
 
     table: Table
     motifs: tuple[str, ...]
     cut_at: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,8 @@ def inspect_model(directory: Path, options: PlanOptions) -> Inspection:
     signatures = tuple(
         _signature(name, signature, cut) for name, signature in cut.inlined.signatures.items()
     )
-    tables = tuple(_table(found) for found in cut.tables.values())
+    graph = Graph(cut.graph_def)
+    tables = tuple(_table(found, graph) for found in cut.tables.values())
     return Inspection(directory, signatures, tables, cut.whole)
 
 
@@ -125,13 +132,40 @@ def _tensor(alias: str, info: meta_graph_pb2.TensorInfo) -> TensorForm:
     return TensorForm(alias, dtypes.as_dtype(info.dtype).name, known)
 
 
-def _table(found: CutTable) -> TableReport:
+def _table(found: CutTable, graph: Graph) -> TableReport:
     motifs = Counter(_motif(lookup) for lookup in found.lookups)
     return TableReport(
         table=found.table,
         motifs=tuple(f"{count} x {motif}" for motif, count in sorted(motifs.items())),
         cut_at=tuple(lookup.output.removesuffix(":0") for lookup in found.lookups),
+        notes=tuple(_notes(found, graph)),
     )
+
+
+def _notes(found: CutTable, graph: Graph) -> Iterator[str]:
+    if found.strategy is not None:
+        parts = len(found.stored)
+        yield f"{parts} variables, partitioned by {found.strategy.value!r}, are one table"
+    if found.note:
+        yield found.note
+    for lookup in found.lookups:
+        if lookup.motif is Motif.GATHER:
+            yield from _not_pooled(lookup, found.table, graph)
+
+
+def _not_pooled(lookup: Lookup, table: Table, graph: Graph) -> Iterator[str]:
+    """What makes less of a gather's rows, but in the dense stage."""
+    readers = graph.consumers(lookup.output)
+    for node, _ in readers:
+        if node.op not in POOLING:
+            continue
+        if node.op not in POOLED:
+            why = "is no sum or mean"
+        elif len(readers) > 1:
+            why = "is not the only reader"
+        else:
+            why = f"matches no motif of {table.dtype} rows"
+        yield f"{lookup.node}: rows are gathered and not pooled: {node.op} {node.name} {why}"
 
 
 def _motif(lookup: Lookup) -> str:

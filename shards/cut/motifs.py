@@ -6,12 +6,14 @@ rows; see `docs/design.md`. Nothing here changes the graph.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
-from shardserve.shards.cut.graph import LOOP_OR_BRANCH, data_inputs, tensor
+from shardserve.shards.cut.graph import data_inputs, tensor
 from shardserve.shards.cut.lookups import BadIds, Combiner, Lookup, Motif
+from shardserve.shards.cut.reasons import unmatched
 from shardserve.shards.cut.shapes import ShapedGraph
 
 _SPARSE_SEGMENT = {
@@ -68,10 +70,21 @@ class MotifFinder:
             elif node.op == "VariableShape":
                 shapes.append(tensor(node.name))
             else:
-                reasons.append(_unmatched(node))
+                reasons.append(unmatched(node))
         for value in values:
             self._uses_of_value(value, table, lookups, shapes, reasons)
         return Uses(tuple(lookups), tuple(shapes), tuple(reasons))
+
+    def uses_of_gathers(self, gathers: Iterable[NodeDef], table: TableNode) -> Uses:
+        """The uses of a table that nothing but these reads: gathers, or nodes that stand for one.
+
+        Such a node has the name of the node whose first output it replaces.
+        """
+        lookups: list[Lookup] = []
+        reasons: list[str] = []
+        for gather in gathers:
+            self._add_gather(gather, table, lookups, reasons)
+        return Uses(tuple(lookups), (), tuple(reasons))
 
     def _uses_of_value(
         self,
@@ -90,7 +103,7 @@ class MotifFinder:
             elif node.op == "Shape":
                 shapes.append(tensor(node.name))
             else:
-                reasons.append(_unmatched(node))
+                reasons.append(unmatched(node))
         if self._fetched(value):
             reasons.append(f"the whole variable is an output of a signature ({value})")
 
@@ -264,9 +277,3 @@ class MotifFinder:
             and tail.op == "Fill"
             and graph.constant(data_inputs(tail)[1]) == 1
         )
-
-
-def _unmatched(node: NodeDef) -> str:
-    if node.op in LOOP_OR_BRANCH:
-        return f"it is read inside a loop or a branch ({node.op} {node.name})"
-    return f"{node.op} {node.name} reads it in a way that no motif matches"

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from shardserve.batching.errors import DataLoss
 from shardserve.shards.bundle import Bundle, open_bundle
+from shardserve.shards.checksums import verify_entries
 from shardserve.shards.cut.cut import CutModel, CutRule, CutTable, cut_saved_model
 from shardserve.shards.cut.saved_model import checkpoint_prefix
+from shardserve.shards.cut.stored import table_source
 from shardserve.shards.layout import Layout, check, check_memory
 from shardserve.shards.layout_file import LayoutFile, read_layout_file, to_layout
 from shardserve.shards.model import ModelPlan, PlanOptions, fingerprint
@@ -20,9 +21,10 @@ from shardserve.shards.tables import Table, TableSource
 def plan_model(name: str, version: int, directory: Path, options: PlanOptions) -> ModelPlan:
     """Plan one version of a model; `directory` is the version's own.
 
-    Reads `saved_model.pb`, the layout file and the checkpoint's index; no variable. Raises NotFound
-    or DataLoss naming a file that is missing, cut off or does not match the graph, and
-    InvalidArgument naming the table for a layout that does not fit the model.
+    Reads `saved_model.pb`, the layout file and the checkpoint's index; of the variables nothing,
+    unless checksums are to be verified. Raises NotFound or DataLoss naming a file that is missing,
+    cut off, damaged or does not match the graph, and InvalidArgument naming the table for a layout
+    that does not fit the model.
     """
     cut, layout = cut_and_layout(directory, options)
     if not layout.tables:
@@ -30,6 +32,8 @@ def plan_model(name: str, version: int, directory: Path, options: PlanOptions) -
     prefix = checkpoint_prefix(directory)
     bundle = open_bundle(str(prefix))
     sources = table_sources(bundle, cut.tables)
+    if options.verify_checksums:
+        verify_entries(bundle, (run.key for table in cut.tables.values() for run in table.stored))
     index = prefix.with_name(prefix.name + ".index").read_bytes()
     digest = fingerprint(name, version, layout, sources, index)
     return ModelPlan(name, version, str(directory), options.tags, layout, sources, digest)
@@ -68,17 +72,4 @@ def plan_tables(tables: Mapping[str, Table], options: PlanOptions) -> Plan:
 
 def table_sources(bundle: Bundle, tables: Mapping[str, CutTable]) -> dict[str, TableSource]:
     """Where each table's bytes lie. Raises DataLoss where the checkpoint and the graph disagree."""
-    sources = {}
-    for name, cut in tables.items():
-        source = bundle.source(cut.key, name)
-        if source.table != cut.table:
-            raise DataLoss(
-                f"{bundle.prefix}.index: entry {cut.key!r} is {_form(source.table)}, the graph's "
-                f"variable {name!r} is {_form(cut.table)}"
-            )
-        sources[name] = source
-    return sources
-
-
-def _form(table: Table) -> str:
-    return f"{table.dtype}{[table.rows, *table.row_shape]}"
+    return {name: table_source(bundle, cut.table, cut.stored) for name, cut in tables.items()}

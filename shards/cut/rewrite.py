@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from tensorflow.core.framework import graph_pb2, node_def_pb2, types_pb2
 from tensorflow.python.framework import dtypes, tensor_util
 
-from shardserve.shards.cut.graph import Graph, control_inputs, has_effect, split
+from shardserve.shards.cut.graph import Graph, control_inputs, has_effect, may_write, split
 
 
 def without_tables(
@@ -32,24 +32,27 @@ def without_tables(
     # What a lookup waits for is made with its operands, in the ids stage: to wait for the lookup's
     # own nodes is to wait for nothing more.
     rewritten.node.extend(
-        cut.get(name) or fixed.get(name) or _with_controls(node, lambda c: c not in gone)
+        cut.get(name)
+        or fixed.get(name)
+        or _with_controls(node, lambda c: c not in gone and c not in cut)
         for name, node in graph.nodes.items()
         if name not in gone
     )
     return rewritten
 
 
-def without_idle_controls(graph_def: graph_pb2.GraphDef) -> graph_pb2.GraphDef:
-    """The graph without the control inputs that order nothing with an effect.
+def drop_idle_controls(graph_def: graph_pb2.GraphDef) -> None:
+    """Take out, in place, the control inputs that order nothing.
+
+    Those order something that wait for an effect, or that keep a read before a write.
 
     TensorFlow puts every stateful op of a function, each read of a variable among them, before its
     outputs. Kept, they would run every stage's nodes in all later stages, and the gathers of tables
     that are not there.
     """
     effects = _Effects(Graph(graph_def))
-    rewritten = _like(graph_def)
-    rewritten.node.extend(effects.pruned(node) for node in graph_def.node)
-    return rewritten
+    for node in graph_def.node:
+        effects.prune(node)
 
 
 def pruned_to(graph_def: graph_pb2.GraphDef, tensors: Iterable[str]) -> graph_pb2.GraphDef:
@@ -87,12 +90,32 @@ class _Effects:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._known: dict[str, bool] = {}
+        self._before_writes = self._gates_of_writes()
 
-    def pruned(self, node: node_def_pb2.NodeDef) -> node_def_pb2.NodeDef:
-        """The node without the control inputs that order nothing."""
+    def _gates_of_writes(self) -> set[str]:
+        """What may write, and what does nothing but to have it wait."""
+        nodes, found = self._graph.nodes, set()
+        pending = [name for name, n in nodes.items() if may_write(n, self._graph.library)]
+        while pending:
+            name = pending.pop()
+            if name not in found:
+                found.add(name)
+                waited_for = control_inputs(nodes[name])
+                pending.extend(c for c in waited_for if nodes[c].op in ("NoOp", "IdentityN"))
+        return found
+
+    def prune(self, node: node_def_pb2.NodeDef) -> None:
+        """Take out of the node the control inputs that order nothing."""
         # A constant of a loop's body belongs to the loop by a control input alone.
         inside = self._graph.conditional
-        return _with_controls(node, lambda control: control in inside or self._matters(control))
+        controls = control_inputs(node)
+        if not controls or node.name in self._before_writes:
+            return
+        kept = [name for name in controls if name in inside or self._matters(name)]
+        if len(kept) < len(controls):
+            data = [name for name in node.input if not name.startswith("^")]
+            del node.input[:]
+            node.input.extend([*data, *(f"^{name}" for name in kept)])
 
     def _matters(self, start: str) -> bool:
         pending = [start]
@@ -103,7 +126,9 @@ class _Effects:
                 continue
             node = self._graph.nodes[name]
             sources = [split(i.removeprefix("^"))[0] for i in node.input]
-            if has_effect(node) or any(self._known.get(source) for source in sources):
+            if has_effect(node, self._graph.library) or any(
+                self._known.get(source) for source in sources
+            ):
                 self._known[name] = True
             elif node.op == "NextIteration":
                 self._known[name] = False

@@ -11,16 +11,16 @@ from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 
 from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
-from shardserve.shards.cut.rewrite import without_idle_controls
+from shardserve.shards.cut.inlining import NotInlinable, inlined
+from shardserve.shards.cut.ops import check_ops
+from shardserve.shards.cut.rewrite import drop_idle_controls
 
 INIT_SIGNATURE = "__saved_model_init_op"
 
 
 @dataclass(frozen=True)
 class InlinedModel:
-    """One MetaGraph, its functions inlined (bodies of functional While and If aside).
-
-    In `graph_def` control inputs that order nothing with an effect are gone.
+    """One MetaGraph without its graph, and what has to be run when it is loaded.
 
     `restore_op` names the op that assigns all variables from a checkpoint. `init_op` is run once
     after that, with `assets` (tensor -> path) fed. The saver's tensors tell checkpoint keys.
@@ -28,7 +28,6 @@ class InlinedModel:
 
     directory: Path
     meta_graph: meta_graph_pb2.MetaGraphDef
-    graph_def: graph_pb2.GraphDef
     restore_op: str | None
     init_op: str | None
     assets: Mapping[str, str]
@@ -73,9 +72,17 @@ def checkpoint_prefix(directory: Path) -> Path:
     return directory / "variables" / "variables"
 
 
-def inline(directory: Path, tags: Sequence[str] = ("serve",)) -> InlinedModel:
-    """Parse, then inline every signature, the init op and the restore op with Grappler."""
+def inline(
+    directory: Path, tags: Sequence[str] = ("serve",)
+) -> tuple[InlinedModel, graph_pb2.GraphDef]:
+    """Parse, then inline the calls of every signature, the init op and the restore op.
+
+    In the graph only While and If still run functions, and control inputs that order nothing with
+    an effect are gone. Raises as `read_meta_graph` does, and NotFound for an operation that
+    TensorFlow does not have.
+    """
     meta_graph = read_meta_graph(directory, tags)
+    check_ops(directory / "saved_model.pb", meta_graph.graph_def)
     restore_op = meta_graph.saver_def.restore_op_name or None
     init_op = _init_op(meta_graph)
     kept = {info.name for s in meta_graph.signature_def.values() for info in _tensors(s)}
@@ -86,12 +93,27 @@ def inline(directory: Path, tags: Sequence[str] = ("serve",)) -> InlinedModel:
         for asset in meta_graph.asset_file_def
     }
     kept.update(assets)
-    return InlinedModel(
-        directory, meta_graph, _inlined(meta_graph, kept), restore_op, init_op, assets
-    )
+    try:
+        graph_def = inlined(meta_graph.graph_def, kept - {""})
+    except NotInlinable:
+        graph_def = _inlined_by_grappler(meta_graph, kept)
+    drop_idle_controls(graph_def)
+    model = InlinedModel(directory, _without_graph(meta_graph), restore_op, init_op, assets)
+    return model, graph_def
 
 
-def _inlined(meta_graph: meta_graph_pb2.MetaGraphDef, kept: set[str]) -> graph_pb2.GraphDef:
+def _without_graph(meta_graph: meta_graph_pb2.MetaGraphDef) -> meta_graph_pb2.MetaGraphDef:
+    """A copy of the rest: the graph's own memory goes with the original."""
+    rest = meta_graph_pb2.MetaGraphDef()
+    rest.meta_info_def.tags.extend(meta_graph.meta_info_def.tags)
+    for name, signature in meta_graph.signature_def.items():
+        rest.signature_def[name].CopyFrom(signature)
+    return rest
+
+
+def _inlined_by_grappler(
+    meta_graph: meta_graph_pb2.MetaGraphDef, kept: set[str]
+) -> graph_pb2.GraphDef:
     from tensorflow.python.grappler import tf_optimizer  # noqa: PLC0415
 
     copy = meta_graph_pb2.MetaGraphDef()
@@ -105,7 +127,7 @@ def _inlined(meta_graph: meta_graph_pb2.MetaGraphDef, kept: set[str]) -> graph_p
     rewrites.optimizers.append("function")
     rewrites.min_graph_nodes = -1
     rewrites.meta_optimizer_iterations = rewrites.ONE
-    return without_idle_controls(tf_optimizer.OptimizeGraph(config, copy))
+    return tf_optimizer.OptimizeGraph(config, copy)
 
 
 def _tensors(signature: meta_graph_pb2.SignatureDef) -> list[meta_graph_pb2.TensorInfo]:

@@ -22,6 +22,7 @@ from shardserve.shards.cut.graph import (
     split,
     tensor,
 )
+from shardserve.shards.cut.levels import rounds_of
 from shardserve.shards.cut.lookups import Lookup
 from shardserve.shards.cut.program import Program, Round, StagePlan
 
@@ -39,11 +40,11 @@ def plan_program(
     `inputs` and `outputs` are the signature's tensors by alias; `lookups` are all lookups of the
     model by their output tensor (a placeholder of the graph by now).
     """
-    planner = _Planner(graph, inputs, lookups)
+    planner = _Planner(graph, inputs)
     # One IdentityN often passes on all outputs; asked for one, it would make the others too.
     wanted = {alias: graph.resolve(name) for alias, name in outputs.items()}
-    for rank in planner.rounds_for(wanted.values()):
-        planner.add_stage([t for lookup in rank for t in lookup.operands], rank)
+    for ready in rounds_of(graph, wanted.values(), lookups):
+        planner.add_stage([t for lookup in ready for t in lookup.operands], ready)
     planner.add_stage(wanted.values(), ())
     *rounds, last = planner.finished()
     named = {alias: planner.known_as(name) for alias, name in wanted.items()}
@@ -56,35 +57,14 @@ def plan_program(
 
 
 class _Planner:
-    def __init__(
-        self, graph: Graph, inputs: Mapping[str, str], lookups: Mapping[str, Lookup]
-    ) -> None:
+    def __init__(self, graph: Graph, inputs: Mapping[str, str]) -> None:
         self._graph = graph
-        self._lookups = lookups
         self._known = {tensor(name) for name in inputs.values()}
         self._ran: dict[str, int] = {}
         self._feeds: list[list[str]] = []
         self._fetches: list[list[str]] = []
         self._rounds: list[tuple[Lookup, ...]] = []
         self._varies: dict[str, bool] = {}
-
-    def rounds_for(self, outputs: Iterable[str]) -> list[tuple[Lookup, ...]]:
-        """The lookups that the outputs need, by the round in which their operands are known."""
-        rank: dict[str, int] = {}
-
-        def rank_of(tensors: Iterable[str]) -> int:
-            names = self._graph.ancestors(tensors)
-            above = [name for name in map(tensor, sorted(names)) if name in self._lookups]
-            for name in above:
-                if name not in rank:
-                    rank[name] = rank_of(self._lookups[name].operands)
-            return 1 + max((rank[name] for name in above), default=-1)
-
-        count = rank_of(outputs)
-        return [
-            tuple(self._lookups[name] for name in sorted(rank) if rank[name] == number)
-            for number in range(count)
-        ]
 
     def known_as(self, name: str) -> str:
         """The known tensor with this one's value: itself, or what its Identity passes on."""

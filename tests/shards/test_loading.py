@@ -81,6 +81,26 @@ def test_a_slice_has_its_elements_however_the_checkpoint_is_cut(
     np.testing.assert_array_equal(loaded, expected(piece))
 
 
+@settings(max_examples=60, deadline=None)
+@given(piece=pieces(), parts=st.integers(1, 7), chunk=st.integers(1, 40))
+def test_rows_that_lie_a_step_apart_come_to_their_places(piece, parts, chunk, tmp_path_factory):
+    path = tmp_path_factory.mktemp("steps") / "data"
+    runs = [TENSOR[part::parts] for part in range(parts)]
+    path.write_bytes(b"".join(run.tobytes() for run in runs))
+    offsets = np.cumsum([0, *(run.nbytes for run in runs)])
+    source = TableSource(
+        Table("emb", "float32", ROWS, (COLUMNS,)),
+        tuple(
+            Extent(str(path), int(offsets[part]), part, ROWS, 0, COLUMNS, parts)
+            for part in range(parts)
+        ),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reads, "SCATTER_ROWS", chunk)
+        loaded = load_slice(source, piece)
+    np.testing.assert_array_equal(loaded, expected(piece))
+
+
 EXTENT = Extent("file", 1000, 0, ROWS, 0, COLUMNS)
 SOURCE = TableSource(Table("emb", "float32", ROWS, (COLUMNS,)), (EXTENT,))
 

@@ -11,6 +11,7 @@ from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
 from shardserve.shards.cut.lookups import Combiner, Motif
 from tests.saved_models import THRESHOLD
+from tests.saved_models_tf1 import CASES as TF1
 
 RULE = CutRule(threshold=THRESHOLD)
 
@@ -65,6 +66,17 @@ def test_pooling_by_hand_is_recognised_and_what_is_not_pooling_is_gathered(saved
             ("gather", "sum", False),
         ]
     )
+
+
+def test_a_lookup_whose_ids_leave_a_loop_waits_for_what_enters_it(tmp_path: Path):
+    next(case for case in TF1 if case.name == "tf1_loop").export(tmp_path / "m")
+    model = cut_saved_model(tmp_path / "m", RULE)
+    rounds = model.programs["serving_default"].rounds
+    assert [[lookup.table for lookup in one.lookups] for one in rounds] == [
+        ["a/part_0"],
+        ["b/part_0"],
+    ]
+    assert "inside a loop or a branch" in {v.name: v.reason for v in model.whole}["c/part_0"]
 
 
 def test_keras_signatures_over_one_variable_share_one_table(saved_model):

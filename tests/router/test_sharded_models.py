@@ -1,0 +1,224 @@
+"""Models of every kind answer what TensorFlow answers for them uncut, in every signature."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shardserve.batching.errors import InvalidArgument
+from shardserve.router.servable import RequestContext
+from shardserve.router.session import StageThreads
+from shardserve.router.sharded import ShardedServable, load_sharded
+from shardserve.shards.bundle import open_bundle
+from shardserve.shards.cut.cut import CutRule, cut_saved_model
+from shardserve.shards.cut.planning import table_sources
+from shardserve.shards.cut.saved_model import checkpoint_prefix
+from shardserve.shards.layout import Layout
+from shardserve.shards.local import LocalChannel
+from shardserve.shards.model import ModelPlan
+from shardserve.shards.shard import Shard
+from shardserve.shards.tables import TableSource
+from tests import saved_models_more, saved_models_tf1
+from tests.layouts import layout_of, random_layout
+from tests.saved_models import THRESHOLD, Feeds, ModelCase
+from tests.uncut import Uncut
+
+CASES = {case.name: case for case in (*saved_models_tf1.CASES, *saved_models_more.CASES)}
+SHARDS = 3
+
+Answers = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[StageThreads]:
+    threads = StageThreads(2)
+    yield threads
+    threads.close()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Callable[[str], Path]:
+    """Where a case was exported."""
+
+    @functools.cache
+    def exported(name: str) -> Path:
+        path = tmp_path_factory.mktemp("models") / name
+        CASES[name].export(path)
+        return path
+
+    return exported
+
+
+@pytest.fixture(scope="module")
+def uncut(directory) -> Iterator[Callable[[str], Uncut]]:
+    loaded: dict[str, Uncut] = {}
+
+    def load(name: str) -> Uncut:
+        if name not in loaded:
+            loaded[name] = Uncut(directory(name))
+        return loaded[name]
+
+    yield load
+    for one in loaded.values():
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def sources(directory) -> Callable[[str], dict[str, TableSource]]:
+    """The tables of a case, and where their bytes lie."""
+    return functools.cache(lambda name: tables_of(directory(name)))
+
+
+@pytest.fixture(scope="module")
+def serve(directory, sources, threads) -> Callable[[str, Layout], ShardedServable]:
+    """A case served under a layout, its shards in this process."""
+    return lambda name, layout: served(directory(name), layout, sources(name), threads)
+
+
+def tables_of(directory: Path) -> dict[str, TableSource]:
+    cut = cut_saved_model(directory, CutRule(threshold=THRESHOLD))
+    return table_sources(open_bundle(str(checkpoint_prefix(directory))), cut.tables)
+
+
+def served(
+    directory: Path, layout: Layout, sources: dict[str, TableSource], threads: StageThreads
+) -> ShardedServable:
+    plan = ModelPlan("model", 1, str(directory), ("serve",), layout, sources, "")
+    shards = [Shard.load(sources, plan.slices_of_shard(n)) for n in range(layout.shards)]
+    return load_sharded(plan, [LocalChannel(shard) for shard in shards], threads)
+
+
+def ask(servable: ShardedServable, signature: str, feeds: Feeds) -> Answers:
+    outputs = tuple(servable.signatures[signature].outputs)
+    context = RequestContext("test", math.inf)
+    return asyncio.run(servable.run(signature, feeds, outputs, context))
+
+
+def assert_same(got: Answers, expected: Answers) -> None:
+    assert got.keys() == expected.keys()
+    for alias, value in expected.items():
+        assert got[alias].dtype == value.dtype, alias
+        assert got[alias].shape == value.shape, alias
+        if value.dtype.kind == "f":
+            np.testing.assert_allclose(got[alias], value, rtol=1e-5, atol=1e-5, err_msg=alias)
+        else:
+            np.testing.assert_array_equal(got[alias], value, err_msg=alias)
+
+
+def requests(case: ModelCase) -> st.SearchStrategy[tuple[str, Feeds]]:
+    """A signature, and a valid request for it."""
+    by_name = {"serving_default": case.feeds, **case.others}
+    return st.one_of(*(st.tuples(st.just(name), feeds) for name, feeds in by_name.items()))
+
+
+@pytest.mark.parametrize("kind", ["row_range", "row_hash", "row_mod", "column"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_answer_is_tensorflows_under_each_layout(name, kind, serve, sources, uncut):
+    tables = {table: source.table for table, source in sources(name).items()}
+    servable = serve(name, layout_of(kind, tables, SHARDS))
+
+    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(requests(CASES[name]))
+    def check(request: tuple[str, Feeds]) -> None:
+        assert_same(ask(servable, *request), uncut(name).answer(*request))
+
+    check()
+    servable.close()
+
+
+@pytest.mark.parametrize("name", ["tf1_mod_ref", "tf1_div_resource", "tf1_list_mod"])
+def test_a_partitioned_table_is_right_under_any_layout(name, serve, sources, uncut):
+    tables = {table: source.table for table, source in sources(name).items()}
+
+    @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.integers(1, 4).flatmap(lambda n: random_layout(tables, n)), st.data())
+    def check(layout: Layout, data: st.DataObject) -> None:
+        servable = serve(name, layout)
+        for _ in range(3):
+            request = data.draw(requests(CASES[name]))
+            assert_same(ask(servable, *request), uncut(name).answer(*request))
+        servable.close()
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["tf1_mod_resource", "tf1_div_ref"])
+@pytest.mark.parametrize("bad", [saved_models_tf1.ROWS, -1, 1 << 40])
+def test_an_id_outside_of_all_parts_is_refused_as_tensorflow_refuses_it(
+    name, bad, serve, sources, uncut
+):
+    tables = {table: source.table for table, source in sources(name).items()}
+    servable = serve(name, layout_of("row_range", tables, 2))
+    feeds = {
+        "grid": np.zeros((1, 2, 3), np.int32),
+        "indices": np.array([[0, 0], [0, 1]], np.int64),
+        "values": np.array([5, bad], np.int64),
+        "count": np.array(1, np.int64),
+    }
+    with pytest.raises(InvalidArgument, match=rf"indices\[1\] = {bad} is not in \[0, 103\)"):
+        ask(servable, "serving_default", feeds)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        uncut(name).answer("serving_default", feeds)
+    servable.close()
+
+
+TABLES = 1000
+
+
+def _many_tables(path: Path) -> None:
+    def graph():
+        ids = tf.compat.v1.placeholder(tf.int64, [None, 3], "ids")
+        tables = [
+            tf.compat.v1.get_variable(
+                f"table_{number}", initializer=saved_models_tf1.numbers(17, 16) + number
+            )
+            for number in range(TABLES)
+        ]
+        rows = [
+            tf.reduce_sum(tf.gather(table, (ids + number) % 17), axis=1)
+            for number, table in enumerate(tables)
+        ]
+        outputs = {"all": tf.add_n(rows), "first": rows[0], "last": rows[-1]}
+        return {"serving_default": ({"ids": ids}, outputs)}
+
+    saved_models_tf1.export_graph(path, graph)
+
+
+@pytest.fixture(scope="module")
+def many_tables(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("many") / "tables"
+    _many_tables(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def many_sources(many_tables) -> dict[str, TableSource]:
+    return tables_of(many_tables)
+
+
+@pytest.fixture(scope="module")
+def many_uncut(many_tables) -> Iterator[Uncut]:
+    uncut = Uncut(many_tables)
+    yield uncut
+    uncut.close()
+
+
+@pytest.mark.parametrize("kind", ["row_hash", "column", "table"])
+def test_a_thousand_tables_answer_as_one_does(kind, many_tables, many_sources, many_uncut, threads):
+    tables = {table: source.table for table, source in many_sources.items()}
+    assert len(tables) == TABLES
+    servable = served(many_tables, layout_of(kind, tables, SHARDS), many_sources, threads)
+    for batch in (0, 1, 5):
+        feeds = {"ids": np.arange(batch * 3, dtype=np.int64).reshape(batch, 3)}
+        expected = many_uncut.answer("serving_default", feeds)
+        assert_same(ask(servable, "serving_default", feeds), expected)
+    servable.close()

@@ -1,0 +1,98 @@
+"""`inspect` explains each decision: what is cut and how, what is not and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from shardserve.shards.cut.inspection import Inspection, inspect_model
+from shardserve.shards.model import PlanOptions
+from tests.saved_models import THRESHOLD
+from tests.saved_models_more import CASES as MORE
+from tests.saved_models_tf1 import CASES as TF1
+from tests.saved_models_tf1 import export_graph, listed, numbers
+
+v1 = tf.compat.v1
+CASES = {case.name: case for case in (*TF1, *MORE)}
+
+
+def inspected(name: str, path: Path, threshold: int = THRESHOLD) -> Inspection:
+    CASES[name].export(path)
+    return inspect_model(path, PlanOptions(threshold=threshold))
+
+
+def test_parts_that_are_one_table_are_told(tmp_path):
+    (table,) = inspected("tf1_mod_ref", tmp_path / "m").tables
+    assert "4 variables, partitioned by 'mod', are one table" in table.notes
+    assert "3 x gather" in table.motifs
+    assert "1 x reduce_pool sum" in table.motifs
+
+
+def test_parts_that_are_not_one_table_say_why(tmp_path):
+    def graph():
+        ids = v1.placeholder(tf.int64, [None], "ids")
+        parts = listed("emb", "mod")
+        rows = v1.nn.embedding_lookup(parts, ids, "mod") + tf.gather(parts[0], ids)
+        return {"serving_default": ({"ids": ids}, {"rows": rows})}
+
+    export_graph(tmp_path / "m", graph)
+    found = inspect_model(tmp_path / "m", PlanOptions(threshold=100))
+    assert len(found.tables) == 4
+    assert all(
+        "emb_0 is one of 4 parts, and read alone too" in table.notes for table in found.tables
+    )
+
+
+def test_a_table_inside_a_loop_or_a_branch_says_which_node_reads_it(tmp_path):
+    found = inspected("control_flow", tmp_path / "m")
+    assert [report.table.name for report in found.tables] == ["beside"]
+    reasons = {v.name: v.reason for v in found.whole}
+    assert reasons.keys() == {"branch", "loop", "mapped"}
+    assert all("inside a loop or a branch (" in reason for reason in reasons.values())
+
+
+def test_pooling_that_no_motif_matches_is_named(tmp_path):
+    half, brain = sorted(inspected("narrow", tmp_path / "m").tables, key=lambda t: -len(t.cut_at))[
+        :2
+    ]
+    notes = "\n".join((*half.notes, *brain.notes))
+    assert "matches no motif of float16 rows" in notes
+    assert "is no sum or mean" in notes
+
+
+class _Reads(tf.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.across = tf.Variable(numbers(90), name="across")
+        self.batched = tf.Variable(tf.reshape(numbers(90), [30, 3, 6]), name="batched")
+        self.written = tf.Variable(numbers(90), name="written")
+        self.whole = tf.Variable(numbers(90), name="whole")
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, name="ids")])
+    def __call__(self, ids):
+        self.written.assign_add(tf.ones([90, 6]))
+        return {
+            "across": tf.gather(self.across, ids % 6, axis=1),
+            "batched": tf.gather(self.batched, tf.zeros([30, 1], tf.int64), batch_dims=1),
+            "written": tf.gather(self.written, ids),
+            "whole": tf.identity(self.whole),
+        }
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("across", "does not gather along the rows"),
+        ("batched", "gathers in batches"),
+        ("written", "/AssignAddVariableOp writes to it"),
+        ("whole", "the whole variable is an output of a signature"),
+    ],
+)
+def test_each_other_way_to_read_a_variable_is_named(tmp_path, name, said):
+    module = _Reads()
+    tf.saved_model.save(module, str(tmp_path), signatures=module.__call__)
+    found = inspect_model(tmp_path, PlanOptions(threshold=THRESHOLD))
+    assert not found.tables
+    assert said in {v.name: v.reason for v in found.whole}[name]

@@ -1,0 +1,169 @@
+"""Variables that are parts of one table are found to be, or it is said why they are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from shardserve.shards.cut.cut import CutRule, cut_saved_model
+from shardserve.shards.cut.lookups import Motif
+from shardserve.shards.cut.partitioned import Strategy
+from tests.saved_models import THRESHOLD
+from tests.saved_models_tf1 import (
+    CASES,
+    COLUMNS,
+    PARTS,
+    ROWS,
+    export_graph,
+    listed,
+    numbers,
+    partitioned,
+)
+
+v1 = tf.compat.v1
+RULE = CutRule(threshold=THRESHOLD)
+EACH = CutRule(threshold=100)
+
+BY_NAME = {case.name: case for case in CASES}
+
+
+@pytest.mark.parametrize("name", [name for name in BY_NAME if "_div" in name or "_mod" in name])
+def test_parts_become_one_table_in_every_signature(name, tmp_path: Path):
+    BY_NAME[name].export(tmp_path / "m")
+    model = cut_saved_model(tmp_path / "m", RULE)
+    (found,) = model.tables.values()
+    assert found.table.name == "emb"
+    assert (found.table.rows, found.table.row_shape) == (ROWS, (COLUMNS,))
+    assert found.strategy == (Strategy.DIV if "div" in name else Strategy.MOD)
+    assert len(found.lookups) == 7
+    assert not [v for v in model.variables if "emb" in v.shared_name]
+
+
+def test_pools_are_found_above_a_partitioned_lookup(tmp_path: Path):
+    BY_NAME["tf1_mod_resource"].export(tmp_path / "m")
+    (found,) = cut_saved_model(tmp_path / "m", RULE).tables.values()
+    motifs = sorted(str(lookup.motif) for lookup in found.lookups)
+    assert motifs == [Motif.GATHER] * 3 + [Motif.REDUCE_POOL] + [Motif.SEGMENT_POOL] * 3
+
+
+def test_rows_of_mod_lie_a_number_of_parts_apart(tmp_path: Path):
+    BY_NAME["tf1_mod_ref"].export(tmp_path / "m")
+    (found,) = cut_saved_model(tmp_path / "m", RULE).tables.values()
+    assert [(run.first, run.count, run.start, run.step) for run in found.stored] == [
+        (0, 26, 0, 4),
+        (26, 26, 1, 4),
+        (52, 26, 2, 4),
+        (78, 25, 3, 4),
+    ]
+
+
+def export(path: Path, build) -> Path:
+    """A model whose one signature gives `build(ids)`."""
+
+    def graph():
+        ids = v1.placeholder(tf.int64, [None], "ids")
+        return {"serving_default": ({"ids": ids}, build(ids))}
+
+    export_graph(path, graph)
+    return path
+
+
+def by_hand(parts, ids, assigned, local):
+    """What embedding_lookup makes, from any arithmetic on ids."""
+    assigned = tf.cast(assigned, tf.int32)
+    places = tf.dynamic_partition(tf.range(tf.size(ids)), assigned, len(parts))
+    rows = tf.dynamic_partition(local, assigned, len(parts))
+    found = [tf.gather(part, row) for part, row in zip(parts, rows, strict=True)]
+    return tf.dynamic_stitch(places, found)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (
+            lambda ids, parts: {"rows": by_hand(parts, ids, ids % 4, (ids + 4) // 4 - 1)},
+            "no strategy partitions 103 ids over 4 parts",
+        ),
+        (
+            lambda ids, parts: {"rows": by_hand(parts, ids, 3 - ids % 4, ids // 4)},
+            "no strategy partitions 103 ids over 4 parts",
+        ),
+        (
+            lambda ids, parts: {"rows": by_hand(parts[::-1], ids, ids % 4, ids // 4)},
+            "its parts do not have the rows that 'mod' gives 103 ids",
+        ),
+        (
+            lambda ids, parts: {
+                "rows": v1.nn.embedding_lookup(parts, ids, "mod"),
+                "others": v1.nn.embedding_lookup(parts, ids, "div"),
+            },
+            "partition ids in different ways: div, mod",
+        ),
+        (
+            lambda ids, parts: {
+                "rows": v1.nn.embedding_lookup(parts, ids, "mod"),
+                "alone": tf.gather(parts[2], ids),
+            },
+            "emb_2 is one of 4 parts, and read alone too",
+        ),
+    ],
+    ids=["other arithmetic", "other order", "uneven", "both strategies", "read alone"],
+)
+def test_what_is_no_partition_leaves_tables_of_their_own_and_says_why(tmp_path, build, said):
+    path = export(tmp_path / "m", lambda ids: build(ids, listed("emb", "mod")))
+    model = cut_saved_model(path, EACH)
+    assert sorted(model.tables) == [f"emb_{part}" for part in range(PARTS)]
+    assert all(said in found.note for found in model.tables.values())
+
+
+def test_parts_of_a_table_below_the_threshold_stay_whole_as_slices(tmp_path: Path):
+    BY_NAME["tf1_div_ref"].export(tmp_path / "m")
+    model = cut_saved_model(tmp_path / "m", CutRule(threshold=1 << 30))
+    assert not model.tables
+    names = [f"emb/part_{part}" for part in range(PARTS)]
+    assert [v.name for v in model.whole] == ["dense", *names]
+    assert {v.slice_spec for v in model.variables if v.shared_name in names} == {
+        "103 6 0,26:0,6",
+        "103 6 26,26:0,6",
+        "103 6 52,26:0,6",
+        "103 6 78,25:0,6",
+    }
+
+
+def test_columns_in_parts_stay_whole_and_it_is_said_why(tmp_path: Path):
+    def build(ids):
+        parts = v1.get_variable(
+            "emb",
+            initializer=tf.constant(numbers(ROWS)),
+            partitioner=lambda **_: [1, 2],
+            use_resource=True,
+        )
+        return {"rows": tf.concat([tf.gather(part, ids) for part in parts], axis=1)}
+
+    model = cut_saved_model(export(tmp_path / "m", build), EACH)
+    assert {v.reason for v in model.whole} == {
+        "it restores some columns ('103 6 0,103:0,3') of 'emb'",
+        "it restores some columns ('103 6 0,103:3,3') of 'emb'",
+    }
+
+
+def test_a_single_part_that_is_a_slice_is_a_table(tmp_path: Path):
+    BY_NAME["tf1_ref"].export(tmp_path / "m")
+    (found,) = cut_saved_model(tmp_path / "m", RULE).tables.values()
+    assert (found.table.rows, found.strategy) == (ROWS, None)
+
+
+def test_a_partitioned_table_can_be_named(tmp_path: Path):
+    path = export(
+        tmp_path / "m",
+        lambda ids: {
+            "rows": v1.nn.embedding_lookup(
+                partitioned("emb", parts=PARTS, use_resource=True), ids, "div"
+            )
+        },
+    )
+    assert set(cut_saved_model(path, CutRule(only=frozenset({"emb"}))).tables) == {"emb"}
+    parts = CutRule(only=frozenset({"emb/part_1"}))
+    assert set(cut_saved_model(path, parts).tables) == {"emb/part_1"}
