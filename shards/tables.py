@@ -72,7 +72,7 @@ class Extent:
 
     def holds(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of the table's rows are among its own."""
-        within = (rows >= self.row_start) & (rows < self.row_stop)
+        within: npt.NDArray[np.bool_] = (rows >= self.row_start) & (rows < self.row_stop)
         if self.row_step == 1:
             return within
         return within & ((rows - self.row_start) % self.row_step == 0)
