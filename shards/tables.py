@@ -75,7 +75,8 @@ class Extent:
         within: npt.NDArray[np.bool_] = (rows >= self.row_start) & (rows < self.row_stop)
         if self.row_step == 1:
             return within
-        return within & ((rows - self.row_start) % self.row_step == 0)
+        within &= (rows - self.row_start) % self.row_step == 0
+        return within
 
 
 @dataclass(frozen=True)
