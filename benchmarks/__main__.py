@@ -27,6 +27,7 @@ class Name(StrEnum):
     TRANSPORT = "transport"
     SERVING = "serving"
     LOAD = "load"
+    TOPK = "topk"
 
 
 def main(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from shardserve.batching.errors import InvalidArgument, ServingError
+from shardserve.shards import scoring
 from shardserve.shards.layout import Slice
 from shardserve.shards.loading import Progress, load_slice
-from shardserve.shards.messages import Array, LookupRequest, Op, Part
+from shardserve.shards.messages import Array, LookupRequest, Op, Part, ScorePart
 from shardserve.shards.store import HostStore, SliceStore, array_dtype
 from shardserve.shards.tables import TableSource
 
@@ -50,18 +51,20 @@ class Shard:
         return sum(store.nbytes for store in self.stores)
 
     def execute(self, request: LookupRequest) -> tuple[Array, ...]:
-        """results[i] answers request.parts[i], as `Part` has it. The arrays are the caller's.
+        """The answers to the request's parts, then to its scores. The arrays are the caller's.
 
         Raises InvalidArgument, naming the part, for a slice that is not here and for arrays that
         do not fit their slice or each other; Unimplemented for what the slice's store cannot do.
         """
-        return tuple(self._answer(place, part) for place, part in enumerate(request.parts))
+        parts: tuple[Part | ScorePart, ...] = (*request.parts, *request.scores)
+        return tuple(self._answer(place, part) for place, part in enumerate(parts))
 
     def cost(self, request: LookupRequest) -> int:
         """Bytes that `execute` reads and writes, roughly. Never raises."""
-        return sum(self._cost(part) for part in request.parts)
+        scores = sum(scoring.cost(self.stores, part) for part in request.scores)
+        return scores + sum(self._cost(part) for part in request.parts)
 
-    def _answer(self, place: int, part: Part) -> Array:
+    def _answer(self, place: int, part: Part | ScorePart) -> Array:
         if not 0 <= part.slice_id < len(self.stores):
             raise InvalidArgument(
                 f"parts[{place}]: slice {part.slice_id} is not in [0, {len(self.stores)})"
@@ -79,7 +82,9 @@ class Shard:
         return touched + part.rows.nbytes
 
 
-def _apply(store: SliceStore, part: Part) -> Array:
+def _apply(store: SliceStore, part: Part | ScorePart) -> Array:
+    if isinstance(part, ScorePart):
+        return scoring.answer(store, part)
     match part.op:
         case Op.GATHER if part.offsets is None and part.weights is None:
             return store.gather(part.rows)

@@ -10,11 +10,12 @@ from tensorflow.core.framework import graph_pb2
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.cut.graph import Graph, split, tensor
-from shardserve.shards.cut.lookups import Lookup
 from shardserve.shards.cut.motifs import MotifFinder, TableNode, Uses
+from shardserve.shards.cut.picks import with_separate_outputs
 from shardserve.shards.cut.program import Program
 from shardserve.shards.cut.rewrite import pruned_to, without_tables
 from shardserve.shards.cut.saved_model import InlinedModel, inline
+from shardserve.shards.cut.scorings import AnyLookup, Scoring, outputs_of
 from shardserve.shards.cut.shapes import ShapedGraph
 from shardserve.shards.cut.stages import plan_program
 from shardserve.shards.cut.variables import (
@@ -57,7 +58,7 @@ class CutTable:
 
     table: Table
     key: str
-    lookups: tuple[Lookup, ...]
+    lookups: tuple[AnyLookup, ...]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class CutModel:
         It makes only the lookups that those outputs need.
         """
         definition = self.inlined.signatures[signature]
-        lookups = {t.output: t for table in self.tables.values() for t in table.lookups}
+        lookups = _by_output(self.tables)
         return plan_program(
             Graph(self.graph_def),
             {alias: info.name for alias, info in definition.inputs.items()},
@@ -132,7 +133,7 @@ class _Cutter:
         finder = MotifFinder(self._graph, self._live)
         for name, variables in groups.items():
             self._decide(finder, name, variables)
-        lookups = {lookup.output: lookup for cut in self._tables.values() for lookup in cut.lookups}
+        lookups = _by_output(self._tables)
         graph_def = self._rewritten(groups, lookups)
         programs = self._programs(Graph(graph_def), lookups)
         graph_def = pruned_to(graph_def, _roots(self._model, lookups.values()))
@@ -166,7 +167,7 @@ class _Cutter:
         first = variables[0]
         reason = self._reason_to_keep(name, first)
         if reason is None and first.shape is not None:
-            node = TableNode(name, first.dtype, len(first.shape) - 1)
+            node = TableNode(name, first.dtype, first.shape)
             found = [finder.uses(handle_tensor(v), node, is_ref=v.is_ref) for v in variables]
             uses = Uses(
                 lookups=tuple(lookup for use in found for lookup in use.lookups),
@@ -198,18 +199,20 @@ class _Cutter:
         return None
 
     def _rewritten(
-        self, groups: Mapping[str, list[Variable]], lookups: Mapping[str, Lookup]
+        self, groups: Mapping[str, list[Variable]], lookups: Mapping[str, AnyLookup]
     ) -> graph_pb2.GraphDef:
         shapes = {
             tensor_name: (cut.table.rows, *cut.table.row_shape)
             for name, cut in self._tables.items()
             for tensor_name in self._uses[name].shapes
         }
-        outputs = {t: self._tables[lookup.table].table.dtype for t, lookup in lookups.items()}
+        dtypes = {name: cut.table.dtype for name, cut in self._tables.items()}
+        outputs = {t: _dtype(lookup, t, dtypes[lookup.table]) for t, lookup in lookups.items()}
         nodes = [v.node for name in self._tables for v in groups[name]]
-        return without_tables(self._graph_def, outputs, shapes, nodes)
+        graph_def = with_separate_outputs(self._graph_def, lookups.values(), dtypes)
+        return without_tables(graph_def, outputs, shapes, nodes)
 
-    def _programs(self, graph: Graph, lookups: Mapping[str, Lookup]) -> dict[str, Program]:
+    def _programs(self, graph: Graph, lookups: Mapping[str, AnyLookup]) -> dict[str, Program]:
         return {
             name: plan_program(
                 graph,
@@ -231,7 +234,18 @@ def _cleaned(model: InlinedModel) -> graph_pb2.GraphDef:
     return pruned_to(model.graph_def, [tensor(name) for name in roots])
 
 
-def _roots(model: InlinedModel, lookups: Iterable[Lookup]) -> list[str]:
+def _by_output(tables: Mapping[str, CutTable]) -> dict[str, AnyLookup]:
+    """Every lookup, by each tensor that it makes known."""
+    return {t: one for cut in tables.values() for one in cut.lookups for t in outputs_of(one)}
+
+
+def _dtype(lookup: AnyLookup, output: str, table_dtype: str) -> str:
+    if isinstance(lookup, Scoring):
+        return lookup.output_dtypes(table_dtype)[output]
+    return table_dtype
+
+
+def _roots(model: InlinedModel, lookups: Iterable[AnyLookup]) -> list[str]:
     """Every tensor that a program may feed or fetch, and what loading needs."""
     roots = [*model.assets]
     if model.init_op is not None:
@@ -239,5 +253,5 @@ def _roots(model: InlinedModel, lookups: Iterable[Lookup]) -> list[str]:
     for signature in model.signatures.values():
         roots.extend(i.name for i in (*signature.inputs.values(), *signature.outputs.values()))
     for lookup in lookups:
-        roots.extend((lookup.output, *lookup.operands))
+        roots.extend((*outputs_of(lookup), *lookup.operands))
     return sorted({split(name)[0] for name in roots})

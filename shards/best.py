@@ -1,0 +1,172 @@
+"""The k best of many scores: picked chunk by chunk, carried over the wire, merged. Pure.
+
+The order is TensorFlow's: the higher score first, of equal ones the lower index. NaN counts as
+minus infinity. Values are float32 or float64, indices int64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+#: Candidates that are kept, for all queries together, before they are sorted in.
+PENDING = 1 << 13
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a softmax over all scores of a query needs: `peaks` [n], the highest score, and `sums`
+    [n], float64, of exp(score - peak)."""
+
+    peaks: Array
+    sums: Array
+
+    @classmethod
+    def of(cls, scores: Array) -> Totals:
+        """Of scores [n, classes], at least one class."""
+        peaks = scores.max(axis=1)
+        with np.errstate(invalid="ignore"):
+            sums = np.exp(scores - peaks[:, None]).sum(axis=1, dtype=np.float64)
+        return cls(peaks, sums)
+
+    @classmethod
+    def merged(cls, parts: Sequence[Totals]) -> Totals:
+        """Over the classes of all parts."""
+        if len(parts) == 1:
+            return parts[0]
+        tops = np.stack([part.peaks for part in parts])
+        peaks = tops.max(axis=0)
+        with np.errstate(invalid="ignore"):
+            scales = np.exp((tops - peaks).astype(np.float64))
+        return cls(peaks, sum(part.sums * s for part, s in zip(parts, scales, strict=True)))
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best scores of n queries: `values` and `indices` [n, k], best first; totals if asked."""
+
+    values: Array
+    indices: Array
+    totals: Totals | None = None
+
+    def pack(self) -> Array:
+        """One array [n, columns] of the values' dtype, for the wire.
+
+        The values, the indices as integers of the same width, then peak and sum.
+        """
+        integers = _integers(self.values.dtype)
+        columns = [self.values, self.indices.astype(integers).view(self.values.dtype)]
+        if self.totals is not None:
+            columns += [self.totals.peaks[:, None], self.totals.sums[:, None]]
+        return np.concatenate(columns, axis=1, dtype=self.values.dtype)
+
+
+def unpack(packed: Array, count: int, k: int, *, totals: bool) -> Best:
+    """The k best of a slice with `count` classes, as `Best.pack` has packed them.
+
+    Raises ValueError for what is no such array.
+    """
+    extra = 2 if totals else 0
+    if packed.ndim != 2 or packed.shape[1] != 2 * k + extra or packed.dtype.kind != "f":
+        raise ValueError(f"not the {k} best scores: {packed.dtype} {list(packed.shape)}")
+    values = packed[:, :k]
+    integers = np.ascontiguousarray(packed[:, k : 2 * k]).view(_integers(packed.dtype))
+    if integers.size and not 0 <= integers.min() <= integers.max() < count:
+        raise ValueError(f"a class that is not in [0, {count})")
+    found = Totals(packed[:, -2], packed[:, -1].astype(np.float64)) if totals else None
+    return Best(values, integers.astype(np.int64), found)
+
+
+def merged(parts: Sequence[Best], k: int) -> Best:
+    """The k best of all parts, whose indices count over all parts and are all different."""
+    values = np.concatenate([part.values for part in parts], axis=1)
+    indices = np.concatenate([part.indices for part in parts], axis=1)
+    totals = [part.totals for part in parts if part.totals is not None]
+    values, indices = in_order(values, indices, k)
+    return Best(values, indices, Totals.merged(totals) if totals else None)
+
+
+def in_order(values: Array, indices: Array, k: int) -> tuple[Array, Array]:
+    """Values and indices [n, any], best first, the first k of them."""
+    order = np.lexsort((indices, -_ranked(values)), axis=-1)[:, :k]
+    return np.take_along_axis(values, order, axis=1), np.take_along_axis(indices, order, axis=1)
+
+
+class Picker:
+    """Picks the k best of each query from scores that come in chunks, by rising index."""
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._values: Array | None = None
+        self._indices: Array
+        self._floor: Array
+        self._pending: list[tuple[Array, Array, Array]] = []
+        self._count = 0
+
+    def add(self, scores: Array, start: int) -> None:
+        """Scores [n, c], contiguous, of the classes from `start` on. The first c is at least k."""
+        if self._values is None:
+            self._keep(scores, start, scores >= self._kth(scores)[:, None])
+            self._sort_in(len(scores))
+            return
+        # What only equals the k-th best has a higher index than that.
+        wanted = scores > self._floor[:, None]
+        if scores.shape[1] > self._k and np.count_nonzero(wanted) > 4 * len(scores) * self._k:
+            wanted &= scores >= self._kth(scores)[:, None]
+        self._keep(scores, start, wanted)
+        if self._count > max(PENDING, len(scores) * self._k):
+            self._sort_in(len(scores))
+
+    def best(self) -> tuple[Array, Array]:
+        """Values and indices [n, k] of all that was added, which is at least one chunk."""
+        assert self._values is not None
+        if self._count:
+            self._sort_in(len(self._values))
+        return self._values, self._indices
+
+    def _kth(self, scores: Array) -> Array:
+        """The k-th best of each query, counting equal ones."""
+        at = scores.shape[1] - self._k
+        kth: Array = np.partition(_ranked(scores), at, axis=1)[:, at]
+        return kth
+
+    def _keep(self, scores: Array, start: int, wanted: Array) -> None:
+        if self._values is None:
+            wanted |= np.isnan(scores)
+        # Three times as fast as the places along both axes at once.
+        found = np.flatnonzero(wanted)
+        if not len(found):
+            return
+        queries, places = np.divmod(found, scores.shape[1])
+        self._pending.append((queries, places + start, scores.reshape(-1)[found]))
+        self._count += len(found)
+
+    def _sort_in(self, n: int) -> None:
+        pending = self._pending
+        if self._values is not None:
+            standing = np.repeat(np.arange(n), self._k)
+            pending = [(standing, self._indices.reshape(-1), self._values.reshape(-1)), *pending]
+        queries, indices, values = (np.concatenate(column) for column in zip(*pending, strict=True))
+        ranked = _ranked(values)
+        order = np.lexsort((indices, -ranked, queries))
+        firsts = np.searchsorted(queries[order], np.arange(n))
+        chosen = order[firsts[:, None] + np.arange(self._k)]
+        self._values, self._indices = values[chosen], indices[chosen]
+        self._floor = ranked[chosen[:, -1]]
+        self._pending, self._count = [], 0
+
+
+def _ranked(values: Array) -> Array:
+    """The values as they are compared."""
+    absent = np.isnan(values)
+    return np.where(absent, values.dtype.type(-np.inf), values) if absent.any() else values
+
+
+def _integers(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(np.int32 if dtype.itemsize == 4 else np.int64)
