@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+FAISS, FAISS_BLAS = "faiss IndexFlatIP", "faiss IndexFlatIP, BLAS from 20 queries"
 #: Queries [n, dim] to values [n, k], best first, and the items' numbers.
 Search = Callable[[Array], tuple[Array, Array]]
 
@@ -32,21 +33,36 @@ def tensorflow(items: Array, k: int) -> Search:
     return run
 
 
-def faiss_flat(items: Array, k: int) -> Search:
-    """faiss's exhaustive search."""
-    faiss = import_module("faiss")
-    faiss.omp_set_num_threads(1)
-    index = faiss.IndexFlatIP(items.shape[1])
-    index.add(items)
+class Faiss:
+    """faiss's exhaustive search, as it is and with BLAS for batches; both over one index."""
 
-    def run(queries: Array) -> tuple[Array, Array]:
-        values, indices = index.search(queries, k)
+    def __init__(self, items: Array, k: int) -> None:
+        self._faiss = import_module("faiss")
+        self._faiss.omp_set_num_threads(1)
+        self._index = self._faiss.IndexFlatIP(items.shape[1])
+        self._index.add(items)
+        self._k = k
+        self._default = self._faiss.cvar.distance_compute_blas_threshold
+
+    def installed(self, queries: Array) -> tuple[Array, Array]:
+        """With the settings that it comes with."""
+        return self._search(queries, self._default)
+
+    def blas(self, queries: Array) -> tuple[Array, Array]:
+        """With BLAS for 20 queries or more, as it was its default once."""
+        return self._search(queries, 20)
+
+    def _search(self, queries: Array, threshold: int) -> tuple[Array, Array]:
+        self._faiss.cvar.distance_compute_blas_threshold = threshold
+        values, indices = self._index.search(queries, self._k)
         return np.asarray(values), np.asarray(indices)
 
-    return run
 
-
-PEERS: dict[str, Callable[[Array, int], Search]] = {
-    "tf.math.top_k(tf.matmul)": tensorflow,
-    "faiss IndexFlatIP": faiss_flat,
-}
+def peers(items: Array, k: int) -> tuple[dict[str, Search], dict[str, str]]:
+    """Every peer by name, and those that are not installed with the reason."""
+    found = {"tf.math.top_k(tf.matmul)": tensorflow(items, k)}
+    try:
+        faiss = Faiss(items, k)
+    except ImportError as error:
+        return found, {FAISS: f"not installed: {error}"}
+    return found | {FAISS: faiss.installed, FAISS_BLAS: faiss.blas}, {}

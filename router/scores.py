@@ -141,9 +141,10 @@ class PreparedScores:
             return Best(none, none.astype(np.int64), Totals(none[:, 0], none[:, 0]))
         if all(fragment.part.k for fragment, _ in answers):
             return merged([self._unpacked(*one) for one in answers], k)
-        scores = biased(self._all(answers), self.bias, self.table.dtype)
+        products = np.ascontiguousarray(self._all(answers).T)
+        scores = biased(products, self.bias, self.table.dtype)
         picker = Picker(k)
-        picker.add(np.ascontiguousarray(scores), 0)
+        picker.add(scores, 0)
         return Best(*picker.best(), Totals.of(scores))
 
     def _unpacked(self, fragment: ScoreFragment, packed: Array) -> Best:

@@ -29,10 +29,10 @@ class Totals:
 
     @classmethod
     def of(cls, scores: Array) -> Totals:
-        """Of scores [n, classes], at least one class."""
-        peaks = scores.max(axis=1)
+        """Of scores [classes, n], at least one class."""
+        peaks = scores.max(axis=0)
         with np.errstate(invalid="ignore"):
-            sums = np.exp(scores - peaks[:, None]).sum(axis=1, dtype=np.float64)
+            sums = np.exp(scores - peaks).sum(axis=0, dtype=np.float64)
         return cls(peaks, sums)
 
     @classmethod
@@ -99,29 +99,35 @@ def in_order(values: Array, indices: Array, k: int) -> tuple[Array, Array]:
 
 
 class Picker:
-    """Picks the k best of each query from scores that come in chunks, by rising index."""
+    """Picks the k best of each query from scores that come in chunks, by rising index.
+
+    Scores are [classes, n], contiguous: the product of that form is the faster one.
+    """
 
     def __init__(self, k: int) -> None:
         self._k = k
         self._values: Array | None = None
         self._indices: Array
         self._floor: Array
+        self._wanted: Array
         self._pending: list[tuple[Array, Array, Array]] = []
         self._count = 0
 
     def add(self, scores: Array, start: int) -> None:
-        """Scores [n, c], contiguous, of the classes from `start` on. The first c is at least k."""
+        """Scores of the classes from `start` on. The first chunk is the longest, of at least k."""
+        n = scores.shape[1]
         if self._values is None:
-            self._keep(scores, start, scores >= self._kth(scores)[:, None])
-            self._sort_in(len(scores))
+            self._wanted = (scores >= self._kth(scores)) | np.isnan(scores)
+            self._keep(scores, start, self._wanted)
+            self._sort_in(n)
             return
         # What only equals the k-th best has a higher index than that.
-        wanted = scores > self._floor[:, None]
-        if scores.shape[1] > self._k and np.count_nonzero(wanted) > 4 * len(scores) * self._k:
-            wanted &= scores >= self._kth(scores)[:, None]
+        wanted = np.greater(scores, self._floor, out=self._wanted[: len(scores)])
+        if len(scores) > self._k and np.count_nonzero(wanted) > 4 * n * self._k:
+            wanted &= scores >= self._kth(scores)
         self._keep(scores, start, wanted)
-        if self._count > max(PENDING, len(scores) * self._k):
-            self._sort_in(len(scores))
+        if self._count > max(PENDING, n * self._k):
+            self._sort_in(n)
 
     def best(self) -> tuple[Array, Array]:
         """Values and indices [n, k] of all that was added, which is at least one chunk."""
@@ -132,29 +138,31 @@ class Picker:
 
     def _kth(self, scores: Array) -> Array:
         """The k-th best of each query, counting equal ones."""
-        at = scores.shape[1] - self._k
-        kth: Array = np.partition(_ranked(scores), at, axis=1)[:, at]
+        at = len(scores) - self._k
+        kth: Array = np.partition(_ranked(scores), at, axis=0)[at]
         return kth
 
     def _keep(self, scores: Array, start: int, wanted: Array) -> None:
-        if self._values is None:
-            wanted |= np.isnan(scores)
         # Three times as fast as the places along both axes at once.
         found = np.flatnonzero(wanted)
-        if not len(found):
-            return
-        queries, places = np.divmod(found, scores.shape[1])
-        self._pending.append((queries, places + start, scores.reshape(-1)[found]))
-        self._count += len(found)
+        if len(found):
+            places, queries = np.divmod(found, scores.shape[1])
+            self._pending.append((queries, places + start, scores.reshape(-1)[found]))
+            self._count += len(found)
 
     def _sort_in(self, n: int) -> None:
+        """Sort what is pending, all of it of higher indices, in behind what stands."""
         pending = self._pending
         if self._values is not None:
             standing = np.repeat(np.arange(n), self._k)
             pending = [(standing, self._indices.reshape(-1), self._values.reshape(-1)), *pending]
         queries, indices, values = (np.concatenate(column) for column in zip(*pending, strict=True))
         ranked = _ranked(values)
-        order = np.lexsort((indices, -ranked, queries))
+        # Equal scores of one query are in the order of their indices already, and stay so.
+        order = np.argsort(-ranked, kind="stable")
+        # Integers of 16 bits are sorted in linear time.
+        narrow = queries.astype(np.uint16 if n <= 1 << 16 else np.int64)
+        order = order[np.argsort(narrow[order], kind="stable")]
         firsts = np.searchsorted(queries[order], np.arange(n))
         chosen = order[firsts[:, None] + np.arange(self._k)]
         self._values, self._indices = values[chosen], indices[chosen]

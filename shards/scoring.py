@@ -54,7 +54,7 @@ def answer(store: SliceStore, part: ScorePart) -> Array:
     matrix = _Matrix(store, part.axis)
     _check(store, part, matrix)
     if not part.k:
-        return np.asarray(part.queries @ matrix.chunk(0, matrix.classes))
+        return np.asarray(part.queries @ matrix.chunk(0, matrix.classes).T)
     blocks = [
         _best(matrix, part, part.queries[first : first + BLOCK_QUERIES])
         for first in range(0, max(1, len(part.queries)), BLOCK_QUERIES)
@@ -87,17 +87,18 @@ def rounded(scores: Array, dtype: str) -> Array:
 
 
 def biased(scores: Array, bias: Array | None, dtype: str) -> Array:
-    """Products [n, classes], rounded, plus a bias [classes], rounded again."""
+    """Products [classes, n], rounded, plus a bias [classes], rounded again."""
     scores = rounded(scores, dtype)
-    return scores if bias is None else rounded(scores + bias, dtype)
+    return scores if bias is None else rounded(scores + bias[:, None], dtype)
 
 
 class _Matrix:
-    """A slice as [width, classes]."""
+    """A slice as [classes, width], a run of classes at a time."""
 
     def __init__(self, store: SliceStore, axis: Axis) -> None:
         by_rows = axis is Axis.ROWS
         self._store = store
+        self._blocks = store if isinstance(store, _HasBlocks) else None
         self.classes = store.rows if by_rows else store.columns
         self.width = store.columns if by_rows else store.rows
         self.dtype = store.dtype
@@ -105,16 +106,16 @@ class _Matrix:
         self._whole: Array | None = None
 
     def _of_rows(self, first: int, last: int) -> Array:
-        return _widened(self._rows(first, last), self._store.dtype).T
+        return _widened(self._rows(first, last), self.dtype)
 
     def _of_columns(self, first: int, last: int) -> Array:
         if self._whole is None:
             self._whole = self._rows(0, self._store.rows)
-        return _widened(self._whole[:, first:last], self._store.dtype)
+        return _widened(self._whole[:, first:last].T, self.dtype)
 
     def _rows(self, first: int, last: int) -> Array:
-        if isinstance(self._store, _HasBlocks):
-            return self._store.block(first, last)
+        if self._blocks is not None:
+            return self._blocks.block(first, last)
         return self._store.gather(np.arange(first, last))
 
 
@@ -160,12 +161,11 @@ def _best(matrix: _Matrix, part: ScorePart, queries: Array) -> Array:
 def _chunks(
     matrix: _Matrix, part: ScorePart, queries: Array, k: int
 ) -> Iterator[tuple[int, Array]]:
-    """The scores by rising class, the first chunk of at least k; each is valid until the next."""
-    size = max(CHUNK_SCORES // len(queries), MIN_CHUNK, k)
-    space = np.empty(len(queries) * min(size, matrix.classes), queries.dtype)
+    """Scores [c, n] by rising class, the first of at least k classes; valid until the next."""
+    size = min(max(CHUNK_SCORES // len(queries), MIN_CHUNK, k), matrix.classes)
+    space = np.empty((size, len(queries)), queries.dtype)
     for start in range(0, matrix.classes, size):
         stop = min(start + size, matrix.classes)
-        scores = space[: len(queries) * (stop - start)].reshape(len(queries), stop - start)
-        np.matmul(queries, matrix.chunk(start, stop), out=scores)
+        scores = np.matmul(matrix.chunk(start, stop), queries.T, out=space[: stop - start])
         bias = None if part.bias is None else part.bias[start:stop]
         yield start, biased(scores, bias, matrix.dtype)
