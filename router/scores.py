@@ -63,7 +63,10 @@ class PreparedScores:
         return self.queries.size + len(self.queries) * (self.scoring.k or self.classes)
 
     def fragments(self, partition: TablePartition, turn: int) -> list[ScoreFragment]:
-        """The work of each slice that has some; none where there is no query."""
+        """The work of each slice that has some; none where there is no query.
+
+        Raises ResourceExhausted where what comes back takes over `MAX_RESULT_BYTES`.
+        """
         pieces = [
             (piece, slice_id)
             for piece, slice_id in partition.one_copy(turn)
@@ -71,10 +74,21 @@ class PreparedScores:
         ]
         if not len(self.queries):
             return []
-        return [
+        fragments = [
             ScoreFragment(piece.shard, self._part(piece, slice_id), piece)
             for piece, slice_id in pieces
         ]
+        self._check_size(only_best=all(fragment.part.k for fragment in fragments))
+        return fragments
+
+    def _check_size(self, *, only_best: bool) -> None:
+        count = self.scoring.k if only_best else self.classes
+        nbytes = len(self.queries) * count * self.queries.itemsize
+        if nbytes > MAX_RESULT_BYTES:
+            raise ResourceExhausted(
+                f"the scores of {len(self.queries)} queries against table {self.table.name!r} "
+                f"would take {nbytes} bytes, over the limit of {MAX_RESULT_BYTES}"
+            )
 
     def _part(self, piece: Slice, slice_id: int) -> ScorePart:
         axis = self.scoring.axis
@@ -175,8 +189,8 @@ class PreparedScores:
 def prepare_scores(scoring: Scoring, table: Table, known: Mapping[str, Array]) -> PreparedScores:
     """Read the scoring's operands from the tensors known by now.
 
-    Raises InvalidArgument in TensorFlow's words for queries that the product would refuse,
-    ResourceExhausted for a result of over `MAX_RESULT_BYTES`.
+    Raises InvalidArgument for queries that the product would refuse; of a MatMul in TensorFlow's
+    words.
     """
     given = known[scoring.queries]
     width = table.columns if scoring.axis is Axis.ROWS else table.rows
@@ -195,18 +209,11 @@ def prepare_scores(scoring: Scoring, table: Table, known: Mapping[str, Array]) -
     bias = None
     if scoring.bias is not None:
         bias = np.ascontiguousarray(known[scoring.bias], product)
-    prepared = PreparedScores(scoring, table, flat, bias, tuple(outer))
-    nbytes = count * (scoring.k or prepared.classes) * product.itemsize
-    if nbytes > MAX_RESULT_BYTES:
-        raise ResourceExhausted(
-            f"the scores of {count} queries against table {table.name!r} would take "
-            f"{nbytes} bytes, over the limit of {MAX_RESULT_BYTES}"
-        )
-    return prepared
+    return PreparedScores(scoring, table, flat, bias, tuple(outer))
 
 
 def _check_rank(scoring: Scoring, queries: Array) -> None:
-    if queries.ndim < 2 or (scoring.rank_two and queries.ndim > 2):
+    if queries.ndim < 2 or scoring.rank not in (None, queries.ndim):
         text = f"In[{int(scoring.table_first)}] ndims must be >= 2"
         raise InvalidArgument(_at(scoring, text))
 

@@ -64,6 +64,7 @@ class Scores(tf.Module):
             "best_of_pairs": tf.argmax(tf.matmul(pairs, kernel), 2),
             "likeliest": tf.argmax(tf.nn.softmax(tf.matmul(x, kernel)), -1),
             "half": tf.matmul(tf.cast(x, tf.float16), self.half),
+            "einsum": tf.einsum("bpd,nd->bpn", pairs, items),
             "worst": tf.argmin(tf.matmul(x, kernel), -1),
             "product_twice": tf.matmul(tf.matmul(x, items, transpose_b=True), items),
         }
@@ -81,6 +82,7 @@ class Scores(tf.Module):
             "vectors": lambda: tf.linalg.matvec(items, x),
             "half": lambda: tf.matmul(tf.cast(x, tf.float16), self.half),
             "brain": lambda: tf.matmul(tf.cast(x, tf.bfloat16), self.brain, transpose_b=True),
+            "einsum": lambda: tf.einsum("dn,bd->bn", kernel, x) + bias,
             "wide": lambda: tf.matmul(tf.cast(x, tf.float64), self.wide, transpose_b=True),
         }
         for name, scores in ranked.items():

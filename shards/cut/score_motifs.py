@@ -44,27 +44,12 @@ class ScoreFinder:
 
         The table is called `name` and has `shape`.
         """
-        if node.op not in _PRODUCTS or dtype not in PRODUCTS or len(shape) != 2:
+        if dtype not in PRODUCTS or len(shape) != 2 or node.name in self._graph.conditional:
             return None
-        queries = data_inputs(node)[1 - slot]
+        found = _einsum(node, slot, name) if node.op == "Einsum" else _product(node, slot, name)
         # The product of two variables is itself a constant.
-        if self._graph.node(self._graph.resolve(queries)).op in _VARIABLES:
+        if found is None or self._graph.node(self._graph.resolve(found.queries)).op in _VARIABLES:
             return None
-        if node.name in self._graph.conditional:
-            return None
-        flips = [bool(node.attr[attribute].b) for attribute in _PRODUCTS[node.op]]
-        table_first = slot == 0
-        found = Scoring(
-            output=tensor(node.name),
-            table=name,
-            node=node.name,
-            product=node.name,
-            queries=queries,
-            axis=Axis.ROWS if flips[slot] != table_first else Axis.COLUMNS,
-            transposed=flips[1 - slot] != table_first,
-            table_first=table_first,
-            rank_two=node.op == "MatMul",
-        )
         return self._picked(found, dtype, shape[found.axis]) or found
 
     def _picked(self, found: Scoring, dtype: str, classes: int) -> Scoring | None:
@@ -145,6 +130,49 @@ class ScoreFinder:
         if len(uses) != 1 or fetched or uses[0][0].name in graph.conditional:
             return None
         return uses[0]
+
+
+def _product(node: NodeDef, slot: int, table: str) -> Scoring | None:
+    if node.op not in _PRODUCTS:
+        return None
+    flips = [bool(node.attr[attribute].b) for attribute in _PRODUCTS[node.op]]
+    table_first = slot == 0
+    return Scoring(
+        output=tensor(node.name),
+        table=table,
+        node=node.name,
+        product=node.name,
+        queries=data_inputs(node)[1 - slot],
+        axis=Axis.ROWS if flips[slot] != table_first else Axis.COLUMNS,
+        transposed=flips[1 - slot] != table_first,
+        table_first=table_first,
+        rank=2 if node.op == "MatMul" else None,
+    )
+
+
+def _einsum(node: NodeDef, slot: int, table: str) -> Scoring | None:
+    """An equation such as "bd,nd->bn", "dn,bqd->bqn": the last axis of one operand summed over."""
+    operands, _, made = node.attr["equation"].s.decode().replace(" ", "").partition("->")
+    labels = operands.split(",")
+    if len(labels) != 2 or "." in operands:
+        return None
+    of_table, of_queries = labels[slot], labels[1 - slot]
+    outer, summed = of_queries[:-1], of_queries[-1:]
+    classes = of_table.replace(summed, "")
+    unique = len(set(of_queries)) == len(of_queries) and classes not in of_queries
+    if len(of_table) != 2 or len(classes) != 1 or not outer or not unique:
+        return None
+    if made != outer + classes:
+        return None
+    return Scoring(
+        output=tensor(node.name),
+        table=table,
+        node=node.name,
+        product=node.name,
+        queries=data_inputs(node)[1 - slot],
+        axis=Axis(of_table.index(classes)),
+        rank=len(of_queries),
+    )
 
 
 def _type(node: NodeDef, attribute: str) -> str:

@@ -31,8 +31,9 @@ class Scoring:
     """Queries times the table T, [classes, width] or [width, classes] as `axis` says.
 
     `queries` is a matrix, or a batch of them, [..., n, width], or [..., width, n] where it is
-    `transposed`. The scores, [..., n, classes], take the place of the tensor `output`, or, where
-    the graph has the table first (`table_first`), their transpose does, [..., classes, n].
+    `transposed`; of rank `rank`, where that is fixed. The scores, [..., n, classes], take the place
+    of the tensor `output`, or, where the graph has the table first (`table_first`), their transpose
+    does, [..., classes, n].
 
     With a pick other than ALL, what is replaced is [..., n, k] of the best (`indices` besides,
     of `index_dtype`) or [..., n] of the best one's number, of `index_dtype`, after `bias`
@@ -50,7 +51,7 @@ class Scoring:
     axis: Axis
     transposed: bool = False
     table_first: bool = False
-    rank_two: bool = True
+    rank: int | None = 2
     pick: Pick = Pick.ALL
     k: int = 0
     bias: str | None = None

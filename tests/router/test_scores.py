@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from shardserve.batching.errors import InvalidArgument, Unavailable
+from shardserve.batching.errors import InvalidArgument, ResourceExhausted, Unavailable
+from shardserve.router.partition import partitions_of
+from shardserve.router.scores import PreparedScores
 from shardserve.router.servable import RequestContext
 from shardserve.router.session import StageThreads
 from shardserve.router.sharded import ShardedServable, load_sharded
@@ -21,11 +24,13 @@ from shardserve.shards.bundle import open_bundle
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
 from shardserve.shards.cut.planning import table_sources
 from shardserve.shards.cut.saved_model import checkpoint_prefix
+from shardserve.shards.cut.scorings import Pick, Scoring
 from shardserve.shards.layout import Layout
 from shardserve.shards.local import LocalChannel
-from shardserve.shards.messages import LookupReply, LookupRequest
+from shardserve.shards.messages import Axis, LookupReply, LookupRequest
 from shardserve.shards.model import ModelPlan
 from shardserve.shards.shard import Shard
+from shardserve.shards.tables import Table
 from tests import scored_models
 from tests.layouts import LAYOUTS, layout_of, random_layout
 from tests.scored_models import CLASSES, ITEMS, THRESHOLD, WIDTH, Feeds
@@ -101,7 +106,8 @@ def assert_same(got: Feeds, expected: Feeds) -> None:
         if value.dtype.kind == "i":
             np.testing.assert_array_equal(got[alias], value, err_msg=alias)
         else:
-            np.testing.assert_allclose(got[alias], value, rtol=1e-5, atol=1e-7, err_msg=alias)
+            # The logarithm of a probability near one keeps the error of the sum it is taken of.
+            np.testing.assert_allclose(got[alias], value, rtol=1e-5, atol=5e-7, err_msg=alias)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 5])
@@ -279,3 +285,72 @@ def test_an_answer_that_is_none_is_a_shard_that_is_not_there(directory, sources,
     servable = load_sharded(plan, [_Nonsense()], threads)
     with pytest.raises(Unavailable, match="shard 0 answered a scoring with"):
         ask(servable, ALL_EQUAL, output)
+
+
+@pytest.mark.parametrize(("kind", "fits"), [("column", True), ("row_mod", False)])
+def test_what_would_come_back_is_bounded(kind, fits):
+    """A million queries: their best are few, their scores are not."""
+    table = Table("kernel", "float32", WIDTH, (CLASSES * 100,))
+    layout = layout_of(kind, {"kernel": table}, 2)
+    scoring = Scoring(
+        output="values:0",
+        indices="indices:0",
+        table="kernel",
+        node="top_k",
+        product="matmul",
+        queries="x:0",
+        axis=Axis.COLUMNS,
+        pick=Pick.TOP_K,
+        k=3,
+    )
+    queries = np.broadcast_to(np.zeros(WIDTH, np.float32), (1_000_000, WIDTH))
+    prepared = PreparedScores(scoring, table, queries, None, (1_000_000,))
+    partition = partitions_of(layout, {"kernel": table})["kernel"]
+    if fits:
+        assert [one.part.k for one in prepared.fragments(partition, 0)] == [3, 3]
+    else:
+        with pytest.raises(ResourceExhausted, match="1000000 queries against table 'kernel'"):
+            prepared.fragments(partition, 0)
+
+
+def test_a_two_tower_model_finds_its_users_items(tmp_path: Path, threads):
+    """Rows of a table are the queries that the same table is scored with; then names by number."""
+    rng = np.random.default_rng(9)
+
+    class TwoTowers(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.items = tf.Variable(rng.normal(size=(500, 8)).astype(np.float32), name="items")
+            self.names = tf.Variable([f"item {i}" for i in range(500)], name="names")
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.int64, name="seen")])
+        def __call__(self, seen):
+            user = tf.reduce_mean(tf.gather(self.items, seen), axis=1)
+            scores, found = tf.math.top_k(tf.matmul(user, self.items, transpose_b=True), 10)
+            return {"scores": scores, "names": tf.gather(self.names, found)}
+
+    module = TwoTowers()
+    tf.saved_model.save(module, str(tmp_path), signatures=module.__call__)
+    sources = sources_of(tmp_path)
+    tables = {name: source.table for name, source in sources.items()}
+    for kind in LAYOUTS:
+        servable = loaded(tmp_path, sources, layout_of(kind, tables, 3), threads)
+        seen = rng.integers(0, 500, (4, 3))
+        got, expected = ask(servable, {"seen": seen}), module(tf.constant(seen))
+        np.testing.assert_allclose(got["scores"], expected["scores"], rtol=1e-5)
+        assert got["names"].tolist() == expected["names"].numpy().tolist()
+
+
+def test_a_keras_classifier_answers_with_all_its_probabilities(tmp_path: Path, threads):
+    keras.utils.set_random_seed(3)
+    x = keras.Input((12,), name="x")
+    hidden = keras.layers.Dense(8, activation="relu")(x)
+    model = keras.Model(x, keras.layers.Dense(301, activation="softmax")(hidden))
+    model.export(str(tmp_path), verbose=False)
+    sources = sources_of(tmp_path)
+    (table,) = (source.table for source in sources.values())
+    assert (table.rows, table.columns) == (8, 301)
+    servable = loaded(tmp_path, sources, layout_of("column", {table.name: table}, 3), threads)
+    feeds = {"x": np.random.default_rng(4).normal(size=(5, 12)).astype(np.float32)}
+    (got,) = ask(servable, feeds).values()
+    np.testing.assert_allclose(got, model(feeds["x"]), rtol=1e-5, atol=1e-8)

@@ -44,7 +44,7 @@ def test_every_product_is_found_with_what_is_picked_from_it(scores):
         (columns, Pick.ARG_MAX, False, Scale.NONE): 1,
         (columns, Pick.ARG_MAX, False, Scale.SOFTMAX): 1,
         (columns, Pick.TOP_K, False, Scale.NONE): 4,
-        (columns, Pick.TOP_K, True, Scale.NONE): 9,
+        (columns, Pick.TOP_K, True, Scale.NONE): 12,
         (columns, Pick.TOP_K, True, Scale.SOFTMAX): 3,
     }
 
@@ -83,6 +83,7 @@ FULL_SCORES = {
     "the scores are used twice": lambda x, w: (lambda s: top(s) | {"m": tf.reduce_max(s)})(x @ w),
     "the bias is another for each query": lambda x, w: top(x @ w + x[:, :1]),
     "something else is done to the scores": lambda x, w: top(tf.nn.relu(x @ w)),
+    "the product is of another form": lambda x, w: top(tf.einsum("bd,dn->bn", x, w) * 2.0),
     "the best query is wanted": lambda x, w: {"best": tf.argmax(x @ w, 0)},
 }
 
@@ -109,6 +110,16 @@ def test_the_product_of_two_variables_keeps_both_whole(tmp_path):
     model = cut_saved_model(saved(tmp_path, function, w=kernel(8, 100)), RULE)
     assert not model.tables
     assert "MatMul" in model.whole[0].reason
+
+
+@pytest.mark.parametrize(
+    "equation", ["bd,dn->nb", "bd,dn->b", "bb,bn->bn", "bd,en->bn", "b...,dn->bn..."]
+)
+def test_an_einsum_of_another_form_keeps_the_variable_whole(tmp_path, equation):
+    def function(x, w):
+        return {"y": tf.einsum(equation, x[:8] if equation == "bb,bn->bn" else x, w)}
+
+    assert not cut_saved_model(saved(tmp_path, function, w=kernel(8, 100)), RULE).tables
 
 
 def test_a_product_inside_a_branch_keeps_the_variable_whole(tmp_path):
