@@ -17,6 +17,8 @@ Array = npt.NDArray[Any]
 
 #: Candidates that are kept, for all queries together, before they are sorted in.
 PENDING = 1 << 13
+#: Scores that are compared in one run.
+TILE = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,10 @@ class Picker:
         self._k = k
         self._values: Array | None = None
         self._indices: Array
-        self._floor: Array
+        self._floors: Array
         self._wanted: Array
-        self._pending: list[tuple[Array, Array, Array]] = []
+        # Places among all scores, [classes, n] flat, and the scores there.
+        self._pending: list[tuple[Array, Array]] = []
         self._count = 0
 
     def add(self, scores: Array, start: int) -> None:
@@ -118,14 +121,17 @@ class Picker:
         n = scores.shape[1]
         if self._values is None:
             self._wanted = (scores >= self._kth(scores)) | np.isnan(scores)
-            self._keep(scores, start, self._wanted)
+            found = np.flatnonzero(self._wanted)
+            self._pending.append((found + start * n, scores.reshape(-1)[found]))
             self._sort_in(n)
             return
-        # What only equals the k-th best has a higher index than that.
-        wanted = np.greater(scores, self._floor, out=self._wanted[: len(scores)])
-        if len(scores) > self._k and np.count_nonzero(wanted) > 4 * n * self._k:
-            wanted &= scores >= self._kth(scores)
-        self._keep(scores, start, wanted)
+        wanted = self._above(scores)
+        found = np.flatnonzero(wanted)
+        if len(scores) > self._k and len(found) > 4 * n * self._k:
+            found = np.flatnonzero(wanted & (scores >= self._kth(scores)))
+        if len(found):
+            self._pending.append((found + start * n, scores.reshape(-1)[found]))
+            self._count += len(found)
         if self._count > max(PENDING, n * self._k):
             self._sort_in(n)
 
@@ -142,31 +148,35 @@ class Picker:
         kth: Array = np.partition(_ranked(scores), at, axis=0)[at]
         return kth
 
-    def _keep(self, scores: Array, start: int, wanted: Array) -> None:
-        # Three times as fast as the places along both axes at once.
-        found = np.flatnonzero(wanted)
-        if len(found):
-            places, queries = np.divmod(found, scores.shape[1])
-            self._pending.append((queries, places + start, scores.reshape(-1)[found]))
-            self._count += len(found)
+    def _above(self, scores: Array) -> Array:
+        """Which scores are above the k-th best. Equal ones are not: they have a higher index."""
+        wanted = self._wanted[: len(scores)]
+        rows = len(self._floors) // scores.shape[1]
+        whole = len(scores) // rows * rows
+        wide = (-1, len(self._floors))
+        np.greater(scores[:whole].reshape(wide), self._floors, out=wanted[:whole].reshape(wide))
+        rest = self._floors[: scores.shape[1]]
+        np.greater(scores[whole:], rest, out=wanted[whole:])
+        return wanted
 
     def _sort_in(self, n: int) -> None:
         """Sort what is pending, all of it of higher indices, in behind what stands."""
         pending = self._pending
         if self._values is not None:
-            standing = np.repeat(np.arange(n), self._k)
-            pending = [(standing, self._indices.reshape(-1), self._values.reshape(-1)), *pending]
-        queries, indices, values = (np.concatenate(column) for column in zip(*pending, strict=True))
+            standing = self._indices * n + np.arange(n)[:, None]
+            pending = [(standing.reshape(-1), self._values.reshape(-1)), *pending]
+        places, values = (np.concatenate(column) for column in zip(*pending, strict=True))
         ranked = _ranked(values)
         # Equal scores of one query are in the order of their indices already, and stay so.
         order = np.argsort(-ranked, kind="stable")
         # Integers of 16 bits are sorted in linear time.
-        narrow = queries.astype(np.uint16 if n <= 1 << 16 else np.int64)
-        order = order[np.argsort(narrow[order], kind="stable")]
-        firsts = np.searchsorted(queries[order], np.arange(n))
-        chosen = order[firsts[:, None] + np.arange(self._k)]
-        self._values, self._indices = values[chosen], indices[chosen]
-        self._floor = ranked[chosen[:, -1]]
+        queries = (places % n).astype(np.uint16 if n <= 1 << 16 else np.int64)[order]
+        by_query = np.argsort(queries, kind="stable")
+        firsts = np.searchsorted(queries[by_query], np.arange(n, dtype=queries.dtype))
+        chosen = order[by_query[firsts[:, None] + np.arange(self._k)]]
+        self._values, self._indices = values[chosen], places[chosen] // n
+        # Compared a row at a time, a few queries would cost more than their scores.
+        self._floors = np.tile(ranked[chosen[:, -1]], max(1, TILE // n))
         self._pending, self._count = [], 0
 
 
