@@ -29,6 +29,7 @@ class Name(StrEnum):
     LOAD = "load"
     TERABYTE = "terabyte"
     CUT = "cut"
+    TOPK = "topk"
 
 
 def main(

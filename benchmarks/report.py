@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 PACKAGES = (
     "shardserve",
+    "faiss-cpu",
     "fbgemm-gpu-cpu",
     "granian",
     "grpcio",

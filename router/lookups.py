@@ -37,6 +37,11 @@ class Prepared:
     sizes: Array | int
     shape: tuple[int, ...]
 
+    @property
+    def size(self) -> int:
+        """Ids to split, and to merge the answers for."""
+        return len(self.ids)
+
     def finished(self, merged: Array, dtype: np.dtype[Any]) -> Array:
         """The tensor that takes the lookup's place in the graph, from the merged rows or sums."""
         if self.bags is not None:

@@ -77,11 +77,13 @@ class TablePartition:
             self._sharding in _KINDS and len(self._pieces) > 1
         ):
             return self._by_rows(ids, bags)
-        if self._sharding is Sharding.COLUMN:
-            chosen = self._pieces
-        else:
-            chosen = (self._pieces[turn % len(self._pieces)],)
-        return self._alike(chosen, ids, bags)
+        return self._alike(self.one_copy(turn), ids, bags)
+
+    def one_copy(self, turn: int) -> tuple[tuple[Slice, int], ...]:
+        """Slices, with their ids, that together hold each element of the table once."""
+        if self._sharding in _KINDS or self._sharding is Sharding.COLUMN:
+            return self._pieces
+        return (self._pieces[turn % len(self._pieces)],)
 
     def _alike(
         self, pieces: Sequence[tuple[Slice, int]], ids: Array, bags: Bags | None

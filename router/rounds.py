@@ -14,23 +14,29 @@ import numpy.typing as npt
 from shardserve.router.lookups import Prepared, prepare
 from shardserve.router.merge import merge_gathered, merge_pooled
 from shardserve.router.partition import Fragment, TablePartition, partitions_of
+from shardserve.router.scores import PreparedScores, ScoreFragment, prepare_scores
 from shardserve.router.servable import RequestContext
-from shardserve.shards.cut.lookups import Lookup
+from shardserve.shards.cut.scorings import AnyLookup, Scoring
 from shardserve.shards.fan_out import fan_out
 from shardserve.shards.layout import Layout
 from shardserve.shards.messages import LookupReply, LookupRequest, ShardChannel
 from shardserve.shards.tables import Table
 
 Array = npt.NDArray[Any]
+AnyPrepared = Prepared | PreparedScores
+AnyFragment = Fragment | ScoreFragment
 
 
 @dataclass(frozen=True, slots=True)
 class SplitRound:
-    """What a round asks: `requests` by shard, and for each part which lookup's fragment it is."""
+    """What a round asks: `requests` by shard, and for each part which lookup's fragment it is.
 
-    prepared: tuple[Prepared, ...]
+    Scorings are prepared last, so that a request's parts, then its scores, are in order.
+    """
+
+    prepared: tuple[AnyPrepared, ...]
     requests: Mapping[int, LookupRequest]
-    owners: Mapping[int, tuple[tuple[int, Fragment], ...]]
+    owners: Mapping[int, tuple[tuple[int, AnyFragment], ...]]
 
 
 class Fanout:
@@ -42,37 +48,59 @@ class Fanout:
         self._dtypes = {name: _graph_dtype(table) for name, table in tables.items()}
         self._turns = itertools.count()
 
-    def split(self, lookups: Sequence[Lookup], known: Mapping[str, Array]) -> SplitRound:
-        """The round's requests. Raises what `prepare` raises; nothing has been asked then."""
+    def split(self, lookups: Sequence[AnyLookup], known: Mapping[str, Array]) -> SplitRound:
+        """The round's requests.
+
+        Raises what `prepare` and `prepare_scores` raise; nothing has been asked then.
+        """
         turn = next(self._turns)
-        prepared = tuple(prepare(one, self._tables[one.table], known) for one in lookups)
-        owners: dict[int, list[tuple[int, Fragment]]] = {}
+        ordered = sorted(lookups, key=lambda one: isinstance(one, Scoring))
+        prepared = tuple(self._prepared(one, known) for one in ordered)
+        owners: dict[int, list[tuple[int, AnyFragment]]] = {}
         for number, one in enumerate(prepared):
-            partition = self._partitions[one.lookup.table]
-            for fragment in partition.fragments(one.ids, one.bags, turn):
+            for fragment in self._fragments(one, turn):
                 owners.setdefault(fragment.shard, []).append((number, fragment))
-        requests = {
-            shard: LookupRequest(tuple(fragment.part for _, fragment in asked))
-            for shard, asked in owners.items()
-        }
+        requests = {shard: _request(asked) for shard, asked in owners.items()}
         return SplitRound(prepared, requests, {s: tuple(o) for s, o in owners.items()})
 
     def merge(self, split: SplitRound, replies: Mapping[int, LookupReply]) -> dict[str, Array]:
         """The tensors that the round makes known."""
-        answers: list[list[tuple[Fragment, Array]]] = [[] for _ in split.prepared]
+        answers: list[list[tuple[Any, Array]]] = [[] for _ in split.prepared]
         for shard in sorted(split.owners):
             results = replies[shard].results
             for (number, fragment), result in zip(split.owners[shard], results, strict=True):
                 answers[number].append((fragment, result))
-        return {
-            one.lookup.output: self._merged(one, found)
-            for one, found in zip(split.prepared, answers, strict=True)
-        }
+        tensors: dict[str, Array] = {}
+        for one, found in zip(split.prepared, answers, strict=True):
+            tensors |= self._merged(one, found)
+        return tensors
 
-    def _merged(self, one: Prepared, answers: list[tuple[Fragment, Array]]) -> Array:
+    def _prepared(self, one: AnyLookup, known: Mapping[str, Array]) -> AnyPrepared:
+        table = self._tables[one.table]
+        if isinstance(one, Scoring):
+            return prepare_scores(one, table, known)
+        return prepare(one, table, known)
+
+    def _fragments(self, one: AnyPrepared, turn: int) -> Sequence[AnyFragment]:
+        if isinstance(one, PreparedScores):
+            return one.fragments(self._partitions[one.table.name], turn)
+        return self._partitions[one.lookup.table].fragments(one.ids, one.bags, turn)
+
+    def _merged(self, one: AnyPrepared, answers: list[tuple[Any, Array]]) -> dict[str, Array]:
+        if isinstance(one, PreparedScores):
+            return one.merged(answers, self._dtypes[one.table.name])
         table = self._tables[one.lookup.table]
         merge = merge_gathered if one.bags is None else merge_pooled
-        return one.finished(merge(table, one.count, answers), self._dtypes[table.name])
+        merged = merge(table, one.count, answers)
+        return {one.lookup.output: one.finished(merged, self._dtypes[table.name])}
+
+
+def _request(asked: Sequence[tuple[int, AnyFragment]]) -> LookupRequest:
+    fragments = [fragment for _, fragment in asked]
+    return LookupRequest(
+        tuple(one.part for one in fragments if isinstance(one, Fragment)),
+        tuple(one.part for one in fragments if isinstance(one, ScoreFragment)),
+    )
 
 
 async def ask(

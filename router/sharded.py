@@ -18,9 +18,9 @@ from shardserve.router.servable import RequestContext, Signature
 from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFlowRunner
 from shardserve.router.whole import signature_def_map_of, signatures_of
 from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
-from shardserve.shards.cut.lookups import Lookup
 from shardserve.shards.cut.program import Program, StagePlan
 from shardserve.shards.cut.saved_model import checkpoint_prefix
+from shardserve.shards.cut.scorings import AnyLookup
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
 
@@ -56,7 +56,7 @@ class _Step:
     """A stage (None where nothing has to run) and the lookups that follow it."""
 
     stage: Stage | None
-    lookups: tuple[Lookup, ...]
+    lookups: tuple[AnyLookup, ...]
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,12 @@ class _Work:
     def take(self, split: SplitRound, replies: dict[int, Any]) -> None:
         self._pending = (split, replies)
 
-    def is_small(self, lookups: Sequence[Lookup]) -> bool:
+    def is_small(self, lookups: Sequence[AnyLookup]) -> bool:
         """Whether merging what came, and splitting these lookups, is too little for a thread."""
-        ids = sum(self._known[one.ids].size for one in lookups if one.ids in self._known)
+        known = [one.operands[0] for one in lookups if one.operands[0] in self._known]
+        ids = sum(self._known[name].size for name in known)
         if self._pending is not None:
-            ids += sum(len(one.ids) for one in self._pending[0].prepared)
+            ids += sum(one.size for one in self._pending[0].prepared)
         return ids <= INLINE_IDS
 
     def merge(self) -> None:

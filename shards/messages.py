@@ -37,16 +37,49 @@ class Part:
     weights: Array | None = None
 
 
+class Axis(enum.IntEnum):
+    """Along which axis of a table its classes (a retrieval's items) lie."""
+
+    ROWS = 0
+    COLUMNS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ScorePart:
+    """Queries to score against one slice, which is a matrix or the transpose of one.
+
+    The slice's classes are its rows or its columns, as `axis` says; the other axis is as wide as
+    the queries. `queries` is [n, width], float64 for a table of float64 and float32 for all others.
+    With `k` of 0 the answer is every score, [n, classes], of the queries' dtype.
+
+    With a `k` it is the k best of each query (all, where the slice has fewer), as `best.pack` has
+    them: local numbers of classes, ties to the lower one. Scores are then rounded to the table's
+    dtype, `bias` [classes] is added, of the queries' dtype and rounded again, and `totals` asks
+    for what a softmax over all classes needs to know.
+    """
+
+    slice_id: int
+    queries: Array
+    axis: Axis
+    k: int = 0
+    bias: Array | None = None
+    totals: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class LookupRequest:
     """All that one request, or one batch, asks of one shard."""
 
     parts: tuple[Part, ...]
+    scores: tuple[ScorePart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LookupReply:
-    """`results[i]` answers `parts[i]`. The seconds are the shard's own: waiting, then computing."""
+    """The results answer `parts`, then `scores`, each in its place.
+
+    The seconds are the shard's own: waiting, then computing.
+    """
 
     results: tuple[Array, ...]
     queue_seconds: float = 0.0

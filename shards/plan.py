@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards import layout as layouts
 from shardserve.shards.layout import Layout, Sharding, TableLayout
+from shardserve.shards.messages import Axis
 from shardserve.shards.storage import PLAIN, Precision, Storage, Tier, check_storage
 from shardserve.shards.tables import Table
 
@@ -53,12 +54,16 @@ class ShardLoad:
     lookups: float
 
 
-def plan_layout(tables: Mapping[str, Table], request: PlanRequest) -> Plan:
+def plan_layout(
+    tables: Mapping[str, Table], request: PlanRequest, scored: Mapping[str, Axis] | None = None
+) -> Plan:
     """Spread the tables over the shards.
 
     A table of over half an even share of all bytes is cut by `row_hash` over all shards, so that
     hot neighbours do not meet on one; with fewer rows than 64 for each shard it is cut by columns.
-    A smaller one goes whole to the shard that holds least. Where that does not fit the memory,
+    A smaller one goes whole to the shard that holds least. `scored` names the tables that queries
+    are multiplied with; such a one is cut in runs of its classes, which lie along the axis given,
+    so that every shard can pick its own best. Where that does not fit the memory,
     every table is cut. Raises InvalidArgument naming a shard where that does not fit either.
     """
     if request.shards < 1:
@@ -69,19 +74,24 @@ def plan_layout(tables: Mapping[str, Table], request: PlanRequest) -> Plan:
         )
     total = sum(_kept_bytes(table, request.storage) for table in tables.values())
     # A table of up to half an even share can go whole without a shard passing one and a half.
-    plan = _placed(tables, request, total / request.shards / 2)
+    plan = _placed(tables, request, total / request.shards / 2, scored or {})
     if request.memory_per_shard is None:
         return plan
     try:
         layouts.check_memory(plan.layout, tables, request.memory_per_shard)
     except InvalidArgument:
-        plan = _placed(tables, request, 0.0)
+        plan = _placed(tables, request, 0.0, scored or {})
         layouts.check_memory(plan.layout, tables, request.memory_per_shard)
     return plan
 
 
-def _placed(tables: Mapping[str, Table], request: PlanRequest, whole_up_to: float) -> Plan:
-    placer = _Placer(request.shards, request.storage, whole_up_to)
+def _placed(
+    tables: Mapping[str, Table],
+    request: PlanRequest,
+    whole_up_to: float,
+    scored: Mapping[str, Axis],
+) -> Plan:
+    placer = _Placer(request.shards, request.storage, whole_up_to, scored)
     kept = {name: _kept_bytes(table, request.storage) for name, table in tables.items()}
     for table in sorted(tables.values(), key=lambda t: (-kept[t.name], t.name)):
         placer.place(table)
@@ -130,10 +140,13 @@ def _kept_bytes(table: Table, wanted: Storage) -> int:
 
 
 class _Placer:
-    def __init__(self, shards: int, storage: Storage, whole_up_to: float) -> None:
+    def __init__(
+        self, shards: int, storage: Storage, whole_up_to: float, scored: Mapping[str, Axis]
+    ) -> None:
         self._held = [0] * shards
         self._storage = storage
         self._whole_up_to = whole_up_to
+        self._scored = scored
         self.layouts: dict[str, TableLayout] = {}
         self.reasons: dict[str, str] = {}
 
@@ -151,6 +164,9 @@ class _Placer:
             return layouts.whole_table(table, 0), "there is one shard"
         if _kept_bytes(table, self._storage) > self._whole_up_to:
             size = f"more than {self._whole_up_to:.0f} bytes"
+            by_classes = self._by_classes(table)
+            if by_classes is not None:
+                return by_classes, f"{by_classes.sharding} over all shards: {size}, and scored"
             if table.rows >= 64 * len(self._held):
                 return layouts.row_hash(table, shards), f"row_hash over all shards: {size}"
             if table.columns >= len(self._held):
@@ -160,3 +176,12 @@ class _Placer:
                 ), f"column over all shards: {size}, and only {table.rows} rows"
         emptiest = min(shards, key=lambda shard: (self._held[shard], shard))
         return layouts.whole_table(table, emptiest), "whole, on the shard that held least"
+
+    def _by_classes(self, table: Table) -> TableLayout | None:
+        shards = range(len(self._held))
+        match self._scored.get(table.name):
+            case Axis.ROWS if table.rows >= len(shards):
+                return layouts.row_range(table, layouts.even_bounds(table.rows, shards))
+            case Axis.COLUMNS if table.columns >= len(shards):
+                return layouts.column(table, layouts.even_bounds(table.columns, shards))
+        return None

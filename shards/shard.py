@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from shardserve.batching.errors import InvalidArgument, ServingError
+from shardserve.shards import scoring
 from shardserve.shards.layout import Slice
 from shardserve.shards.loading import Progress
 from shardserve.shards.mapped import MappedStore
-from shardserve.shards.messages import Array, LookupRequest, Op, Part
+from shardserve.shards.messages import Array, LookupRequest, Op, Part, ScorePart
 from shardserve.shards.row_cache import CacheCounts
 from shardserve.shards.store import SliceStore, array_dtype
 from shardserve.shards.tables import TableSource
@@ -64,18 +65,20 @@ class Shard:
         )
 
     def execute(self, request: LookupRequest) -> tuple[Array, ...]:
-        """results[i] answers request.parts[i], as `Part` has it. The arrays are the caller's.
+        """The answers to the request's parts, then to its scores. The arrays are the caller's.
 
         Raises InvalidArgument, naming the part, for a slice that is not here and for arrays that
         do not fit their slice or each other; Unimplemented for what the slice's store cannot do.
         """
-        return tuple(self._answer(place, part) for place, part in enumerate(request.parts))
+        parts: tuple[Part | ScorePart, ...] = (*request.parts, *request.scores)
+        return tuple(self._answer(place, part) for place, part in enumerate(parts))
 
     def cost(self, request: LookupRequest) -> int:
         """Bytes that `execute` reads and writes, roughly. Never raises."""
-        return sum(self._cost(part) for part in request.parts)
+        scores = sum(scoring.cost(self.stores, part) for part in request.scores)
+        return scores + sum(self._cost(part) for part in request.parts)
 
-    def _answer(self, place: int, part: Part) -> Array:
+    def _answer(self, place: int, part: Part | ScorePart) -> Array:
         if not 0 <= part.slice_id < len(self.stores):
             raise InvalidArgument(
                 f"parts[{place}]: slice {part.slice_id} is not in [0, {len(self.stores)})"
@@ -93,7 +96,9 @@ class Shard:
         return touched + part.rows.nbytes + self._base_cost[part.slice_id]
 
 
-def _apply(store: SliceStore, part: Part) -> Array:
+def _apply(store: SliceStore, part: Part | ScorePart) -> Array:
+    if isinstance(part, ScorePart):
+        return scoring.answer(store, part)
     match part.op:
         case Op.GATHER if part.offsets is None and part.weights is None:
             return store.gather(part.rows)

@@ -89,6 +89,10 @@ class HostStore:
     def nbytes(self) -> int:
         return self._kernels.table.nbytes
 
+    def block(self, first: int, last: int) -> Array:
+        """Rows [first, last) where they are kept. Not to be written to."""
+        return self._kernels.table[first:last]
+
     def gather(self, rows: Array) -> Array:
         return self._kernels.gather(rows)
 

@@ -5,6 +5,10 @@ The header's fields, by kind; arrays are described as `packing` has it, in the b
     REQUEST  seconds left, ((slice id, form), ...), (array, ...)
              form: the op, plus 64 if the part has offsets, plus 128 if it has weights
              arrays: of each part its rows, its offsets and its weights, as it has them
+             The request's scores follow its parts.
+             form: 256, plus 512 if classes are columns, plus 1024 if there is a bias, plus 2048 if
+             totals are asked for, plus 4096 times k
+             arrays: the queries, and the bias
     REPLY    seconds queued, seconds at work, (result, ...)
     ERROR    code, message
     CANCEL, PING, PONG   none
@@ -18,6 +22,7 @@ header's size.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Final
 
 from shardserve.batching.errors import ResourceExhausted, ServingError, error_of
@@ -34,7 +39,7 @@ from shardserve.shards.frames import (
     frame,
     unpack,
 )
-from shardserve.shards.messages import Array, LookupReply, LookupRequest, Op, Part
+from shardserve.shards.messages import Array, Axis, LookupReply, LookupRequest, Op, Part, ScorePart
 from shardserve.shards.packing import append_array, read_arrays
 
 _REQUEST: Final = Kind.REQUEST
@@ -49,6 +54,12 @@ _FORMS: Final = {
     for offsets in (0, _OFFSETS)
     for weights in (0, _WEIGHTS)
 }
+
+_SCORE: Final = 256
+_BY_COLUMNS: Final = 512
+_BIAS: Final = 1024
+_TOTALS: Final = 2048
+_ONE_K: Final = 4096
 
 PING: Final = bare_frame(Kind.PING, 0)
 PONG: Final = bare_frame(Kind.PONG, 0)
@@ -73,6 +84,11 @@ def encode_request(number: int, seconds_left: float, request: LookupRequest) -> 
             form += _WEIGHTS
             arrays.append(append_array(body, part.weights))
         parts.append((part.slice_id, form))
+    for score in request.scores:
+        arrays.append(append_array(body, score.queries))
+        if score.bias is not None:
+            arrays.append(append_array(body, score.bias))
+        parts.append((score.slice_id, _score_form(score)))
     if len(arrays) > ITEMS_LIMIT:
         raise _too_many(len(arrays))
     return frame(_REQUEST, number, (seconds_left, parts, arrays), body)
@@ -85,7 +101,11 @@ def decode_request(received: Frame) -> tuple[float, LookupRequest]:
         seconds_left, fields, descriptions = unpack(header)
         arrays = iter(read_arrays(descriptions, data, start, stop))
         parts = []
+        scores = []
         for slice_id, form in fields:
+            if form >= _SCORE:
+                scores.append(_score_part(slice_id, form, arrays))
+                continue
             op, has_offsets, has_weights = _FORMS[form]
             rows = next(arrays)
             offsets = next(arrays) if has_offsets else None
@@ -97,7 +117,7 @@ def decode_request(received: Frame) -> tuple[float, LookupRequest]:
             raise ProtocolError("REQUEST has no time left, or an array that belongs to no part")
     except MALFORMED as error:
         raise ProtocolError(f"REQUEST is malformed: {error!r}") from error
-    return seconds_left, LookupRequest(tuple(parts))
+    return seconds_left, LookupRequest(tuple(parts), tuple(scores))
 
 
 def encode_reply(
@@ -140,6 +160,20 @@ def decode_error(received: Frame) -> ServingError:
 def encode_cancel(number: int) -> bytes:
     """A CANCEL frame."""
     return bare_frame(Kind.CANCEL, number)
+
+
+def _score_form(part: ScorePart) -> int:
+    form = _SCORE + part.k * _ONE_K + part.axis * _BY_COLUMNS + part.totals * _TOTALS
+    return form if part.bias is None else form + _BIAS
+
+
+def _score_part(slice_id: int, form: int, arrays: Iterator[Array]) -> ScorePart:
+    if type(slice_id) is not int or not form & _SCORE or form % _SCORE:
+        raise ProtocolError(f"REQUEST names slice {slice_id!r:.80} in the form {form!r:.80}")
+    queries = next(arrays)
+    bias = next(arrays) if form & _BIAS else None
+    axis = Axis.COLUMNS if form & _BY_COLUMNS else Axis.ROWS
+    return ScorePart(slice_id, queries, axis, form // _ONE_K, bias, bool(form & _TOTALS))
 
 
 def _cut(text: str) -> str:

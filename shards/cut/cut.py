@@ -11,12 +11,13 @@ from tensorflow.core.framework import graph_pb2
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.cut.graph import Graph, split, tensor
-from shardserve.shards.cut.lookups import Lookup
 from shardserve.shards.cut.motifs import MotifFinder, TableNode, Uses
 from shardserve.shards.cut.partitioned import PartitionedTable, Strategy, find_partitioned
+from shardserve.shards.cut.picks import with_separate_outputs
 from shardserve.shards.cut.program import Program
 from shardserve.shards.cut.rewrite import pruned_to, without_tables
 from shardserve.shards.cut.saved_model import InlinedModel, inline
+from shardserve.shards.cut.scorings import AnyLookup, Scoring, outputs_of
 from shardserve.shards.cut.shapes import ShapedGraph
 from shardserve.shards.cut.stages import plan_program
 from shardserve.shards.cut.stored import StoredRows, stored_rows
@@ -59,7 +60,7 @@ class CutTable:
 
     table: Table
     stored: tuple[StoredRows, ...]
-    lookups: tuple[Lookup, ...]
+    lookups: tuple[AnyLookup, ...]
     strategy: Strategy | None = None
     note: str = ""
 
@@ -109,8 +110,8 @@ class CutModel:
         return Graph(self.graph_def)
 
     @cached_property
-    def _lookups(self) -> dict[str, Lookup]:
-        return {t.output: t for table in self.tables.values() for t in table.lookups}
+    def _lookups(self) -> dict[str, AnyLookup]:
+        return _by_output(self.tables)
 
 
 def cut_saved_model(directory: Path, rule: CutRule, tags: tuple[str, ...] = ("serve",)) -> CutModel:
@@ -137,7 +138,7 @@ class _Decided:
 
 
 def _assembled(decided: _Decided) -> CutModel:
-    lookups = {lookup.output: lookup for cut in decided.tables.values() for lookup in cut.lookups}
+    lookups = _by_output(decided.tables)
     graph = Graph(decided.graph_def)
     programs = {
         name: plan_program(
@@ -213,7 +214,7 @@ class _Cutter:
             )
 
     def _readers(self, variable: Variable) -> frozenset[str] | None:
-        node = TableNode(variable.shared_name, variable.dtype, len(variable.shape or ()) - 1)
+        node = TableNode(variable.shared_name, variable.dtype, variable.shape or ())
         uses = self._finder.uses(handle_tensor(variable), node, is_ref=variable.is_ref)
         if uses.reasons or uses.shapes:
             return None
@@ -224,7 +225,7 @@ class _Cutter:
         if not self._rule.wants(found.name, found.nbytes):
             return
         dtype, row_shape = found.parts[0].dtype, (found.parts[0].shape or ())[1:]
-        node = TableNode(found.name, dtype, len(row_shape))
+        node = TableNode(found.name, dtype, (found.rows, *row_shape))
         uses = self._finder.uses_of_gathers(found.gathers, node)
         if uses.reasons:
             return
@@ -255,7 +256,7 @@ class _Cutter:
         )
 
     def _uses(self, name: str, variables: list[Variable]) -> Uses:
-        node = TableNode(name, variables[0].dtype, len(variables[0].shape or ()) - 1)
+        node = TableNode(name, variables[0].dtype, variables[0].shape or ())
         found = [self._finder.uses(handle_tensor(v), node, is_ref=v.is_ref) for v in variables]
         return Uses(
             lookups=tuple(lookup for use in found for lookup in use.lookups),
@@ -275,12 +276,11 @@ class _Cutter:
         return stored if isinstance(stored, str) else None
 
     def _rewritten(self) -> graph_pb2.GraphDef:
-        outputs = {
-            lookup.output: cut.table.dtype
-            for cut in self._tables.values()
-            for lookup in cut.lookups
-        }
-        return without_tables(self._graph_def, outputs, self._shapes, self._cut_nodes)
+        lookups = _by_output(self._tables)
+        dtypes = {name: cut.table.dtype for name, cut in self._tables.items()}
+        outputs = {t: _dtype(lookup, t, dtypes[lookup.table]) for t, lookup in lookups.items()}
+        graph_def = with_separate_outputs(self._graph_def, lookups.values(), dtypes)
+        return without_tables(graph_def, outputs, self._shapes, self._cut_nodes)
 
 
 def _cleaned(model: InlinedModel, graph_def: graph_pb2.GraphDef) -> graph_pb2.GraphDef:
@@ -293,7 +293,18 @@ def _cleaned(model: InlinedModel, graph_def: graph_pb2.GraphDef) -> graph_pb2.Gr
     return pruned_to(graph_def, [tensor(name) for name in roots])
 
 
-def _roots(model: InlinedModel, lookups: Iterable[Lookup]) -> list[str]:
+def _by_output(tables: Mapping[str, CutTable]) -> dict[str, AnyLookup]:
+    """Every lookup, by each tensor that it makes known."""
+    return {t: one for cut in tables.values() for one in cut.lookups for t in outputs_of(one)}
+
+
+def _dtype(lookup: AnyLookup, output: str, table_dtype: str) -> str:
+    if isinstance(lookup, Scoring):
+        return lookup.output_dtypes(table_dtype)[output]
+    return table_dtype
+
+
+def _roots(model: InlinedModel, lookups: Iterable[AnyLookup]) -> list[str]:
     """Every tensor that a program may feed or fetch, and what loading needs."""
     roots = [*model.assets]
     if model.init_op is not None:
@@ -301,5 +312,5 @@ def _roots(model: InlinedModel, lookups: Iterable[Lookup]) -> list[str]:
     for signature in model.signatures.values():
         roots.extend(i.name for i in (*signature.inputs.values(), *signature.outputs.values()))
     for lookup in lookups:
-        roots.extend((lookup.output, *lookup.operands))
+        roots.extend((*outputs_of(lookup), *lookup.operands))
     return sorted({split(name)[0] for name in roots})

@@ -17,6 +17,7 @@ from shardserve.shards.cut.lookups import Lookup, Motif
 from shardserve.shards.cut.planning import cut_rule, plan_tables, table_sources
 from shardserve.shards.cut.reasons import POOLED, POOLING
 from shardserve.shards.cut.saved_model import checkpoint_prefix
+from shardserve.shards.cut.scorings import AnyLookup, Scoring
 from shardserve.shards.layout_file import dump_layout, read_layout_file, to_file
 from shardserve.shards.model import PlanOptions
 from shardserve.shards.plan import ShardLoad, shard_loads
@@ -97,7 +98,7 @@ def plan_report(directory: Path, options: PlanOptions) -> PlanReport:
     cut = cut_saved_model(directory, cut_rule(options, None), options.tags)
     _check_checkpoint(directory, cut)
     tables = {name: found.table for name, found in cut.tables.items()}
-    plan = plan_tables(tables, options)
+    plan = plan_tables(cut.tables, options)
     comments = {
         name: f"{_form(tables[name])}, {tables[name].nbytes} bytes; {reason}"
         for name, reason in plan.reasons.items()
@@ -137,7 +138,7 @@ def _table(found: CutTable, graph: Graph) -> TableReport:
     return TableReport(
         table=found.table,
         motifs=tuple(f"{count} x {motif}" for motif, count in sorted(motifs.items())),
-        cut_at=tuple(lookup.output.removesuffix(":0") for lookup in found.lookups),
+        cut_at=tuple(_node(lookup) for lookup in found.lookups),
         notes=tuple(_notes(found, graph)),
     )
 
@@ -149,7 +150,7 @@ def _notes(found: CutTable, graph: Graph) -> Iterator[str]:
     if found.note:
         yield found.note
     for lookup in found.lookups:
-        if lookup.motif is Motif.GATHER:
+        if isinstance(lookup, Lookup) and lookup.motif is Motif.GATHER:
             yield from _not_pooled(lookup, found.table, graph)
 
 
@@ -168,7 +169,13 @@ def _not_pooled(lookup: Lookup, table: Table, graph: Graph) -> Iterator[str]:
         yield f"{lookup.node}: rows are gathered and not pooled: {node.op} {node.name} {why}"
 
 
-def _motif(lookup: Lookup) -> str:
+def _node(lookup: AnyLookup) -> str:
+    return lookup.node if isinstance(lookup, Scoring) else lookup.output.removesuffix(":0")
+
+
+def _motif(lookup: AnyLookup) -> str:
+    if isinstance(lookup, Scoring):
+        return str(lookup)
     if lookup.motif is Motif.GATHER:
         return "gather"
     weighted = "weighted " if lookup.weights is not None else ""

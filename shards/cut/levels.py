@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from shardserve.shards.cut.graph import Graph, split, tensor
-from shardserve.shards.cut.lookups import Lookup
+from shardserve.shards.cut.scorings import AnyLookup
 
 
 def rounds_of(
-    graph: Graph, outputs: Iterable[str], lookups: Mapping[str, Lookup]
-) -> list[tuple[Lookup, ...]]:
+    graph: Graph, outputs: Iterable[str], lookups: Mapping[str, AnyLookup]
+) -> list[tuple[AnyLookup, ...]]:
     """The lookups that the outputs need, by round; each needs nothing of its own round.
 
-    `lookups` are by their output tensor, which is a placeholder of the graph.
+    `lookups` are by each tensor that they make known, a placeholder of the graph.
     """
     levels = _Levels(graph, lookups).of(split(name)[0] for name in outputs)
-    rounds: dict[int, list[Lookup]] = {}
+    rounds: dict[int, list[AnyLookup]] = {}
     for name in sorted(levels):
         if tensor(name) in lookups:
             rounds.setdefault(levels[name], []).append(lookups[tensor(name)])
-    return [tuple(rounds[level]) for level in sorted(rounds)]
+    return [tuple(dict.fromkeys(rounds[level])) for level in sorted(rounds)]
 
 
 class _Levels:
@@ -29,7 +29,7 @@ class _Levels:
     Loops are why it may take some passes: what enters the next iteration is known last.
     """
 
-    def __init__(self, graph: Graph, lookups: Mapping[str, Lookup]) -> None:
+    def __init__(self, graph: Graph, lookups: Mapping[str, AnyLookup]) -> None:
         self._graph = graph
         self._lookups = lookups
         self._iterated: dict[str, int] = {}

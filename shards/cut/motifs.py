@@ -14,6 +14,8 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from shardserve.shards.cut.graph import data_inputs, tensor
 from shardserve.shards.cut.lookups import BadIds, Combiner, Lookup, Motif
 from shardserve.shards.cut.reasons import unmatched
+from shardserve.shards.cut.score_motifs import ScoreFinder
+from shardserve.shards.cut.scorings import AnyLookup
 from shardserve.shards.cut.shapes import ShapedGraph
 
 _SPARSE_SEGMENT = {
@@ -34,18 +36,23 @@ _POOLED_DTYPES = frozenset({"float32", "float64"})
 class Uses:
     """A variable's uses: lookups, tensors that only ask its shape, and what matched nothing."""
 
-    lookups: tuple[Lookup, ...]
+    lookups: tuple[AnyLookup, ...]
     shapes: tuple[str, ...]
     reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class TableNode:
-    """A table as the motifs need it: its name, its dtype and the rank of one row."""
+    """A table as the motifs need it: its name, its dtype and its shape."""
 
     name: str
     dtype: str
-    row_rank: int
+    shape: tuple[int, ...]
+
+    @property
+    def row_rank(self) -> int:
+        """The rank of one row."""
+        return len(self.shape) - 1
 
 
 class MotifFinder:
@@ -55,10 +62,11 @@ class MotifFinder:
         self._graph = graph
         self._live = live
         self._conditional = graph.conditional
+        self._scores = ScoreFinder(graph, live)
 
     def uses(self, handle: str, table: TableNode, *, is_ref: bool) -> Uses:
         """Follow a variable from its handle tensor (or its reference) to all its uses."""
-        lookups: list[Lookup] = []
+        lookups: list[AnyLookup] = []
         shapes: list[str] = []
         reasons: list[str] = []
         values = [handle] if is_ref else []
@@ -80,7 +88,7 @@ class MotifFinder:
 
         Such a node has the name of the node whose first output it replaces.
         """
-        lookups: list[Lookup] = []
+        lookups: list[AnyLookup] = []
         reasons: list[str] = []
         for gather in gathers:
             self._add_gather(gather, table, lookups, reasons)
@@ -90,7 +98,7 @@ class MotifFinder:
         self,
         value: str,
         table: TableNode,
-        lookups: list[Lookup],
+        lookups: list[AnyLookup],
         shapes: list[str],
         reasons: list[str],
     ) -> None:
@@ -102,6 +110,8 @@ class MotifFinder:
                 lookups.append(self._sparse_segment(node, table, node, ids, None, BadIds.SPARSE))
             elif node.op == "Shape":
                 shapes.append(tensor(node.name))
+            elif found := self._scores.scoring(node, slot, table.name, table.dtype, table.shape):
+                lookups.append(found)
             else:
                 reasons.append(unmatched(node))
         if self._fetched(value):
@@ -121,7 +131,7 @@ class MotifFinder:
         return axis is not None and int(axis) == 0
 
     def _add_gather(
-        self, node: NodeDef, table: TableNode, lookups: list[Lookup], reasons: list[str]
+        self, node: NodeDef, table: TableNode, lookups: list[AnyLookup], reasons: list[str]
     ) -> None:
         if node.name in self._conditional:
             reasons.append(f"{node.op} {node.name} runs inside a loop or a branch")

@@ -10,12 +10,13 @@ from shardserve.shards.bundle import Bundle, open_bundle
 from shardserve.shards.checksums import verify_entries
 from shardserve.shards.cut.cut import CutModel, CutRule, CutTable, cut_saved_model
 from shardserve.shards.cut.saved_model import checkpoint_prefix
+from shardserve.shards.cut.scorings import Scoring
 from shardserve.shards.cut.stored import table_source
 from shardserve.shards.layout import Layout, check, check_memory
 from shardserve.shards.layout_file import LayoutFile, read_layout_file, to_layout
 from shardserve.shards.model import ModelPlan, PlanOptions, fingerprint
 from shardserve.shards.plan import Plan, PlanRequest, plan_layout
-from shardserve.shards.tables import Table, TableSource
+from shardserve.shards.tables import TableSource
 
 
 def plan_model(name: str, version: int, directory: Path, options: PlanOptions) -> ModelPlan:
@@ -45,7 +46,7 @@ def cut_and_layout(directory: Path, options: PlanOptions) -> tuple[CutModel, Lay
     cut = cut_saved_model(directory, cut_rule(options, file), options.tags)
     tables = {name: found.table for name, found in cut.tables.items()}
     if file is None:
-        return cut, plan_tables(tables, options).layout
+        return cut, plan_tables(cut.tables, options).layout
     layout = to_layout(file, tables)
     if options.replicas is not None:
         layout = replace(layout, replicas=options.replicas)
@@ -62,12 +63,18 @@ def cut_rule(options: PlanOptions, file: LayoutFile | None) -> CutRule:
     return CutRule(only=frozenset(file.tables))
 
 
-def plan_tables(tables: Mapping[str, Table], options: PlanOptions) -> Plan:
+def plan_tables(tables: Mapping[str, CutTable], options: PlanOptions) -> Plan:
     """The planner's layout for the options."""
     request = PlanRequest(
         options.shards, options.replicas or 1, options.memory_per_shard, options.storage
     )
-    return plan_layout(tables, request)
+    scored = {
+        name: lookup.axis
+        for name, cut in tables.items()
+        for lookup in cut.lookups
+        if isinstance(lookup, Scoring)
+    }
+    return plan_layout({name: cut.table for name, cut in tables.items()}, request, scored)
 
 
 def table_sources(bundle: Bundle, tables: Mapping[str, CutTable]) -> dict[str, TableSource]:

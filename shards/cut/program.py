@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shardserve.shards.cut.lookups import Lookup
+from shardserve.shards.cut.scorings import AnyLookup
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Round:
     """Lookups that need nothing of each other, and the ids stage that makes their operands."""
 
     stage: StagePlan
-    lookups: tuple[Lookup, ...]
+    lookups: tuple[AnyLookup, ...]
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from shardserve.shards.cut.graph import (
     tensor,
 )
 from shardserve.shards.cut.levels import rounds_of
-from shardserve.shards.cut.lookups import Lookup
 from shardserve.shards.cut.program import Program, Round, StagePlan
+from shardserve.shards.cut.scorings import AnyLookup, Scoring, outputs_of
 
 _NOT_CARRIED = frozenset({types_pb2.DT_RESOURCE, types_pb2.DT_VARIANT})
 
@@ -33,12 +33,12 @@ def plan_program(
     graph: Graph,
     inputs: Mapping[str, str],
     outputs: Mapping[str, str],
-    lookups: Mapping[str, Lookup],
+    lookups: Mapping[str, AnyLookup],
 ) -> Program:
     """The program of one signature over the rewritten graph.
 
     `inputs` and `outputs` are the signature's tensors by alias; `lookups` are all lookups of the
-    model by their output tensor (a placeholder of the graph by now).
+    model by each tensor that they make known (a placeholder of the graph by now).
     """
     planner = _Planner(graph, inputs)
     # One IdentityN often passes on all outputs; asked for one, it would make the others too.
@@ -63,7 +63,7 @@ class _Planner:
         self._ran: dict[str, int] = {}
         self._feeds: list[list[str]] = []
         self._fetches: list[list[str]] = []
-        self._rounds: list[tuple[Lookup, ...]] = []
+        self._rounds: list[tuple[AnyLookup, ...]] = []
         self._varies: dict[str, bool] = {}
 
     def known_as(self, name: str) -> str:
@@ -71,7 +71,7 @@ class _Planner:
         resolved = self._graph.resolve(name)
         return name if name in self._known or resolved not in self._known else resolved
 
-    def add_stage(self, tensors: Iterable[str], lookups: tuple[Lookup, ...]) -> None:
+    def add_stage(self, tensors: Iterable[str], lookups: tuple[AnyLookup, ...]) -> None:
         """Append the stage that makes `tensors`, and the lookups that follow it."""
         number = len(self._feeds)
         self._feeds.append([])
@@ -82,7 +82,7 @@ class _Planner:
         self._fetches[number].extend(fetches)
         self._trace(fetches, number)
         self._known.update(fetches)
-        self._known.update(lookup.output for lookup in lookups)
+        self._known.update(output for lookup in lookups for output in outputs_of(lookup))
         self._rounds.append(
             tuple(
                 _with_operands(lookup, {t: self.known_as(tensor(t)) for t in lookup.operands})
@@ -166,7 +166,10 @@ class _Planner:
         ]
 
 
-def _with_operands(lookup: Lookup, known: Mapping[str, str]) -> Lookup:
+def _with_operands(lookup: AnyLookup, known: Mapping[str, str]) -> AnyLookup:
+    if isinstance(lookup, Scoring):
+        return lookup.with_operands(known)
+
     def renamed(name: str | None) -> str | None:
         return None if name is None else known[name]
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.layout import Sharding
+from shardserve.shards.messages import Axis
 from shardserve.shards.plan import PlanRequest, plan_layout, shard_loads
 from shardserve.shards.storage import Precision, Storage, Tier
 from shardserve.shards.tables import Table
@@ -107,3 +108,19 @@ def test_a_tier_that_keeps_rows_as_saved_takes_no_precision():
 def test_no_shards_are_refused():
     with pytest.raises(InvalidArgument, match="shards must be at least 1"):
         plan_layout({}, PlanRequest(0))
+
+
+@pytest.mark.parametrize(
+    ("axis", "form", "sharding"),
+    [
+        (Axis.ROWS, (10_000, 64), Sharding.ROW_RANGE),
+        (Axis.COLUMNS, (2_000, 500), Sharding.COLUMN),
+        (Axis.COLUMNS, (100_000, 3), Sharding.ROW_HASH),
+    ],
+)
+def test_a_table_that_is_scored_is_cut_between_its_classes(axis, form, sharding):
+    table = Table("t", "float32", form[0], form[1:])
+    plan = plan_layout({"t": table}, PlanRequest(4), {"t": axis})
+    assert plan.layout.tables["t"].sharding is sharding
+    loads = [load.nbytes for load in shard_loads(plan.layout, {"t": table}, {})]
+    assert max(loads) - min(loads) <= max(table.row_bytes, 4 * table.rows)

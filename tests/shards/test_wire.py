@@ -34,7 +34,7 @@ from shardserve.shards.frames import (
     bare_frame,
     frame,
 )
-from shardserve.shards.messages import Array, LookupRequest, Op, Part
+from shardserve.shards.messages import Array, Axis, LookupRequest, Op, Part, ScorePart
 from shardserve.shards.packing import DTYPES
 from shardserve.shards.wire import (
     PING,
@@ -118,7 +118,20 @@ parts = st.builds(
     st.none() | arrays(),
     st.none() | arrays(),
 )
-requests = st.builds(LookupRequest, st.lists(parts, max_size=4).map(tuple))
+scores = st.builds(
+    ScorePart,
+    st.integers(0, 2**40),
+    arrays(),
+    st.sampled_from(Axis),
+    st.integers(0, 2**31),
+    st.none() | arrays(),
+    st.booleans(),
+)
+requests = st.builds(
+    LookupRequest,
+    st.lists(parts, max_size=4).map(tuple),
+    st.lists(scores, max_size=3).map(tuple),
+)
 numbers = st.integers(0, 2**62)
 seconds = st.floats(0.0, 1e6)
 messages = st.one_of(
@@ -149,6 +162,12 @@ def test_a_request_comes_out_as_it_went_in(
         assert same(mine.rows, theirs.rows)
         assert same(mine.offsets, theirs.offsets)
         assert same(mine.weights, theirs.weights)
+    assert len(out.scores) == len(request.scores)
+    for mine, theirs in zip(request.scores, out.scores, strict=True):
+        assert (mine.slice_id, mine.axis, mine.k) == (theirs.slice_id, theirs.axis, theirs.k)
+        assert mine.totals == theirs.totals
+        assert same(mine.queries, theirs.queries)
+        assert same(mine.bias, theirs.bias)
 
 
 @given(numbers, st.lists(arrays(), max_size=5).map(tuple), seconds, seconds)
