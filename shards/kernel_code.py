@@ -40,7 +40,7 @@ _load_byte = loader(types.uint8)
 _pread = types.ExternalFunction(
     "pread", types.int64(types.int32, types.intp, types.int64, types.int64)
 )
-_posix_fadvise = types.ExternalFunction(
+_posix_fadvise: Any = types.ExternalFunction(
     "posix_fadvise", types.int32(types.int32, types.int64, types.int64, types.int32)
 )
 _WILL_NEED = os.POSIX_FADV_WILLNEED
