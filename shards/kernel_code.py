@@ -40,7 +40,7 @@ _load_byte = loader(types.uint8)
 _pread = types.ExternalFunction(
     "pread", types.int64(types.int32, types.intp, types.int64, types.int64)
 )
-_posix_fadvise = types.ExternalFunction(
+_posix_fadvise: Any = types.ExternalFunction(
     "posix_fadvise", types.int32(types.int32, types.int64, types.int64, types.int32)
 )
 _WILL_NEED = os.POSIX_FADV_WILLNEED
@@ -262,8 +262,12 @@ def read_rows(  # type: ignore[no-untyped-def]
     return n
 
 
-def kernels() -> dict[str, tuple[Callable[..., Any], int]]:
-    """Each kernel's name, its code, and how many numbers it takes."""
+def kernels(group: str) -> dict[str, tuple[Callable[..., Any], int]]:
+    """Each kernel's name, its code, and how many numbers it takes. See `native.library`."""
+    return _coded_kernels() if group == "coded" else _row_kernels()
+
+
+def _row_kernels() -> dict[str, tuple[Callable[..., Any], int]]:
     code: dict[str, tuple[Callable[..., Any], int]] = {
         "gather": (gather, 8),
         "read_rows": (read_rows, 10),
@@ -272,6 +276,11 @@ def kernels() -> dict[str, tuple[Callable[..., Any], int]]:
         code[f"pool_{name}"] = (pool_any(element), 11)
     for width in FIXED_WIDTHS:
         code[f"pool_float32_{width}"] = (pool_fixed(types.float32, width), 11)
+    return code
+
+
+def _coded_kernels() -> dict[str, tuple[Callable[..., Any], int]]:
+    code: dict[str, tuple[Callable[..., Any], int]] = {}
     for form in FORMS:
         code[f"gather_{form.name}"] = (gather_coded(form), 9)
         for width in CODED_WIDTHS:
@@ -279,11 +288,11 @@ def kernels() -> dict[str, tuple[Callable[..., Any], int]]:
     return code
 
 
-def compile_object(target: Any) -> tuple[dict[str, tuple[str, int]], bytes]:
+def compile_object(target: Any, group: str) -> tuple[dict[str, tuple[str, int]], bytes]:
     """Each kernel's symbol and how many numbers it takes, and object code for an LLVM target."""
     functions = {}
     module = llvm.parse_assembly("")
-    for name, (function, numbers) in kernels().items():
+    for name, (function, numbers) in kernels(group).items():
         signature = types.int64(*[types.int64] * numbers)
         compiled = numba.cfunc(signature, error_model="numpy")(function)
         functions[name] = (compiled.native_name, numbers)
