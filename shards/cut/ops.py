@@ -1,11 +1,11 @@
-"""Whether this TensorFlow has every operation that a model needs."""
+"""What TensorFlow knows of a model's operations: whether it has them, and their attributes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from tensorflow.core.framework import graph_pb2, node_def_pb2
+from tensorflow.core.framework import attr_value_pb2, graph_pb2, node_def_pb2
 from tensorflow.python.framework import op_def_registry
 
 from shardserve.batching.errors import NotFound
@@ -26,6 +26,26 @@ def check_ops(path: Path, graph_def: graph_pb2.GraphDef) -> None:
                 f"{path}: node {node.name!r}{where} needs the operation {node.op!r}, which this "
                 "TensorFlow does not have; custom operations cannot be served"
             )
+
+
+def fill_in_defaults(graph_def: graph_pb2.GraphDef) -> None:
+    """Give each node, of an operation that is there, the attributes that it was saved without.
+
+    A SavedModel may leave out those that have their operation's default (`strip_default_attrs`).
+    """
+    defaults: dict[str, dict[str, attr_value_pb2.AttrValue]] = {}
+    for node in graph_def.node:
+        if node.op not in defaults:
+            defaults[node.op] = _defaults(node.op)
+        for name, value in defaults[node.op].items():
+            if name not in node.attr:
+                node.attr[name].CopyFrom(value)
+
+
+def _defaults(op: str) -> dict[str, attr_value_pb2.AttrValue]:
+    definition = op_def_registry.get(op)
+    attributes = () if definition is None else definition.attr
+    return {one.name: one.default_value for one in attributes if one.HasField("default_value")}
 
 
 def _nodes(graph_def: graph_pb2.GraphDef) -> Iterator[tuple[str, node_def_pb2.NodeDef]]:

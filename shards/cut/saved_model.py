@@ -12,7 +12,7 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 
 from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
 from shardserve.shards.cut.inlining import NotInlinable, inlined
-from shardserve.shards.cut.ops import check_ops
+from shardserve.shards.cut.ops import check_ops, fill_in_defaults
 from shardserve.shards.cut.rewrite import drop_idle_controls
 
 INIT_SIGNATURE = "__saved_model_init_op"
@@ -77,9 +77,9 @@ def inline(
 ) -> tuple[InlinedModel, graph_pb2.GraphDef]:
     """Parse, then inline the calls of every signature, the init op and the restore op.
 
-    In the graph only While and If still run functions, and control inputs that order nothing with
-    an effect are gone. Raises as `read_meta_graph` does, and NotFound for an operation that
-    TensorFlow does not have.
+    In the graph only While and If still run functions, every attribute is there, and control inputs
+    that order nothing with an effect are gone. Raises as `read_meta_graph` does, and NotFound for
+    an operation that TensorFlow does not have.
     """
     meta_graph = read_meta_graph(directory, tags)
     check_ops(directory / "saved_model.pb", meta_graph.graph_def)
@@ -97,6 +97,7 @@ def inline(
         graph_def = inlined(meta_graph.graph_def, kept - {""})
     except NotInlinable:
         graph_def = _inlined_by_grappler(meta_graph, kept)
+    fill_in_defaults(graph_def)
     drop_idle_controls(graph_def)
     model = InlinedModel(directory, _without_graph(meta_graph), restore_op, init_op, assets)
     return model, graph_def

@@ -21,13 +21,15 @@ class ShapedGraph(Graph):
         super().__init__(graph_def)
         self.outputs = frozenset(tensor(name) for name in outputs)
         self._graph_def = graph_def
-        self._imported: set[str] = set()
+        #: The imported nodes' names there: their own could be scopes of nodes that came before.
+        self._imported: dict[str, str] = {}
         self._shapes = tf.Graph()
 
     def shape(self, tensor_name: str) -> tuple[int | None, ...] | None:
         """The static shape, None where a size (or the rank) is unknown."""
-        self._import(tensor(tensor_name))
-        shape = self._shapes.get_tensor_by_name(tensor(tensor_name)).shape
+        name, index = split(tensor_name)
+        self._import(name)
+        shape = self._shapes.get_tensor_by_name(self._name_there(name, index)).shape
         return None if shape.rank is None else tuple(shape.as_list())
 
     def rank(self, tensor_name: str) -> int | None:
@@ -35,28 +37,33 @@ class ShapedGraph(Graph):
         shape = self.shape(tensor_name)
         return None if shape is None else len(shape)
 
-    def _import(self, tensor_name: str) -> None:
-        """Import the nodes above the tensor that are not there yet; without control inputs."""
-        new = self._missing(split(tensor_name)[0])
+    def _import(self, start: str) -> None:
+        """Import the nodes above `start` that are not there yet; without control inputs."""
+        new = self._missing(start)
         if not new:
             return
         part = graph_pb2.GraphDef(versions=self._graph_def.versions)
         if not self._imported:
             part.library.CopyFrom(self._graph_def.library)
+        before = frozenset(self._imported)
+        self._imported.update({name: f"n{len(before) + n}" for n, name in enumerate(new)})
         known: dict[str, tf.Tensor] = {}
         for name in new:
             node = part.node.add()
             node.CopyFrom(self.nodes[name])
-            sources = data_inputs(node)
-            del node.input[:]
-            node.input.extend(sources)
+            node.name = self._imported[name]
             node.attr.pop("_class", None)
-            for source in sources:
-                if split(source)[0] in self._imported:
-                    known[source] = self._shapes.get_tensor_by_name(source)
+            del node.input[:]
+            for source in data_inputs(self.nodes[name]):
+                there = self._name_there(*split(source))
+                node.input.append(there)
+                if split(source)[0] in before:
+                    known[there] = self._shapes.get_tensor_by_name(there)
         with self._shapes.as_default():
             tf.graph_util.import_graph_def(part, input_map=known, name="")
-        self._imported.update(new)
+
+    def _name_there(self, name: str, index: int) -> str:
+        return f"{self._imported[name]}:{index}"
 
     def _missing(self, start: str) -> list[str]:
         found: dict[str, None] = {}
