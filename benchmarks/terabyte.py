@@ -117,11 +117,13 @@ def _serve_and_ask(
     with ServerProcess(command, logs / "log", haproxy_files(logs)) as server:
         ray_up = server.wait_until(lambda: server.said(RAY_IS_UP), START_SECONDS)
         answered = server.wait_until(client.answers, START_SECONDS)
+        processor = server.cpu_seconds()
         first = answered - ray_up
         findings.rows += [
             Row(SUBJECT, "start", "Ray is up after", "s", ray_up),
             Row(SUBJECT, "start", "first right answer after", "s", answered),
             Row(SUBJECT, "start", "first right answer after Ray is up", "s", first),
+            Row(SUBJECT, "start", "processor time of living processes by then", "s", processor),
         ]
         findings.claims.append(_first_answer(first))
         findings.rows += asyncio.run(client.load(seconds))
