@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.report import Claim, Options, Report, Row
 
-TABLES, NODES = 1000, 100
+TABLES, NODES = 1000, 115
 TIMES = 3
 SECONDS_TO_REACH = 20
 MB_TO_REACH = 1000

@@ -120,25 +120,40 @@ def cut_saved_model(directory: Path, rule: CutRule, tags: tuple[str, ...] = ("se
     that cannot be read, and InvalidArgument naming the table for one that the rule names and that
     is not there or cannot be cut.
     """
-    # One after the other: each lets go of the graph that it began with.
-    decided = _Cutter(*inline(directory, tags), rule).decide()
-    return _assembled(decided)
+    # Each of these graphs is large, and let go of as soon as there is the next.
+    decided, graph_def = _Cutter(*inline(directory, tags), rule).decide()
+    dtypes = {
+        lookup.output: decided.tables[lookup.table].table.dtype
+        for lookup in decided.lookups.values()
+    }
+    graph_def = without_tables(graph_def, dtypes, decided.shapes, decided.cut_nodes)
+    return _assembled(decided, graph_def)
 
 
 @dataclass(frozen=True)
 class _Decided:
-    """What is cut and what is not; the graph without the tables."""
+    """What is cut and what is not.
+
+    `shapes` has the value of each tensor that asks for a table's shape; `cut_nodes` are the cut
+    variables' nodes.
+    """
 
     model: InlinedModel
     tables: Mapping[str, CutTable]
     whole: tuple[WholeVariable, ...]
     variables: tuple[Variable, ...]
-    graph_def: graph_pb2.GraphDef
+    shapes: Mapping[str, tuple[int, ...]]
+    cut_nodes: frozenset[str]
+
+    @property
+    def lookups(self) -> dict[str, Lookup]:
+        """All lookups by their output tensor."""
+        return {lookup.output: lookup for cut in self.tables.values() for lookup in cut.lookups}
 
 
-def _assembled(decided: _Decided) -> CutModel:
-    lookups = {lookup.output: lookup for cut in decided.tables.values() for lookup in cut.lookups}
-    graph = Graph(decided.graph_def)
+def _assembled(decided: _Decided, without: graph_pb2.GraphDef) -> CutModel:
+    lookups = decided.lookups
+    graph = Graph(without)
     programs = {
         name: plan_program(
             graph,
@@ -148,7 +163,7 @@ def _assembled(decided: _Decided) -> CutModel:
         )
         for name, signature in decided.model.signatures.items()
     }
-    graph_def = pruned_to(decided.graph_def, _roots(decided.model, lookups.values()))
+    graph_def = pruned_to(without, _roots(decided.model, lookups.values()))
     left = {node.name for node in graph_def.node}
     return CutModel(
         inlined=decided.model,
@@ -178,7 +193,8 @@ class _Cutter:
         self._cut_nodes: set[str] = set()
         self._whole: list[WholeVariable] = []
 
-    def decide(self) -> _Decided:
+    def decide(self) -> tuple[_Decided, graph_pb2.GraphDef]:
+        """The decisions, and the graph that they are about."""
         groups = self._groups()
         self._check_named(groups)
         for partitioned in self._partitioned.tables:
@@ -186,13 +202,15 @@ class _Cutter:
         for name, variables in groups.items():
             if variables[0].node not in self._cut_nodes:
                 self._decide(name, variables)
-        return _Decided(
+        decided = _Decided(
             model=self._model,
             tables=dict(sorted(self._tables.items())),
             whole=tuple(self._whole),
             variables=tuple(self._variables.values()),
-            graph_def=self._rewritten(),
+            shapes=self._shapes,
+            cut_nodes=frozenset(self._cut_nodes),
         )
+        return decided, self._graph_def
 
     def _groups(self) -> dict[str, list[Variable]]:
         """The live variables by name; the nodes of one value together."""
@@ -273,14 +291,6 @@ class _Cutter:
         if not self._rule.wants(name, variable.nbytes):
             return "below the threshold, or not named in the layout"
         return stored if isinstance(stored, str) else None
-
-    def _rewritten(self) -> graph_pb2.GraphDef:
-        outputs = {
-            lookup.output: cut.table.dtype
-            for cut in self._tables.values()
-            for lookup in cut.lookups
-        }
-        return without_tables(self._graph_def, outputs, self._shapes, self._cut_nodes)
 
 
 def _cleaned(model: InlinedModel, graph_def: graph_pb2.GraphDef) -> graph_pb2.GraphDef:
