@@ -10,7 +10,7 @@ from pathlib import Path
 from tensorflow.core.framework import graph_pb2
 
 from shardserve.batching.errors import InvalidArgument
-from shardserve.shards.cut.graph import Graph, split, tensor
+from shardserve.shards.cut.graph import GATHERS, Graph, split, tensor
 from shardserve.shards.cut.lookups import Lookup
 from shardserve.shards.cut.motifs import MotifFinder, TableNode, Uses
 from shardserve.shards.cut.partitioned import PartitionedTable, Strategy, find_partitioned
@@ -184,6 +184,7 @@ class _Cutter:
         self._graph_def = _cleaned(model, graph_def)
         self._graph = ShapedGraph(self._graph_def, outputs)
         self._live = self._graph.ancestors(self._graph.outputs)
+        self._graph.expect(name for name in self._live if self._graph.nodes[name].op in GATHERS)
         self._finder = MotifFinder(self._graph, self._live)
         self._partitioned = find_partitioned(
             self._graph, self._live, self._variables, self._readers

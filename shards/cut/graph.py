@@ -44,6 +44,9 @@ _ONLY_READS = frozenset(
 
 _NO_LIBRARY: Mapping[str, FunctionDef] = MappingProxyType({})
 
+#: What takes rows out of a table.
+GATHERS = frozenset({"Gather", "GatherV2", "ResourceGather"})
+
 #: Lowered control flow: what enters a loop or a branch, and what leaves it.
 LOOP_OR_BRANCH = frozenset({"Enter", "RefEnter", "Switch", "RefSwitch"})
 _LEAVES = frozenset({"Exit", "RefExit", "Merge", "RefMerge"})
