@@ -10,7 +10,7 @@ from pathlib import Path
 from tensorflow.core.framework import graph_pb2
 
 from shardserve.batching.errors import InvalidArgument
-from shardserve.shards.cut.graph import GATHERS, VARIABLE_READS, Graph, data_inputs, split, tensor
+from shardserve.shards.cut.graph import Graph, split, tensor
 from shardserve.shards.cut.lookups import Lookup
 from shardserve.shards.cut.motifs import MotifFinder, TableNode, Uses
 from shardserve.shards.cut.partitioned import PartitionedTable, Strategy, find_partitioned
@@ -184,7 +184,6 @@ class _Cutter:
         self._graph_def = _cleaned(model, graph_def)
         self._graph = ShapedGraph(self._graph_def, outputs)
         self._live = self._graph.ancestors(self._graph.outputs)
-        self._graph.expect(name for name in self._live if self._gathers_a_variable(name))
         self._finder = MotifFinder(self._graph, self._live)
         self._partitioned = find_partitioned(
             self._graph, self._live, self._variables, self._readers
@@ -212,13 +211,6 @@ class _Cutter:
             cut_nodes=frozenset(self._cut_nodes),
         )
         return decided, self._graph_def
-
-    def _gathers_a_variable(self, name: str) -> bool:
-        node = self._graph.nodes[name]
-        if node.op not in GATHERS:
-            return False
-        source = self._graph.node(self._graph.resolve(data_inputs(node)[0])).op
-        return node.op == "ResourceGather" or source in VARIABLE_READS
 
     def _groups(self) -> dict[str, list[Variable]]:
         """The live variables by name; the nodes of one value together."""

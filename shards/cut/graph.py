@@ -46,8 +46,6 @@ _NO_LIBRARY: Mapping[str, FunctionDef] = MappingProxyType({})
 
 #: What takes rows out of a table.
 GATHERS = frozenset({"Gather", "GatherV2", "ResourceGather"})
-#: What gives a variable's whole value.
-VARIABLE_READS = frozenset({"ReadVariableOp", "VariableV2", "Variable"})
 
 #: Lowered control flow: what enters a loop or a branch, and what leaves it.
 LOOP_OR_BRANCH = frozenset({"Enter", "RefEnter", "Switch", "RefSwitch"})

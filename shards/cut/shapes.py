@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
@@ -35,13 +35,9 @@ class ShapedGraph(Graph):
         shape = self.shape(tensor_name)
         return None if shape is None else len(shape)
 
-    def expect(self, tensors: Iterable[str]) -> None:
-        """These will be asked for: all at once is cheaper than one by one."""
-        self._import(*tensors)
-
-    def _import(self, *tensors: str) -> None:
-        """Import the nodes above the tensors that are not there yet; without control inputs."""
-        new = self._missing(split(name)[0] for name in tensors)
+    def _import(self, tensor_name: str) -> None:
+        """Import the nodes above the tensor that are not there yet; without control inputs."""
+        new = self._missing(split(tensor_name)[0])
         if not new:
             return
         part = graph_pb2.GraphDef(versions=self._graph_def.versions)
@@ -62,9 +58,9 @@ class ShapedGraph(Graph):
             tf.graph_util.import_graph_def(part, input_map=known, name="")
         self._imported.update(new)
 
-    def _missing(self, starts: Iterable[str]) -> list[str]:
+    def _missing(self, start: str) -> list[str]:
         found: dict[str, None] = {}
-        pending = list(starts)
+        pending = [start]
         while pending:
             name = pending.pop()
             if name not in found and name not in self._imported:
