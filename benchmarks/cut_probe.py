@@ -84,11 +84,12 @@ def cut(directory: Path) -> dict[str, Any]:
     from shardserve.shards.cut.cut import CutRule, cut_saved_model
 
     imported = peak_rss()
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     model = cut_saved_model(directory, CutRule(threshold=THRESHOLD))
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,
+        "cpu_seconds": time.process_time() - worked,
         "tables": len(model.tables),
         "imported_bytes": imported,
         "peak_bytes": peak_rss(),

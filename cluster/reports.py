@@ -27,7 +27,7 @@ def draw_inspection(console: Console, found: Inspection) -> None:
         _draw(
             console,
             "Cut: tables for shards",
-            ("table", "dtype", "rows", "row", "bytes", "read by", "cut at", "notes"),
+            ("table", "dtype", "rows", "row", "bytes", "read by", "cut at"),
             [
                 (
                     report.table.name,
@@ -37,13 +37,20 @@ def draw_inspection(console: Console, found: Inspection) -> None:
                     size(report.table.nbytes),
                     "\n".join(report.motifs),
                     _first_few(report.cut_at),
-                    _first_few(report.notes),
                 )
                 for report in found.tables
             ],
         )
     else:
         console.print("Nothing is cut: the model is served whole.")
+    remarked = [report for report in found.tables if report.notes]
+    if remarked:
+        _draw(
+            console,
+            "Notes: what the cut made of these tables",
+            ("table", "note"),
+            [(report.table.name, _first_few(report.notes)) for report in remarked],
+        )
     if found.whole:
         _draw(
             console,

@@ -121,25 +121,40 @@ def cut_saved_model(directory: Path, rule: CutRule, tags: tuple[str, ...] = ("se
     that cannot be read, and InvalidArgument naming the table for one that the rule names and that
     is not there or cannot be cut.
     """
-    # One after the other: each lets go of the graph that it began with.
-    decided = _Cutter(*inline(directory, tags), rule).decide()
-    return _assembled(decided)
+    # Each of these graphs is large, and let go of as soon as there is the next.
+    decided, graph_def = _Cutter(*inline(directory, tags), rule).decide()
+    table_dtypes = {name: cut.table.dtype for name, cut in decided.tables.items()}
+    lookups = decided.lookups
+    dtypes = {t: _dtype(lookup, t, table_dtypes[lookup.table]) for t, lookup in lookups.items()}
+    graph_def = with_separate_outputs(graph_def, lookups.values(), table_dtypes)
+    graph_def = without_tables(graph_def, dtypes, decided.shapes, decided.cut_nodes)
+    return _assembled(decided, graph_def)
 
 
 @dataclass(frozen=True)
 class _Decided:
-    """What is cut and what is not; the graph without the tables."""
+    """What is cut and what is not.
+
+    `shapes` has the value of each tensor that asks for a table's shape; `cut_nodes` are the cut
+    variables' nodes.
+    """
 
     model: InlinedModel
     tables: Mapping[str, CutTable]
     whole: tuple[WholeVariable, ...]
     variables: tuple[Variable, ...]
-    graph_def: graph_pb2.GraphDef
+    shapes: Mapping[str, tuple[int, ...]]
+    cut_nodes: frozenset[str]
+
+    @property
+    def lookups(self) -> dict[str, AnyLookup]:
+        """All lookups, by each tensor that they make known."""
+        return _by_output(self.tables)
 
 
-def _assembled(decided: _Decided) -> CutModel:
-    lookups = _by_output(decided.tables)
-    graph = Graph(decided.graph_def)
+def _assembled(decided: _Decided, without: graph_pb2.GraphDef) -> CutModel:
+    lookups = decided.lookups
+    graph = Graph(without)
     programs = {
         name: plan_program(
             graph,
@@ -149,7 +164,7 @@ def _assembled(decided: _Decided) -> CutModel:
         )
         for name, signature in decided.model.signatures.items()
     }
-    graph_def = pruned_to(decided.graph_def, _roots(decided.model, lookups.values()))
+    graph_def = pruned_to(without, _roots(decided.model, lookups.values()))
     left = {node.name for node in graph_def.node}
     return CutModel(
         inlined=decided.model,
@@ -179,7 +194,8 @@ class _Cutter:
         self._cut_nodes: set[str] = set()
         self._whole: list[WholeVariable] = []
 
-    def decide(self) -> _Decided:
+    def decide(self) -> tuple[_Decided, graph_pb2.GraphDef]:
+        """The decisions, and the graph that they are about."""
         groups = self._groups()
         self._check_named(groups)
         for partitioned in self._partitioned.tables:
@@ -187,13 +203,15 @@ class _Cutter:
         for name, variables in groups.items():
             if variables[0].node not in self._cut_nodes:
                 self._decide(name, variables)
-        return _Decided(
+        decided = _Decided(
             model=self._model,
             tables=dict(sorted(self._tables.items())),
             whole=tuple(self._whole),
             variables=tuple(self._variables.values()),
-            graph_def=self._rewritten(),
+            shapes=self._shapes,
+            cut_nodes=frozenset(self._cut_nodes),
         )
+        return decided, self._graph_def
 
     def _groups(self) -> dict[str, list[Variable]]:
         """The live variables by name; the nodes of one value together."""
@@ -274,13 +292,6 @@ class _Cutter:
         if not self._rule.wants(name, variable.nbytes):
             return "below the threshold, or not named in the layout"
         return stored if isinstance(stored, str) else None
-
-    def _rewritten(self) -> graph_pb2.GraphDef:
-        lookups = _by_output(self._tables)
-        dtypes = {name: cut.table.dtype for name, cut in self._tables.items()}
-        outputs = {t: _dtype(lookup, t, dtypes[lookup.table]) for t, lookup in lookups.items()}
-        graph_def = with_separate_outputs(self._graph_def, lookups.values(), dtypes)
-        return without_tables(graph_def, outputs, self._shapes, self._cut_nodes)
 
 
 def _cleaned(model: InlinedModel, graph_def: graph_pb2.GraphDef) -> graph_pb2.GraphDef:

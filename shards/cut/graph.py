@@ -44,9 +44,17 @@ _ONLY_READS = frozenset(
 
 _NO_LIBRARY: Mapping[str, FunctionDef] = MappingProxyType({})
 
+#: What takes rows out of a table.
+GATHERS = frozenset({"Gather", "GatherV2", "ResourceGather"})
+
 #: Lowered control flow: what enters a loop or a branch, and what leaves it.
 LOOP_OR_BRANCH = frozenset({"Enter", "RefEnter", "Switch", "RefSwitch"})
 _LEAVES = frozenset({"Exit", "RefExit", "Merge", "RefMerge"})
+_SWITCHES = frozenset({"Switch", "RefSwitch"})
+#: What comes round again: the one kind of node that closes a circle.
+ITERATES = frozenset({"NextIteration", "RefNextIteration"})
+#: A Merge of these begins an iteration, and ends no branch.
+_BEGINS = frozenset({"Enter", "RefEnter"}) | ITERATES
 
 
 def tensor(name: str) -> str:
@@ -178,26 +186,19 @@ class Graph:
             pending.extend(split(s.removeprefix("^"))[0] for s in self.nodes[name].input)
         return found
 
-    def downstream(
-        self, starts: Iterable[str], stop_ops: frozenset[str], *, controls: bool = False
-    ) -> set[str]:
-        """Names of the nodes reached from the nodes `starts`, up to `stop_ops`, by data edges.
-
-        With `controls` by control edges too.
-        """
+    def downstream(self, starts: Iterable[str]) -> set[str]:
+        """Names of the nodes reached from the nodes `starts`, these included, by data edges."""
         readers: dict[str, list[str]] = defaultdict(list)
         for node in self.nodes.values():
-            sources = [split(source)[0] for source in data_inputs(node)]
-            for source in [*sources, *(control_inputs(node) if controls else ())]:
-                readers[source].append(node.name)
+            for source in data_inputs(node):
+                readers[split(source)[0]].append(node.name)
         found: set[str] = set()
         pending = list(starts)
         while pending:
             name = pending.pop()
-            if name in found or self.nodes[name].op in stop_ops:
-                continue
-            found.add(name)
-            pending.extend(readers[name])
+            if name not in found:
+                found.add(name)
+                pending.extend(readers[name])
         return found
 
     @cached_property
@@ -206,8 +207,42 @@ class Graph:
 
         Their tensors may never be made, or be made many times; they can be neither fed nor fetched.
         """
-        starts = [node.name for node in self.nodes.values() if node.op in LOOP_OR_BRANCH]
-        return self.downstream(starts, _LEAVES, controls=True) if starts else set()
+        if not any(node.op in LOOP_OR_BRANCH for node in self.nodes.values()):
+            return set()
+        depths: dict[str, int] = {}
+        for start in self.nodes:
+            self._nest(start, depths)
+        return {name for name, depth in depths.items() if depth > 0}
+
+    def _nest(self, start: str, depths: dict[str, int]) -> None:
+        """Note in how many loops and branches a node is, and all that it follows from."""
+        pending = [start]
+        while pending:
+            name = pending[-1]
+            if name in depths:
+                pending.pop()
+                continue
+            node = self.nodes[name]
+            inputs = [split(source.removeprefix("^"))[0] for source in node.input]
+            # What comes round again is in the loop by what entered it.
+            sources = [one for one in inputs if self.nodes[one].op not in ITERATES]
+            unknown = [one for one in sources if one not in depths]
+            if unknown:
+                pending.extend(unknown)
+                continue
+            outer = max((depths[one] for one in sources), default=0)
+            depths[name] = max(0, outer + self._deeper(node))
+            pending.pop()
+
+    def _deeper(self, node: NodeDef) -> int:
+        """How many more loops and branches the node's outputs are in than its inputs."""
+        if node.op in _LEAVES:
+            merged = {self.nodes[split(source)[0]].op for source in data_inputs(node)}
+            return 0 if merged & _BEGINS else -1
+        if node.op not in LOOP_OR_BRANCH:
+            return 0
+        decides = node.op in _SWITCHES and self.node(self.resolve(data_inputs(node)[1])).op
+        return 0 if decides == "LoopCond" else 1
 
     def constant(self, tensor_name: str) -> Any | None:
         """The value of a Const, as a numpy array; None for anything else."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from shardserve.shards.cut.graph import Graph, split, tensor
+from shardserve.shards.cut.graph import ITERATES, Graph, split, tensor
 from shardserve.shards.cut.scorings import AnyLookup
 
 
@@ -57,7 +57,7 @@ class _Levels:
 
     def _iterations(self) -> set[str]:
         nodes = self._graph.nodes
-        return {name for name in self._known if nodes[name].op == "NextIteration"}
+        return {name for name in self._known if nodes[name].op in ITERATES}
 
     def _visit(self, starts: Iterable[str]) -> None:
         pending = list(starts)
@@ -79,7 +79,7 @@ class _Levels:
         lookup = self._lookups.get(tensor(name))
         if lookup is not None:
             return [split(operand)[0] for operand in lookup.operands]
-        return [] if self._graph.nodes[name].op == "NextIteration" else self._inputs(name)
+        return [] if self._graph.nodes[name].op in ITERATES else self._inputs(name)
 
     def _inputs(self, name: str) -> list[str]:
         return [split(source.removeprefix("^"))[0] for source in self._graph.nodes[name].input]

@@ -17,7 +17,7 @@ from typing import Any
 
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
-from shardserve.shards.cut.graph import data_inputs, tensor
+from shardserve.shards.cut.graph import GATHERS, data_inputs, tensor
 from shardserve.shards.cut.shapes import ShapedGraph
 from shardserve.shards.cut.stored import StoredRows, stored_rows
 from shardserve.shards.cut.variables import Identity, Variable
@@ -205,7 +205,7 @@ def _part_gathers(
 def _gathered_variable(
     graph: ShapedGraph, gather: NodeDef, variables: Mapping[str, Variable]
 ) -> Variable | None:
-    if gather.op not in ("ResourceGather", "Gather", "GatherV2") or gather.attr["batch_dims"].i:
+    if gather.op not in GATHERS or gather.attr["batch_dims"].i:
         return None
     inputs = data_inputs(gather)
     if gather.op == "GatherV2" and graph.constant(inputs[2]) != 0:

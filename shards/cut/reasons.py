@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
-from shardserve.shards.cut.graph import LOOP_OR_BRANCH
+from shardserve.shards.cut.graph import GATHERS, LOOP_OR_BRANCH
 
 _CONTROL_FLOW = frozenset({"If", "StatelessIf", "Case", "StatelessCase", "While", "StatelessWhile"})
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
-_GATHERS = frozenset({"Gather", "GatherV2", "ResourceGather"})
 _WRITES = ("Assign", "Scatter", "ResourceScatter", "ResourceApply", "ResourceSparseApply")
 
 #: Operations that make few rows of many, and those of them that some motif may match.
@@ -32,6 +31,6 @@ def unmatched(node: NodeDef) -> str:
         return f"it is passed to a function that cannot be inlined ({node.op} {node.name})"
     if node.op.startswith(_WRITES):
         return f"{node.op} {node.name} writes to it"
-    if node.op in _GATHERS:
+    if node.op in GATHERS:
         return f"{node.op} {node.name} does not gather along the rows, or gathers in batches"
     return f"{node.op} {node.name} reads it in a way that no motif matches"

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from tensorflow.core.framework import graph_pb2, node_def_pb2, types_pb2
 from tensorflow.python.framework import dtypes, tensor_util
 
-from shardserve.shards.cut.graph import Graph, control_inputs, has_effect, may_write, split
+from shardserve.shards.cut.graph import (
+    ITERATES,
+    Graph,
+    control_inputs,
+    has_effect,
+    may_write,
+    split,
+)
 
 
 def without_tables(
@@ -26,8 +33,8 @@ def without_tables(
     fixed = {
         split(t)[0]: _constant(graph.nodes[split(t)[0]], shape) for t, shape in shape_values.items()
     }
-    kept = graph.downstream([*cut, *fixed], frozenset())
-    gone = graph.downstream(tables, frozenset()) - kept
+    kept = graph.downstream([*cut, *fixed])
+    gone = graph.downstream(tables) - kept
     rewritten = _like(graph_def)
     # What a lookup waits for is made with its operands, in the ids stage: to wait for the lookup's
     # own nodes is to wait for nothing more.
@@ -130,7 +137,7 @@ class _Effects:
                 self._known.get(source) for source in sources
             ):
                 self._known[name] = True
-            elif node.op == "NextIteration":
+            elif node.op in ITERATES:
                 self._known[name] = False
             else:
                 unknown = [source for source in sources if source not in self._known]

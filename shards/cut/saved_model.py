@@ -78,8 +78,8 @@ def inline(
     """Parse, then inline the calls of every signature, the init op and the restore op.
 
     In the graph only While and If still run functions, every attribute is there, and control inputs
-    that order nothing with an effect are gone. Raises as `read_meta_graph` does, and NotFound for
-    an operation that TensorFlow does not have.
+    that order nothing with an effect are gone. Raises as `read_meta_graph` does, NotFound for an
+    operation that TensorFlow does not have, and DataLoss for a function that is damaged.
     """
     meta_graph = read_meta_graph(directory, tags)
     check_ops(directory / "saved_model.pb", meta_graph.graph_def)
@@ -97,6 +97,9 @@ def inline(
         graph_def = inlined(meta_graph.graph_def, kept - {""})
     except NotInlinable:
         graph_def = _inlined_by_grappler(meta_graph, kept)
+    except (KeyError, IndexError) as error:
+        path = directory / "saved_model.pb"
+        raise DataLoss(f"{path}: a function refers to {error}, which it does not have") from None
     fill_in_defaults(graph_def)
     drop_idle_controls(graph_def)
     model = InlinedModel(directory, _without_graph(meta_graph), restore_op, init_op, assets)

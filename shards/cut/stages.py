@@ -15,6 +15,7 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import op_def_registry
 
 from shardserve.shards.cut.graph import (
+    ITERATES,
     Graph,
     control_inputs,
     data_inputs,
@@ -148,7 +149,7 @@ class _Planner:
             unknown = [s for s in sources if s not in self._varies]
             if node.op in ("Placeholder", "PlaceholderV2") or has_effect(node):
                 self._varies[at] = True
-            elif node.op == "NextIteration" or not unknown:
+            elif node.op in ITERATES or not unknown:
                 self._varies[at] = any(self._varies.get(s, True) for s in sources)
             else:
                 pending.extend(unknown)

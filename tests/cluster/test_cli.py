@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from shardserve.cluster.cli import main
+from shardserve.cluster.ports import free_ports
+from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.layout_file import parse_layout
+from shardserve.shards.model import PlanOptions
 
 SERVE = ("serve", "--model_name=m", "--model_base_path={model}")
 
@@ -93,3 +97,21 @@ def test_what_cannot_be_done_is_said_in_one_message_without_a_trace(
     assert said in err
     assert out == ""
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("said", ["--verify_checksums", "--verify_checksums=true"])
+def test_a_damaged_byte_of_a_table_is_refused_where_checksums_are_asked_for(
+    said: str, tiny_dlrm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(tiny_dlrm, tmp_path / "model"))
+    file = model / "1" / "variables" / "variables.data-00000-of-00001"
+    plan = plan_model("m", 1, model / "1", PlanOptions(threshold=16 << 10))
+    damaged = bytearray(file.read_bytes())
+    damaged[plan.sources["table_0"].extents[0].offset] ^= 1
+    file.write_bytes(damaged)
+
+    port = f"--port={free_ports(1)[0]}"
+    serve = ("serve", "--model_name=m", f"--model_base_path={model}", "--engine=local", port)
+    assert run(*serve, "--cut_threshold=16KB", said) == 1
+
+    assert "does not match its checksum" in capsys.readouterr().err

@@ -143,3 +143,15 @@ def test_a_custom_operation_is_refused_naming_the_file_and_the_node(gathers, par
     file.write_bytes(model.SerializeToString())
     with pytest.raises(NotFound, match=rf"saved_model\.pb: node '{node.name}'.*'AcmeGather'"):
         plan_model("m", 1, directory, OPTIONS)
+
+
+def test_a_function_that_refers_to_a_node_that_is_not_there_is_refused(gathers):
+    file = gathers / "saved_model.pb"
+    model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    functions = model.meta_graphs[0].graph_def.library.function
+    nodes = [node for function in functions for node in function.node_def]
+    gather = next(node for node in nodes if node.op == "GatherV2" or node.op == "ResourceGather")
+    gather.input[1] = "nowhere:output:0"
+    file.write_bytes(model.SerializeToString())
+    with pytest.raises(DataLoss, match=r"saved_model\.pb: a function refers to 'nowhere'"):
+        plan_model("m", 1, gathers, OPTIONS)

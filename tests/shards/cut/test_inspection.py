@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from rich.console import Console
 
+from shardserve.cluster.reports import draw_inspection
 from shardserve.shards.cut.inspection import Inspection, inspect_model
 from shardserve.shards.model import PlanOptions
 from tests.saved_models import THRESHOLD
@@ -96,3 +99,9 @@ def test_each_other_way_to_read_a_variable_is_named(tmp_path, name, said):
     found = inspect_model(tmp_path, PlanOptions(threshold=THRESHOLD))
     assert not found.tables
     assert said in {v.name: v.reason for v in found.whole}[name]
+
+
+def test_notes_are_shown(tmp_path):
+    drawn = Console(record=True, width=160, file=StringIO())
+    draw_inspection(drawn, inspected("tf1_div_ref", tmp_path / "m"))
+    assert "4 variables, partitioned by 'div', are one table" in drawn.export_text()
