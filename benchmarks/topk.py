@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,17 @@ from benchmarks.topk_shards import DIM, SHARDS, K, items_of, sharded
 Array = npt.NDArray[Any]
 
 OURS = "shardserve, 4 shards"
+CLAIMS = {
+    "topk.rate_per_core_vs_faiss": FAISS,
+    "topk.rate_per_core_vs_faiss_blas": FAISS_BLAS,
+}
 BATCHES = (1, 16, 64)
 CLAIMED = 64
 NOTE = (
     "One core for all of a subject's processes; BLAS and OpenMP with one thread. faiss 1.15 scores "
-    "such batches query by query as it is installed; with BLAS it is several times as fast, and "
-    "the faster way is the subject of the claim. TensorFlow writes all scores, [batch, items], and "
-    "then picks. Items and queries are random."
+    "such batches query by query as it is installed; told to use BLAS from 20 queries on, as its "
+    "default once was, it is several times as fast. TensorFlow writes all scores, [batch, items], "
+    "and then picks. Items and queries are random."
 )
 
 
@@ -61,7 +66,7 @@ def run(options: Options) -> Report:
         subjects[OURS] = stack.enter_context(sharded(loop, plan.items))
         bench = _Bench(plan, subjects)
         rows += bench.rows()
-        return Report("topk", rows, [bench.claim()], [_setup(plan), NOTE])
+        return Report("topk", rows, list(bench.claims()), [_setup(plan), NOTE])
 
 
 def _peers(items: int, rows: list[Row]) -> dict[str, Search]:
@@ -88,22 +93,22 @@ class _Bench:
                 median = statistics.median(measured)
                 yield Row(name, f"batch {batch}", "queries per second of a core", "1/s", median)
 
-    def claim(self) -> Claim:
-        """Ours against the faster of faiss's two ways, in turns."""
-        name = "topk.rate_per_core_vs_faiss"
-        if FAISS not in self._subjects:
-            return Claim(name, None, 1.0, note="faiss-cpu is not installed")
-        peer = max((FAISS, FAISS_BLAS), key=lambda one: self.rate(one, CLAIMED))
-        pairs = paired_ratio(
-            lambda: self.rate(OURS, CLAIMED),
-            lambda: self.rate(peer, CLAIMED),
-            2 * self._plan.rounds,
-        )
-        note = (
-            f"{pairs.ours:.1f} queries a second of a core against {pairs.theirs:.1f} of {peer}, "
-            f"batches of {CLAIMED}; ratios {min(pairs.ratios):.2f} to {max(pairs.ratios):.2f}"
-        )
-        return Claim(name, pairs.ratio, 1.0, note=note)
+    def claims(self) -> Iterator[Claim]:
+        """Ours against faiss as it is installed, and with BLAS for batches, each in turns."""
+        for name, peer in CLAIMS.items():
+            if peer not in self._subjects:
+                yield Claim(name, None, 1.0, note="faiss-cpu is not installed")
+                continue
+            pairs = paired_ratio(
+                partial(self.rate, OURS, CLAIMED),
+                partial(self.rate, peer, CLAIMED),
+                2 * self._plan.rounds,
+            )
+            note = (
+                f"{pairs.ours:.1f} queries a second of a core against {pairs.theirs:.1f}, batches "
+                f"of {CLAIMED}; ratios {min(pairs.ratios):.2f} to {max(pairs.ratios):.2f}"
+            )
+            yield Claim(name, pairs.ratio, 1.0, note=note)
 
     def rate(self, name: str, batch: int) -> float:
         """Queries a second of one call."""
@@ -129,6 +134,6 @@ class _Bench:
 def _setup(plan: Plan) -> str:
     return (
         f"{plan.items:,} items x {DIM} float32 ({plan.items * DIM * 4 / 2**30:.2f} GiB), "
-        f"top {K}; medians of {plan.rounds}; the claim's ratio is the median of "
+        f"top {K}; medians of {plan.rounds}; a claim's ratio is the median of "
         f"{2 * plan.rounds} pairs."
     )

@@ -121,14 +121,14 @@ class Picker:
         n = scores.shape[1]
         if self._values is None:
             self._wanted = (scores >= self._kth(scores)) | np.isnan(scores)
-            found = np.flatnonzero(self._wanted)
+            found = _places(self._wanted)
             self._pending.append((found + start * n, scores.reshape(-1)[found]))
             self._sort_in(n)
             return
         wanted = self._above(scores)
-        found = np.flatnonzero(wanted)
+        found = _places(wanted)
         if len(scores) > self._k and len(found) > 4 * n * self._k:
-            found = np.flatnonzero(wanted & (scores >= self._kth(scores)))
+            found = _places(wanted & (scores >= self._kth(scores)))
         if len(found):
             self._pending.append((found + start * n, scores.reshape(-1)[found]))
             self._count += len(found)
@@ -178,6 +178,17 @@ class Picker:
         # Compared a row at a time, a few queries would cost more than their scores.
         self._floors = np.tile(ranked[chosen[:, -1]], max(1, TILE // n))
         self._pending, self._count = [], 0
+
+
+def _places(wanted: Array) -> Array:
+    """As `numpy.flatnonzero`, of contiguous bools; a fifth of its time where few are true."""
+    flat = wanted.reshape(-1)
+    if flat.size % 8:
+        return np.flatnonzero(flat)
+    eights = np.flatnonzero(flat.view(np.uint64) != 0)
+    at, which = np.nonzero(flat.reshape(-1, 8)[eights])
+    places: Array = eights[at] * 8 + which
+    return places
 
 
 def _ranked(values: Array) -> Array:

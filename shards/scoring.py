@@ -22,8 +22,8 @@ Array = npt.NDArray[Any]
 #: Scores that are looked at together: as many as a core's own cache holds.
 CHUNK_SCORES = 1 << 18
 MIN_CHUNK = 1 << 10
-#: Queries that are scored together.
-BLOCK_QUERIES = 256
+#: Queries that are scored together; with more, fewer classes are, or their scores leave the cache.
+BLOCK_QUERIES = 128
 #: A slice is read, not held: one larger than all that may be queued must still be asked.
 _READ_COST = 64 << 20
 

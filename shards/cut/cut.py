@@ -17,7 +17,7 @@ from shardserve.shards.cut.picks import with_separate_outputs
 from shardserve.shards.cut.program import Program
 from shardserve.shards.cut.rewrite import pruned_to, without_tables
 from shardserve.shards.cut.saved_model import InlinedModel, inline
-from shardserve.shards.cut.scorings import AnyLookup, Scoring, outputs_of
+from shardserve.shards.cut.scorings import AnyLookup, Scoring, hidden_layer, outputs_of
 from shardserve.shards.cut.shapes import ShapedGraph
 from shardserve.shards.cut.stages import plan_program
 from shardserve.shards.cut.stored import StoredRows, stored_rows
@@ -258,13 +258,16 @@ class _Cutter:
         note = self._partitioned.reasons.get(first.node, "")
         if reason is None and first.shape is not None and isinstance(stored, StoredRows):
             uses = self._uses(name, variables)
-            if uses.lookups and not uses.reasons:
+            hidden = None
+            if uses.lookups and name not in self._rule.named:
+                hidden = hidden_layer(uses.lookups, first.shape)
+            if uses.lookups and not uses.reasons and not hidden:
                 table = Table(name, first.dtype, first.shape[0], first.shape[1:])
                 self._tables[name] = CutTable(table, (stored,), uses.lookups, note=note)
                 self._shapes |= dict.fromkeys(uses.shapes, first.shape)
                 self._cut_nodes.update(variable.node for variable in variables)
                 return
-            reason = "; ".join(uses.reasons) or "no lookup reads it"
+            reason = "; ".join(uses.reasons) or hidden or "no lookup reads it"
         assert reason is not None
         if name in self._rule.named:
             raise InvalidArgument(f"table {name!r} cannot be cut: {reason}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from shardserve.shards.cut.lookups import Lookup
@@ -95,6 +95,20 @@ class Scoring:
 
 #: All that a round may ask of tables.
 AnyLookup = Lookup | Scoring
+
+
+#: An output layer has far more classes than it is wide; a hidden layer seldom four times as many.
+OUTPUT_LAYER_RATIO = 8
+
+
+def hidden_layer(lookups: Collection[AnyLookup], shape: tuple[int, ...]) -> str | None:
+    """Why a table of that shape is not worth a round of its own, if these are all its lookups."""
+    for one in lookups:
+        if isinstance(one, Lookup):
+            return None
+        if shape[one.axis] >= OUTPUT_LAYER_RATIO * shape[1 - one.axis]:
+            return None
+    return f"it is a hidden layer: {shape[0]} x {shape[1]}, and not named"
 
 
 def outputs_of(lookup: AnyLookup) -> tuple[str, ...]:

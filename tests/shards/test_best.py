@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shardserve.shards.best import Best, Picker, Totals, in_order, merged, unpack
@@ -27,6 +27,7 @@ def naive(row: np.ndarray, k: int) -> list[int]:
     return sorted(range(len(row)), key=lambda i: (-ranks[i], i))[:k]
 
 
+@settings(deadline=None)
 @given(scored(), st.lists(st.integers(1, 30)))
 @example((np.arange(30, dtype=np.float32)[None], 2), [16, 20])
 def test_the_best_of_chunks_are_the_best_of_all(case, cuts):
@@ -54,6 +55,7 @@ def best_of(scores: np.ndarray, k: int, numbers: np.ndarray, *, totals: bool = F
     return Best(local, places, Totals.of(scores.T) if totals else None)
 
 
+@settings(deadline=None)
 @given(scored(), st.integers(1, 4))
 def test_the_best_of_parts_are_the_best_of_all(case, count):
     scores, k = case
@@ -66,6 +68,7 @@ def test_the_best_of_parts_are_the_best_of_all(case, count):
     assert found.indices.tolist() == [naive(row, k) for row in scores]
 
 
+@settings(deadline=None)
 @given(scored(), st.booleans())
 def test_what_is_packed_is_unpacked(case, totals):
     scores, k = case

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardserve.batching.errors import InvalidArgument, Unimplemented
 from shardserve.shards import scoring
 from shardserve.shards.best import unpack
 from shardserve.shards.messages import Axis, LookupRequest, Op, Part, ScorePart
+from shardserve.shards.replicas import ReplicatedChannel
+from shardserve.shards.server import serve_in_thread
 from shardserve.shards.session import ServerLimits
 from shardserve.shards.shard import Shard
 from shardserve.shards.store import HostStore
+from tests.shards.plane import CREDENTIALS
 
 WHOLE = np.random.default_rng(0).integers(-2, 3, (9, 5))
 
@@ -72,6 +76,7 @@ def test_the_best_are_the_highest_and_of_equal_ones_the_first(dtype, axis, k):
     np.testing.assert_allclose(best.totals.peaks + np.log(best.totals.sums), logs, rtol=1e-5)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 600), st.integers(1, 3000), st.integers(1, 7), st.sampled_from(list(Axis)))
 def test_many_queries_and_many_classes_are_scored_in_pieces(n, classes, k, axis):
     rng = np.random.default_rng(n * classes)
@@ -146,3 +151,25 @@ def test_the_cost_grows_with_what_is_written_but_a_large_slice_can_be_asked():
     assert limits.inline_cost < cost < limits.max_job_cost
     assert scoring.cost([_Terabyte()], replace(asked, k=0)) > 2 << 32
     assert scoring.cost([_Terabyte()], replace(asked, slice_id=1)) == 0
+
+
+async def test_scores_travel_like_lookups_do(tmp_path):
+    shard = Shard([stored("float32")])
+    server = serve_in_thread(shard, CREDENTIALS, unix_path=str(tmp_path / "socket"))
+    channel = ReplicatedChannel("shard 0", [server.address], CREDENTIALS)
+    try:
+        bias = np.arange(9, dtype=np.float32)
+        best = ScorePart(0, queries(5), Axis.ROWS, 2, bias, totals=True)
+        every = ScorePart(0, queries(9, n=40_000), Axis.COLUMNS)
+        row = Part(0, Op.GATHER, np.array([3]))
+        request = LookupRequest((row,), (best, every))
+        reply = await channel.lookup(request, time.monotonic() + 30)
+        for found, expected in zip(reply.results, shard.execute(request), strict=True):
+            assert found.tobytes() == expected.tobytes()
+        with pytest.raises(InvalidArgument, match=r"parts\[0\]: slice 7 is not in"):
+            await channel.lookup(
+                LookupRequest((), (replace(best, slice_id=7),)), time.monotonic() + 30
+            )
+    finally:
+        await channel.close()
+        server.close()
