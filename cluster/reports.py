@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from pydantic import ByteSize
 from rich.console import Console
 from rich.table import Table as Drawn
 
-from shardserve.shards.cut.inspection import Inspection, PlanReport, SignatureReport, TensorForm
+from shardserve.cluster.plan_reports import PlanReport
+from shardserve.shards.cut.inspection import Inspection, SignatureReport, TensorForm
 
 #: Nodes that are named of those at which one table is cut.
 MAX_NODES = 3
@@ -50,6 +52,36 @@ def draw_inspection(console: Console, found: Inspection) -> None:
             ("variable", "dtype", "shape", "bytes", "why"),
             [(v.name, v.dtype, _shape(v.shape), size(v.nbytes), v.reason) for v in found.whole],
         )
+
+
+def draw_check(console: Console, path: Path, report: PlanReport) -> None:
+    """That a layout file can be served, what it does with each table, and what with each shard."""
+    layout = report.layout
+    console.print(
+        f"{path}: valid: {len(layout.tables)} tables on {layout.shards} shards, "
+        f"{layout.replicas} of each",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    if layout.tables:
+        _draw(
+            console,
+            "Tables",
+            ("table", "sharding", "slices", "tier", "precision", "bytes"),
+            [
+                (
+                    name,
+                    table_layout.sharding.value,
+                    str(len(table_layout.slices)),
+                    table_layout.storage.tier.value,
+                    table_layout.storage.precision.value,
+                    size(sum(s.nbytes(report.tables[name]) for s in table_layout.slices)),
+                )
+                for name, table_layout in sorted(layout.tables.items())
+            ],
+        )
+    draw_plan(console, report)
 
 
 def draw_plan(console: Console, report: PlanReport) -> None:

@@ -38,8 +38,17 @@ class SliceEntry(_Strict):
     columns: Span | None = None
 
 
+class BandEntry(_Strict):
+    """A run of a grid's columns, [first, one after the last), and how the rows fall there."""
+
+    columns: Span
+    sharding: Sharding
+    slices: list[SliceEntry] | None = None
+    shards: list[int] | None = None
+
+
 class TableEntry(_Strict):
-    """One table. `slices` for row_range and column, `shards` for the others.
+    """One table. `slices` for row_range and column, `bands` for grid, `shards` for the others.
 
     `tier` None is the file's.
     """
@@ -47,6 +56,7 @@ class TableEntry(_Strict):
     sharding: Sharding
     slices: list[SliceEntry] | None = None
     shards: list[int] | None = None
+    bands: list[BandEntry] | None = None
     precision: Precision = Precision.AS_SAVED
     tier: Tier | None = None
 
@@ -121,14 +131,38 @@ def to_layout(file: LayoutFile, tables: Mapping[str, Table]) -> Layout:
 
 
 def _table_layout(entry: TableEntry, table: Table) -> TableLayout:
+    where = f"layout: table {table.name!r}"
+    if entry.sharding is not Sharding.GRID:
+        if entry.bands is not None:
+            raise InvalidArgument(f"{where}: only sharding 'grid' takes 'bands'")
+        return _flat_layout(where, entry, table)
+    if not entry.bands or entry.slices is not None or entry.shards is not None:
+        raise InvalidArgument(
+            f"{where}: sharding 'grid' takes 'bands', a list of runs of columns, and neither "
+            "'slices' nor 'shards'"
+        )
+    return layouts.grid(
+        (band.columns[0], band.columns[1], _band_layout(f"{where}: band {number}", band, table))
+        for number, band in enumerate(entry.bands)
+    )
+
+
+def _band_layout(where: str, band: BandEntry, table: Table) -> TableLayout:
+    if band.sharding not in layouts.ROW_SHARDINGS.values():
+        words = ", ".join(layouts.ROW_SHARDINGS.values())
+        raise InvalidArgument(f"{where}: a band's sharding is one of {words}, not {band.sharding}")
+    return _flat_layout(where, band, table)
+
+
+def _flat_layout(where: str, entry: TableEntry | BandEntry, table: Table) -> TableLayout:
     if entry.sharding in (Sharding.ROW_RANGE, Sharding.COLUMN):
-        spans = _spans(entry, table, "rows" if entry.sharding is Sharding.ROW_RANGE else "columns")
+        axis = "rows" if entry.sharding is Sharding.ROW_RANGE else "columns"
         make = layouts.row_range if entry.sharding is Sharding.ROW_RANGE else layouts.column
-        return make(table, spans)
+        return make(table, _spans(where, entry, axis))
     if entry.slices is not None or not entry.shards:
         raise InvalidArgument(
-            f"layout: table {table.name!r}: sharding '{entry.sharding}' takes 'shards', a list of "
-            "shard numbers, and no 'slices'"
+            f"{where}: sharding '{entry.sharding}' takes 'shards', a list of shard numbers, "
+            "and no 'slices'"
         )
     match entry.sharding:
         case Sharding.ROW_MOD:
@@ -140,26 +174,22 @@ def _table_layout(entry: TableEntry, table: Table) -> TableLayout:
         case _:
             if len(entry.shards) != 1:
                 raise InvalidArgument(
-                    f"layout: table {table.name!r}: sharding 'table' takes one shard, "
-                    f"not {entry.shards}"
+                    f"{where}: sharding 'table' takes one shard, not {entry.shards}"
                 )
             return layouts.whole_table(table, entry.shards[0])
 
 
-def _spans(entry: TableEntry, table: Table, axis: str) -> list[tuple[int, int, int]]:
+def _spans(where: str, entry: TableEntry | BandEntry, axis: str) -> list[tuple[int, int, int]]:
     if entry.slices is None or entry.shards is not None:
         raise InvalidArgument(
-            f"layout: table {table.name!r}: sharding '{entry.sharding}' takes 'slices', "
-            "and no 'shards'"
+            f"{where}: sharding '{entry.sharding}' takes 'slices', and no 'shards'"
         )
     spans = []
     for number, piece in enumerate(entry.slices):
         span = piece.rows if axis == "rows" else piece.columns
         other = piece.columns if axis == "rows" else piece.rows
         if span is None or other is not None:
-            raise InvalidArgument(
-                f"layout: table {table.name!r}: slice {number} needs '{axis}', and only that"
-            )
+            raise InvalidArgument(f"{where}: slice {number} needs '{axis}', and only that")
         spans.append((piece.shard, span[0], span[1]))
     return spans
 
@@ -185,23 +215,35 @@ def _entry(table_layout: TableLayout) -> TableEntry:
 
 
 def _sharded_entry(table_layout: TableLayout) -> TableEntry:
+    if table_layout.sharding is Sharding.GRID:
+        bands = [_band_entry(band) for band in table_layout.bands()]
+        return TableEntry(sharding=table_layout.sharding, bands=bands)
+    return TableEntry(sharding=table_layout.sharding, **_places(table_layout))
+
+
+def _band_entry(band: TableLayout) -> BandEntry:
+    columns = [band.slices[0].column_start, band.slices[0].column_stop]
+    return BandEntry(columns=columns, sharding=band.sharding, **_places(band))
+
+
+def _places(table_layout: TableLayout) -> dict[str, Any]:
     match table_layout.sharding:
         case Sharding.ROW_RANGE:
-            slices = [
-                SliceEntry(shard=s.shard, rows=[s.rows.start, s.rows.stop])  # type: ignore[union-attr]
-                for s in table_layout.slices
-            ]
-            return TableEntry(sharding=table_layout.sharding, slices=slices)
+            return {
+                "slices": [
+                    SliceEntry(shard=s.shard, rows=[s.rows.start, s.rows.stop])  # type: ignore[union-attr]
+                    for s in table_layout.slices
+                ]
+            }
         case Sharding.COLUMN:
-            slices = [
-                SliceEntry(shard=s.shard, columns=[s.column_start, s.column_stop])
-                for s in table_layout.slices
-            ]
-            return TableEntry(sharding=table_layout.sharding, slices=slices)
+            return {
+                "slices": [
+                    SliceEntry(shard=s.shard, columns=[s.column_start, s.column_stop])
+                    for s in table_layout.slices
+                ]
+            }
         case _:
-            return TableEntry(
-                sharding=table_layout.sharding, shards=[s.shard for s in table_layout.slices]
-            )
+            return {"shards": [s.shard for s in table_layout.slices]}
 
 
 def dump_layout(file: LayoutFile, comments: Mapping[str, str] | None = None, head: str = "") -> str:
@@ -218,7 +260,7 @@ def dump_layout(file: LayoutFile, comments: Mapping[str, str] | None = None, hea
 
 
 class _InlineDumper(yaml.SafeDumper):
-    """Block style for tables, one line for each slice and each list of shards."""
+    """Block style for tables, one line for each slice, band and list of shards."""
 
 
 def _yaml(data: Mapping[str, Any]) -> str:
@@ -231,9 +273,8 @@ def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
 
 
 def _represent_dict(dumper: yaml.SafeDumper, data: dict[Any, Any]) -> yaml.Node:
-    return dumper.represent_mapping(
-        "tag:yaml.org,2002:map", data.items(), flow_style="shard" in data
-    )
+    flow = "shard" in data or ("columns" in data and "slices" not in data)
+    return dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=flow)
 
 
 _InlineDumper.add_representer(list, _represent_list)

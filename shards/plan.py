@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards import layout as layouts
-from shardserve.shards.layout import Layout, Sharding, TableLayout
+from shardserve.shards.layout import Layout, Sharding, Slice, TableLayout
 from shardserve.shards.storage import PLAIN, Precision, Storage, Tier, check_storage
 from shardserve.shards.tables import Table
 
@@ -43,8 +43,8 @@ class ShardLoad:
     """What one shard holds, and its share of all lookups where every table is read alike often.
 
     `lookups` counts expected lookups for each lookup of every table: a table with n lookups counts
-    n; a row-wise slice gets them by its share of the rows, a column slice all of them, a replicated
-    table its share of the copies.
+    n; a slice gets them by its share of the rows, so a column slice all of them, and a replicated
+    table by its share of the copies.
     """
 
     shard: int
@@ -98,7 +98,7 @@ def shard_loads(
     for shard in range(layout.shards):
         slices = layout.slices_of_shard(shard)
         asked = sum(
-            lookups.get(piece.table, 0) * _share(layout.tables[piece.table], piece.rows.count)
+            lookups.get(piece.table, 0) * _share(layout.tables[piece.table], piece, tables)
             for piece in slices
         )
         nbytes = sum(piece.nbytes(tables[piece.table]) for piece in slices)
@@ -106,15 +106,12 @@ def shard_loads(
     return tuple(loads)
 
 
-def _share(table_layout: TableLayout, rows: int) -> float:
-    match table_layout.sharding:
-        case Sharding.TABLE | Sharding.COLUMN:
-            return 1.0
-        case Sharding.REPLICATED:
-            return 1.0 / len(table_layout.slices)
-        case _:
-            total = sum(piece.rows.count for piece in table_layout.slices)
-            return rows / total if total else 0.0
+def _share(table_layout: TableLayout, piece: Slice, tables: Mapping[str, Table]) -> float:
+    """The part of a table's lookups that one slice gets, each run of columns getting all."""
+    if table_layout.sharding is Sharding.REPLICATED:
+        return 1.0 / len(table_layout.slices)
+    rows = tables[piece.table].rows
+    return piece.rows.count / rows if rows else 0.0
 
 
 def _storage_of(table: Table, wanted: Storage) -> Storage:

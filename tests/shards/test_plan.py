@@ -11,6 +11,7 @@ from shardserve.shards.layout import Sharding
 from shardserve.shards.plan import PlanRequest, plan_layout, shard_loads
 from shardserve.shards.storage import Precision, Storage, Tier
 from shardserve.shards.tables import Table
+from tests.layouts import random_layout
 
 
 @st.composite
@@ -63,6 +64,15 @@ def test_all_row_wise_and_whole_lookups_are_counted_once(tables, shards):
         len(one.slices) if one.sharding is Sharding.COLUMN else 1 for one in layout.tables.values()
     )
     assert sum(load.lookups for load in loads) == pytest.approx(3 * columns)
+
+
+@given(st.data(), st.integers(1, 40), st.integers(1, 9), st.integers(1, 6))
+def test_each_run_of_columns_is_asked_for_all_lookups_under_any_layout(data, rows, columns, shards):
+    tables = {"emb": Table("emb", "float32", rows, (columns,))}
+    layout = data.draw(random_layout(tables, shards))
+    runs = {(s.column_start, s.column_stop) for s in layout.tables["emb"].slices}
+    loads = shard_loads(layout, tables, {"emb": 3})
+    assert sum(load.lookups for load in loads) == pytest.approx(3 * len(runs))
 
 
 def test_a_large_table_is_cut_by_rows_a_small_one_goes_where_there_is_room():
