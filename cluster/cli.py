@@ -212,6 +212,15 @@ def plan(
             help="Plan nothing; say whether this layout file fits the model, and its loads.",
         ),
     ] = None,
+    row_counts: Annotated[
+        Path | None,
+        typer.Option(
+            "--row_counts",
+            metavar="FILE",
+            resolve_path=True,
+            help="How often the rows of each table are read.",
+        ),
+    ] = None,
     saved_model_tags: Tags = "serve",
 ) -> None:
     """Write a layout file to standard output, and each shard's bytes and load beside it."""
@@ -230,9 +239,9 @@ def plan(
         from shardserve.cluster.reports import draw_check, draw_plan  # noqa: PLC0415
 
     if check_file is not None:
-        draw_check(Console(), check_file, plan_checked(found.path, options))
+        draw_check(Console(), check_file, plan_checked(found.path, options, row_counts))
         return
-    report, text = plan_made(found.path, options)
+    report, text = plan_made(found.path, options, row_counts)
     sys.stdout.write(text)
     draw_plan(Console(stderr=True), report)
 

@@ -85,12 +85,13 @@ def draw_check(console: Console, path: Path, report: PlanReport) -> None:
 
 
 def draw_plan(console: Console, report: PlanReport) -> None:
-    """Bytes and expected lookups of each shard."""
+    """Bytes and expected lookups of each shard, and bytes read where there are row counts."""
     asked = sum(load.lookups for load in report.loads)
+    read = [load.read for load in report.loads if load.read is not None]
     _draw(
         console,
         "Shards",
-        ("shard", "slices", "bytes", "lookups a request", "share"),
+        ("shard", "slices", "bytes", "lookups a request", "share", *(["bytes read"] * bool(read))),
         [
             (
                 str(load.shard),
@@ -98,6 +99,7 @@ def draw_plan(console: Console, report: PlanReport) -> None:
                 size(load.nbytes),
                 f"{load.lookups:.2f}",
                 f"{load.lookups / asked:.0%}" if asked else "-",
+                *([f"{load.read:.0%}"] if load.read is not None else []),
             )
             for load in report.loads
         ],
@@ -120,7 +122,9 @@ def _draw(
     console.print(drawn, markup=False, highlight=False)
 
 
-_NUMBERS = frozenset({"rows", "bytes", "shard", "slices", "lookups a request", "share"})
+_NUMBERS = frozenset(
+    {"rows", "bytes", "shard", "slices", "lookups a request", "share", "bytes read"}
+)
 
 
 def _first_few(names: Sequence[str]) -> str:

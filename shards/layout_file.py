@@ -10,27 +10,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ByteSize, Field
 
-from shardserve.batching.errors import InvalidArgument, NotFound
+from shardserve.batching.errors import InvalidArgument
 from shardserve.shards import layout as layouts
+from shardserve.shards.forms import Strict, parse_form, read_form
 from shardserve.shards.layout import Layout, Sharding, TableLayout
 from shardserve.shards.storage import Precision, Storage, Tier
 from shardserve.shards.tables import Table
 
-MAX_FILE_BYTES = 64 << 20
 MAX_SHARDS = 100_000
 MAX_REPLICAS = 1_000
 
 Span = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SliceEntry(_Strict):
+class SliceEntry(Strict):
     """One slice of a row_range or column table: its shard and [first, one after the last)."""
 
     shard: int
@@ -38,7 +33,7 @@ class SliceEntry(_Strict):
     columns: Span | None = None
 
 
-class BandEntry(_Strict):
+class BandEntry(Strict):
     """A run of a grid's columns, [first, one after the last), and how the rows fall there."""
 
     columns: Span
@@ -47,7 +42,7 @@ class BandEntry(_Strict):
     shards: list[int] | None = None
 
 
-class TableEntry(_Strict):
+class TableEntry(Strict):
     """One table. `slices` for row_range and column, `bands` for grid, `shards` for the others.
 
     `tier` None is the file's.
@@ -61,7 +56,7 @@ class TableEntry(_Strict):
     tier: Tier | None = None
 
 
-class LayoutFile(_Strict):
+class LayoutFile(Strict):
     """The whole file. Tables not named stay whole, in the router.
 
     `tier` is that of tables that do not say theirs; `cache_per_shard` is for hot rows of mapped
@@ -79,33 +74,12 @@ class LayoutFile(_Strict):
 
 def read_layout_file(path: Path) -> LayoutFile:
     """Parse and validate the form. Raises NotFound or InvalidArgument naming the file and field."""
-    try:
-        with path.open("rb") as stream:
-            text = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise NotFound(f"{path}: cannot be read: {error.strerror}") from None
-    if len(text) > MAX_FILE_BYTES:
-        raise InvalidArgument(f"{path}: a layout file has at most {MAX_FILE_BYTES} bytes")
-    return parse_layout(text, str(path))
+    return read_form(LayoutFile, path)
 
 
 def parse_layout(text: str | bytes, where: str) -> LayoutFile:
     """As `read_layout_file`, for text; `where` names its origin in errors."""
-    try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{where}: not YAML: {error}") from None
-    try:
-        return LayoutFile.model_validate(data)
-    except ValidationError as error:
-        problems = "; ".join(map(_problem, error.errors()))
-        raise InvalidArgument(f"{where}: {problems}") from None
-
-
-def _problem(problem: ErrorDetails) -> str:
-    place = ".".join(map(str, problem["loc"])) or "file"
-    found = f", not {problem['input']!r}" if problem["type"] == "enum" else ""
-    return f"{place}: {problem['msg']}{found}"
+    return parse_form(LayoutFile, text, where)
 
 
 def to_layout(file: LayoutFile, tables: Mapping[str, Table]) -> Layout:
