@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
 
 from shardserve.batching.errors import InvalidArgument, NotFound
 
@@ -48,7 +48,7 @@ def parse_form(form: type[Form], text: str | bytes, where: str) -> Form:
         raise InvalidArgument(f"{where}: {problems}") from None
 
 
-def _problem(problem: ErrorDetails) -> str:
+def _problem(problem: Mapping[str, Any]) -> str:
     place = ".".join(map(str, problem["loc"])) or "file"
     found = f", not {problem['input']!r}" if problem["type"] == "enum" else ""
     return f"{place}: {problem['msg']}{found}"

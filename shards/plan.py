@@ -195,15 +195,20 @@ class _Placer:
             )
 
     def summary(self) -> str:
-        """How even it has become."""
+        """What decided, and how even it has become."""
         n = len(self._shards)
+        if n == 1:
+            return "all on the one shard"
         parts = [load.parts_of(self._total) for load in self._loads]
-        words = f"no shard has more than {n * max(held for held, _ in parts):.2f} times an even"
+        if self._whole_up_to:
+            words = f"tables of over {0.5 / n:.1%}, half an even share, are divided"
+        else:
+            words = "every table is divided that can be, to fit the memory"
+        words += f"; no shard has over {n * max(held for held, _ in parts):.2f} times an even"
         words += " share of the bytes"
         if self._total.read:
             words += f", or {n * max(read for _, read in parts):.2f} times one of the bytes read"
-        why = "" if self._whole_up_to else "Every table is divided, to fit the memory: "
-        return f"{why}{words}"
+        return words
 
     def _words(self, table: Table, weight: _Weight) -> str:
         held, read = weight.parts_of(self._total)
