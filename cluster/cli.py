@@ -208,6 +208,24 @@ def plan(
     cut_threshold: Threshold = DEFAULT_THRESHOLD,
     tier: TierOption = Tier.MEMORY,
     precision: PrecisionOption = Precision.AS_SAVED,
+    check_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--check",
+            metavar="FILE",
+            resolve_path=True,
+            help="Plan nothing; say whether this layout file fits the model, and its loads.",
+        ),
+    ] = None,
+    row_counts: Annotated[
+        Path | None,
+        typer.Option(
+            "--row_counts",
+            metavar="FILE",
+            resolve_path=True,
+            help="How often the rows of each table are read.",
+        ),
+    ] = None,
     saved_model_tags: Tags = "serve",
 ) -> None:
     """Write a layout file to standard output, and each shard's bytes and load beside it."""
@@ -215,18 +233,21 @@ def plan(
     options = PlanOptions(
         shards,
         replicas,
-        None,
+        check_file,
         memory_per_shard,
         cut_threshold,
         _tags(saved_model_tags),
         Storage(tier, precision),
     )
     with quiet_import():
-        from shardserve.cluster.reports import draw_plan  # noqa: PLC0415
-        from shardserve.shards.cut.inspection import plan_report  # noqa: PLC0415
+        from shardserve.cluster.plan_reports import plan_checked, plan_made  # noqa: PLC0415
+        from shardserve.cluster.reports import draw_check, draw_plan  # noqa: PLC0415
 
-    report = plan_report(found.path, options)
-    sys.stdout.write(report.text)
+    if check_file is not None:
+        draw_check(Console(), check_file, plan_checked(found.path, options, row_counts))
+        return
+    report, text = plan_made(found.path, options, row_counts)
+    sys.stdout.write(text)
     draw_plan(Console(stderr=True), report)
 
 

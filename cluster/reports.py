@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from pydantic import ByteSize
 from rich.console import Console
 from rich.table import Table as Drawn
 
-from shardserve.shards.cut.inspection import Inspection, PlanReport, SignatureReport, TensorForm
+from shardserve.cluster.plan_reports import PlanReport
+from shardserve.shards.cut.inspection import Inspection, SignatureReport, TensorForm
 
 #: Nodes that are named of those at which one table is cut.
 MAX_NODES = 3
@@ -60,13 +62,44 @@ def draw_inspection(console: Console, found: Inspection) -> None:
         )
 
 
+def draw_check(console: Console, path: Path, report: PlanReport) -> None:
+    """That a layout file can be served, what it does with each table, and what with each shard."""
+    layout = report.layout
+    console.print(
+        f"{path}: valid: {len(layout.tables)} tables on {layout.shards} shards, "
+        f"{layout.replicas} of each",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    if layout.tables:
+        _draw(
+            console,
+            "Tables",
+            ("table", "sharding", "slices", "tier", "precision", "bytes"),
+            [
+                (
+                    name,
+                    table_layout.sharding.value,
+                    str(len(table_layout.slices)),
+                    table_layout.storage.tier.value,
+                    table_layout.storage.precision.value,
+                    size(sum(s.nbytes(report.tables[name]) for s in table_layout.slices)),
+                )
+                for name, table_layout in sorted(layout.tables.items())
+            ],
+        )
+    draw_plan(console, report)
+
+
 def draw_plan(console: Console, report: PlanReport) -> None:
-    """Bytes and expected lookups of each shard."""
+    """Bytes and expected lookups of each shard, and bytes read where there are row counts."""
     asked = sum(load.lookups for load in report.loads)
+    read = [load.read for load in report.loads if load.read is not None]
     _draw(
         console,
         "Shards",
-        ("shard", "slices", "bytes", "lookups a request", "share"),
+        ("shard", "slices", "bytes", "lookups a request", "share", *(["bytes read"] * bool(read))),
         [
             (
                 str(load.shard),
@@ -74,6 +107,7 @@ def draw_plan(console: Console, report: PlanReport) -> None:
                 size(load.nbytes),
                 f"{load.lookups:.2f}",
                 f"{load.lookups / asked:.0%}" if asked else "-",
+                *([f"{load.read:.0%}"] if load.read is not None else []),
             )
             for load in report.loads
         ],
@@ -96,7 +130,9 @@ def _draw(
     console.print(drawn, markup=False, highlight=False)
 
 
-_NUMBERS = frozenset({"rows", "bytes", "shard", "slices", "lookups a request", "share"})
+_NUMBERS = frozenset(
+    {"rows", "bytes", "shard", "slices", "lookups a request", "share", "bytes read"}
+)
 
 
 def _first_few(names: Sequence[str]) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shardserve.router import split_kernels as kernels
-from shardserve.shards.layout import Layout, Sharding, Slice, TableLayout
+from shardserve.shards.layout import ROW_SHARDINGS, Layout, Sharding, Slice, TableLayout
 from shardserve.shards.messages import Op, Part
-from shardserve.shards.rows import RowRange, hash_multiplier
+from shardserve.shards.rows import RowRange, RowSet, hash_multiplier
 from shardserve.shards.tables import Table
 
 Array = npt.NDArray[Any]
@@ -53,17 +53,30 @@ class Fragment:
     column_stop: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Division:
+    """Rows that fall to parts in one way, in each of some runs of columns.
+
+    `columns[c][p]` is part p's slice in run c, and its id on its shard.
+    """
+
+    sharding: Sharding
+    bounds: npt.NDArray[np.int64]
+    columns: tuple[tuple[tuple[Slice, int], ...], ...]
+
+    @property
+    def parts(self) -> int:
+        return len(self.columns[0])
+
+
 class TablePartition:
     """How one table's rows fall to slices. `slice_ids[p]` is part p's id on its shard."""
 
     def __init__(self, table: Table, table_layout: TableLayout, slice_ids: Sequence[int]) -> None:
         self.table = table
         self._sharding = table_layout.sharding
-        pieces = list(zip(table_layout.slices, slice_ids, strict=True))
-        if self._sharding is Sharding.ROW_RANGE:
-            pieces.sort(key=lambda piece: _first_row(piece[0]))
-        self._pieces = tuple(pieces)
-        self._bounds = _bounds(pieces, table.rows)
+        self._pieces = tuple(zip(table_layout.slices, slice_ids, strict=True))
+        self._divisions = _divisions(table, table_layout, slice_ids)
         self._multiplier = hash_multiplier(table.rows)
         self._row_type = np.int32 if table.rows < 1 << 31 else np.int64
 
@@ -73,17 +86,26 @@ class TablePartition:
         `turn` chooses among the copies of a replicated table. A gather's result has a row for each
         id, a pooled one for each bag; rows that no fragment places are zeros.
         """
-        if self._sharding is Sharding.ROW_HASH or (
-            self._sharding in _KINDS and len(self._pieces) > 1
-        ):
-            return self._by_rows(ids, bags)
-        return self._alike(self.one_copy(turn), ids, bags)
+        match self._sharding:
+            case Sharding.REPLICATED | Sharding.TABLE | Sharding.COLUMN:
+                return self._alike(self.one_copy(turn), ids, bags)
+            case _:
+                return [
+                    fragment
+                    for division in self._divisions
+                    for fragment in self._divided(division, ids, bags)
+                ]
 
     def one_copy(self, turn: int) -> tuple[tuple[Slice, int], ...]:
         """Slices, with their ids, that together hold each element of the table once."""
-        if self._sharding in _KINDS or self._sharding is Sharding.COLUMN:
-            return self._pieces
-        return (self._pieces[turn % len(self._pieces)],)
+        if self._sharding is Sharding.REPLICATED:
+            return (self._pieces[turn % len(self._pieces)],)
+        return self._pieces
+
+    def _divided(self, division: _Division, ids: Array, bags: Bags | None) -> list[Fragment]:
+        if division.parts == 1 and division.sharding is not Sharding.ROW_HASH:
+            return self._alike([pieces[0] for pieces in division.columns], ids, bags)
+        return self._by_rows(division, ids, bags)
 
     def _alike(
         self, pieces: Sequence[tuple[Slice, int]], ids: Array, bags: Bags | None
@@ -110,8 +132,8 @@ class TablePartition:
             for piece, slice_id in pieces
         ]
 
-    def _by_rows(self, ids: Array, bags: Bags | None) -> list[Fragment]:
-        n, parts = len(ids), len(self._pieces)
+    def _by_rows(self, division: _Division, ids: Array, bags: Bags | None) -> list[Fragment]:
+        n, parts = len(ids), division.parts
         rows = np.empty(n, self._row_type)
         order = np.empty(n, np.int32)
         starts = np.empty(parts + 1, np.int64)
@@ -121,9 +143,9 @@ class TablePartition:
         kernels.split(
             ids,
             _NO_BAGS if bags is None else bags.of_id,
-            _KINDS[self._sharding],
+            _KINDS[division.sharding],
             parts,
-            self._bounds,
+            division.bounds,
             self._multiplier,
             self.table.rows,
             rows,
@@ -135,19 +157,24 @@ class TablePartition:
         )
         found = []
         at, run_at = starts.tolist(), run_starts.tolist()
-        for p, (piece, slice_id) in enumerate(self._pieces):
+        for p in range(parts):
             first, last = at[p], at[p + 1]
             if first == last:
                 continue
+            weights, ends = None, None
             if bags is None:
-                part = Part(slice_id, Op.GATHER, rows[first:last])
                 places = order[first:last]
             else:
                 weights = None if bags.weights is None else bags.weights[order[first:last]]
                 ends = offsets[run_at[p] + p : run_at[p + 1] + p + 1]
-                part = Part(slice_id, Op.POOL, rows[first:last], ends, weights)
                 places = runs[run_at[p] : run_at[p + 1]]
-            found.append(Fragment(piece.shard, part, places, 0, self.table.columns))
+            op = Op.GATHER if bags is None else Op.POOL
+            for pieces in division.columns:
+                piece, slice_id = pieces[p]
+                part = Part(slice_id, op, rows[first:last], ends, weights)
+                found.append(
+                    Fragment(piece.shard, part, places, piece.column_start, piece.column_stop)
+                )
         return found
 
 
@@ -168,11 +195,31 @@ def partitions_of(layout: Layout, tables: dict[str, Table]) -> dict[str, TablePa
     }
 
 
-def _first_row(piece: Slice) -> int:
-    assert isinstance(piece.rows, RowRange)
-    return piece.rows.start
+def _divisions(
+    table: Table, table_layout: TableLayout, slice_ids: Sequence[int]
+) -> tuple[_Division, ...]:
+    """Row-wise divisions, none for other shardings; runs of columns that agree are one."""
+    bands: Sequence[TableLayout] = ()
+    if table_layout.sharding in _KINDS:
+        bands = (table_layout,)
+    elif table_layout.sharding is Sharding.GRID:
+        bands = table_layout.bands()
+    ids = dict(zip(table_layout.slices, slice_ids, strict=True))
+    alike: dict[tuple[RowSet, ...], list[tuple[tuple[Slice, int], ...]]] = {}
+    for band in bands:
+        slices = sorted(band.slices, key=lambda piece: _first_row(piece.rows))
+        rows = tuple(piece.rows for piece in slices)
+        alike.setdefault(rows, []).append(tuple((piece, ids[piece]) for piece in slices))
+    return tuple(
+        _Division(ROW_SHARDINGS[type(rows[0])], _bounds(rows, table.rows), tuple(columns))
+        for rows, columns in alike.items()
+    )
 
 
-def _bounds(pieces: Sequence[tuple[Slice, int]], total: int) -> npt.NDArray[np.int64]:
-    starts = [piece.rows.start if isinstance(piece.rows, RowRange) else 0 for piece, _ in pieces]
-    return np.array([*starts, total], np.int64)
+def _first_row(rows: RowSet) -> int:
+    """Where a range starts; sets of other kinds are in order as they are."""
+    return rows.start if isinstance(rows, RowRange) else 0
+
+
+def _bounds(rows: Sequence[RowSet], total: int) -> npt.NDArray[np.int64]:
+    return np.array([*map(_first_row, rows), total], np.int64)

@@ -140,12 +140,9 @@ class PreparedScores:
             return _checked(answers[0][0], answers[0][1], shape)
         out = np.zeros(shape, self.queries.dtype)
         for fragment, scores in answers:
-            if not self._has_whole_classes(fragment.piece):
-                out += _checked(fragment, scores, shape)
-                continue
             places = _places(fragment.piece, self.scoring.axis)
             count = _count(fragment.piece, self.scoring.axis)
-            out[:, places] = _checked(fragment, scores, (shape[0], count))
+            out[:, places] += _checked(fragment, scores, (shape[0], count))
         return out
 
     def _best(self, answers: Sequence[tuple[ScoreFragment, Array]]) -> Best:

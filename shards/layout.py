@@ -23,8 +23,17 @@ class Sharding(enum.StrEnum):
     ROW_MOD = "row_mod"
     ROW_HASH = "row_hash"
     COLUMN = "column"
+    GRID = "grid"
     TABLE = "table"
     REPLICATED = "replicated"
+
+
+#: The sharding that makes each kind of set of rows.
+ROW_SHARDINGS: Mapping[type[RowSet], Sharding] = {
+    RowRange: Sharding.ROW_RANGE,
+    RowMod: Sharding.ROW_MOD,
+    RowHash: Sharding.ROW_HASH,
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,13 @@ class TableLayout:
     def storage(self) -> Storage:
         """How the slices are kept: all in one way."""
         return self.slices[0].storage if self.slices else PLAIN
+
+    def bands(self) -> tuple[TableLayout, ...]:
+        """A grid's runs of columns, each a row-wise layout of the table's rows in those columns."""
+        return tuple(
+            TableLayout(ROW_SHARDINGS[type(found[0].rows)], tuple(found))
+            for _, found in by_columns(self.slices)
+        )
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,21 @@ def column(table: Table, bounds: Iterable[tuple[int, int, int]]) -> TableLayout:
     )
 
 
+def grid(bands: Iterable[tuple[int, int, TableLayout]]) -> TableLayout:
+    """Rows x columns: each run of columns with a row-wise layout of its own, on its own shards.
+
+    Given as (first column, column after the last, layout).
+    """
+    return TableLayout(
+        Sharding.GRID,
+        tuple(
+            replace(piece, column_start=start, column_stop=stop)
+            for start, stop, band in bands
+            for piece in band.slices
+        ),
+    )
+
+
 def whole_table(table: Table, shard: int) -> TableLayout:
     """The whole table on one shard."""
     return TableLayout(
@@ -159,6 +190,14 @@ def stored(table_layout: TableLayout, storage: Storage) -> TableLayout:
     """The same slices, kept in another way."""
     slices = (replace(piece, storage=storage) for piece in table_layout.slices)
     return replace(table_layout, slices=tuple(slices))
+
+
+def by_columns(slices: Iterable[Slice]) -> list[tuple[tuple[int, int], list[Slice]]]:
+    """The slices by the columns that they have, in their order."""
+    found: dict[tuple[int, int], list[Slice]] = {}
+    for piece in slices:
+        found.setdefault((piece.column_start, piece.column_stop), []).append(piece)
+    return list(found.items())
 
 
 def even_bounds(total: int, shards: Iterable[int]) -> list[tuple[int, int, int]]:
@@ -212,26 +251,36 @@ def _check_table(table_layout: TableLayout, table: Table, shards: int) -> None:
         raise InvalidArgument(f"{where}: slices differ in tier or precision")
     check_storage(table_layout.storage, table)
     match table_layout.sharding:
-        case Sharding.ROW_RANGE:
-            runs = [
-                (s.rows.start, s.rows.stop)
-                for s in table_layout.slices
-                if isinstance(s.rows, RowRange)
-            ]
-            _check_cover(where, "rows", runs, table.rows)
+        case Sharding.GRID:
+            runs = [columns for columns, _ in by_columns(table_layout.slices)]
+            _check_cover(where, "columns", runs, table.columns)
+            for (start, stop), band in zip(runs, table_layout.bands(), strict=True):
+                _check_rows(f"{where}: columns [{start}, {stop})", band, table)
         case Sharding.COLUMN:
             runs = [(s.column_start, s.column_stop) for s in table_layout.slices]
             _check_cover(where, "columns", runs, table.columns)
-        case Sharding.ROW_HASH:
-            if table.rows > MAX_HASHED_ROWS:
-                raise InvalidArgument(
-                    f"{where}: row_hash takes at most {MAX_HASHED_ROWS} rows, not {table.rows}"
-                )
         case Sharding.TABLE:
             if len(owners) != 1:
                 raise InvalidArgument(f"{where}: sharding 'table' takes one shard, not {owners}")
-        case Sharding.ROW_MOD | Sharding.REPLICATED:
+        case Sharding.REPLICATED:
             pass
+        case _:
+            _check_rows(where, table_layout, table)
+
+
+def _check_rows(where: str, table_layout: TableLayout, table: Table) -> None:
+    rows = [piece.rows for piece in table_layout.slices]
+    if table_layout.sharding is Sharding.ROW_RANGE:
+        runs = [(one.start, one.stop) for one in rows if isinstance(one, RowRange)]
+        _check_cover(where, "rows", runs, table.rows)
+        return
+    kind = RowMod if table_layout.sharding is Sharding.ROW_MOD else RowHash
+    if rows != [kind(part, len(rows), table.rows) for part in range(len(rows))]:
+        raise InvalidArgument(f"{where}: the slices are not the parts of {table_layout.sharding}")
+    if kind is RowHash and table.rows > MAX_HASHED_ROWS:
+        raise InvalidArgument(
+            f"{where}: row_hash takes at most {MAX_HASHED_ROWS} rows, not {table.rows}"
+        )
 
 
 def _check_cover(where: str, what: str, runs: list[tuple[int, int]], total: int) -> None:

@@ -10,26 +10,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import ByteSize, Field
 
-from shardserve.batching.errors import InvalidArgument, NotFound
+from shardserve.batching.errors import InvalidArgument
 from shardserve.shards import layout as layouts
+from shardserve.shards.forms import Strict, parse_form, read_form
 from shardserve.shards.layout import Layout, Sharding, TableLayout
 from shardserve.shards.storage import Precision, Storage, Tier
 from shardserve.shards.tables import Table
 
-MAX_FILE_BYTES = 64 << 20
 MAX_SHARDS = 100_000
 MAX_REPLICAS = 1_000
 
 Span = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SliceEntry(_Strict):
+class SliceEntry(Strict):
     """One slice of a row_range or column table: its shard and [first, one after the last)."""
 
     shard: int
@@ -37,8 +33,17 @@ class SliceEntry(_Strict):
     columns: Span | None = None
 
 
-class TableEntry(_Strict):
-    """One table. `slices` for row_range and column, `shards` for the others.
+class BandEntry(Strict):
+    """A run of a grid's columns, [first, one after the last), and how the rows fall there."""
+
+    columns: Span
+    sharding: Sharding
+    slices: list[SliceEntry] | None = None
+    shards: list[int] | None = None
+
+
+class TableEntry(Strict):
+    """One table. `slices` for row_range and column, `bands` for grid, `shards` for the others.
 
     `tier` None is the file's.
     """
@@ -46,11 +51,12 @@ class TableEntry(_Strict):
     sharding: Sharding
     slices: list[SliceEntry] | None = None
     shards: list[int] | None = None
+    bands: list[BandEntry] | None = None
     precision: Precision = Precision.AS_SAVED
     tier: Tier | None = None
 
 
-class LayoutFile(_Strict):
+class LayoutFile(Strict):
     """The whole file. Tables not named stay whole, in the router.
 
     `tier` is that of tables that do not say theirs; `cache_per_shard` is for hot rows of mapped
@@ -68,33 +74,12 @@ class LayoutFile(_Strict):
 
 def read_layout_file(path: Path) -> LayoutFile:
     """Parse and validate the form. Raises NotFound or InvalidArgument naming the file and field."""
-    try:
-        with path.open("rb") as stream:
-            text = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise NotFound(f"{path}: cannot be read: {error.strerror}") from None
-    if len(text) > MAX_FILE_BYTES:
-        raise InvalidArgument(f"{path}: a layout file has at most {MAX_FILE_BYTES} bytes")
-    return parse_layout(text, str(path))
+    return read_form(LayoutFile, path)
 
 
 def parse_layout(text: str | bytes, where: str) -> LayoutFile:
     """As `read_layout_file`, for text; `where` names its origin in errors."""
-    try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{where}: not YAML: {error}") from None
-    try:
-        return LayoutFile.model_validate(data)
-    except ValidationError as error:
-        problems = "; ".join(map(_problem, error.errors()))
-        raise InvalidArgument(f"{where}: {problems}") from None
-
-
-def _problem(problem: Mapping[str, Any]) -> str:
-    place = ".".join(map(str, problem["loc"])) or "file"
-    found = f", not {problem['input']!r}" if problem["type"] == "enum" else ""
-    return f"{place}: {problem['msg']}{found}"
+    return parse_form(LayoutFile, text, where)
 
 
 def to_layout(file: LayoutFile, tables: Mapping[str, Table]) -> Layout:
@@ -120,14 +105,38 @@ def to_layout(file: LayoutFile, tables: Mapping[str, Table]) -> Layout:
 
 
 def _table_layout(entry: TableEntry, table: Table) -> TableLayout:
+    where = f"layout: table {table.name!r}"
+    if entry.sharding is not Sharding.GRID:
+        if entry.bands is not None:
+            raise InvalidArgument(f"{where}: only sharding 'grid' takes 'bands'")
+        return _flat_layout(where, entry, table)
+    if not entry.bands or entry.slices is not None or entry.shards is not None:
+        raise InvalidArgument(
+            f"{where}: sharding 'grid' takes 'bands', a list of runs of columns, and neither "
+            "'slices' nor 'shards'"
+        )
+    return layouts.grid(
+        (band.columns[0], band.columns[1], _band_layout(f"{where}: band {number}", band, table))
+        for number, band in enumerate(entry.bands)
+    )
+
+
+def _band_layout(where: str, band: BandEntry, table: Table) -> TableLayout:
+    if band.sharding not in layouts.ROW_SHARDINGS.values():
+        words = ", ".join(layouts.ROW_SHARDINGS.values())
+        raise InvalidArgument(f"{where}: a band's sharding is one of {words}, not {band.sharding}")
+    return _flat_layout(where, band, table)
+
+
+def _flat_layout(where: str, entry: TableEntry | BandEntry, table: Table) -> TableLayout:
     if entry.sharding in (Sharding.ROW_RANGE, Sharding.COLUMN):
-        spans = _spans(entry, table, "rows" if entry.sharding is Sharding.ROW_RANGE else "columns")
+        axis = "rows" if entry.sharding is Sharding.ROW_RANGE else "columns"
         make = layouts.row_range if entry.sharding is Sharding.ROW_RANGE else layouts.column
-        return make(table, spans)
+        return make(table, _spans(where, entry, axis))
     if entry.slices is not None or not entry.shards:
         raise InvalidArgument(
-            f"layout: table {table.name!r}: sharding '{entry.sharding}' takes 'shards', a list of "
-            "shard numbers, and no 'slices'"
+            f"{where}: sharding '{entry.sharding}' takes 'shards', a list of shard numbers, "
+            "and no 'slices'"
         )
     match entry.sharding:
         case Sharding.ROW_MOD:
@@ -139,26 +148,22 @@ def _table_layout(entry: TableEntry, table: Table) -> TableLayout:
         case _:
             if len(entry.shards) != 1:
                 raise InvalidArgument(
-                    f"layout: table {table.name!r}: sharding 'table' takes one shard, "
-                    f"not {entry.shards}"
+                    f"{where}: sharding 'table' takes one shard, not {entry.shards}"
                 )
             return layouts.whole_table(table, entry.shards[0])
 
 
-def _spans(entry: TableEntry, table: Table, axis: str) -> list[tuple[int, int, int]]:
+def _spans(where: str, entry: TableEntry | BandEntry, axis: str) -> list[tuple[int, int, int]]:
     if entry.slices is None or entry.shards is not None:
         raise InvalidArgument(
-            f"layout: table {table.name!r}: sharding '{entry.sharding}' takes 'slices', "
-            "and no 'shards'"
+            f"{where}: sharding '{entry.sharding}' takes 'slices', and no 'shards'"
         )
     spans = []
     for number, piece in enumerate(entry.slices):
         span = piece.rows if axis == "rows" else piece.columns
         other = piece.columns if axis == "rows" else piece.rows
         if span is None or other is not None:
-            raise InvalidArgument(
-                f"layout: table {table.name!r}: slice {number} needs '{axis}', and only that"
-            )
+            raise InvalidArgument(f"{where}: slice {number} needs '{axis}', and only that")
         spans.append((piece.shard, span[0], span[1]))
     return spans
 
@@ -184,23 +189,35 @@ def _entry(table_layout: TableLayout) -> TableEntry:
 
 
 def _sharded_entry(table_layout: TableLayout) -> TableEntry:
+    if table_layout.sharding is Sharding.GRID:
+        bands = [_band_entry(band) for band in table_layout.bands()]
+        return TableEntry(sharding=table_layout.sharding, bands=bands)
+    return TableEntry(sharding=table_layout.sharding, **_places(table_layout))
+
+
+def _band_entry(band: TableLayout) -> BandEntry:
+    columns = [band.slices[0].column_start, band.slices[0].column_stop]
+    return BandEntry(columns=columns, sharding=band.sharding, **_places(band))
+
+
+def _places(table_layout: TableLayout) -> dict[str, Any]:
     match table_layout.sharding:
         case Sharding.ROW_RANGE:
-            slices = [
-                SliceEntry(shard=s.shard, rows=[s.rows.start, s.rows.stop])  # type: ignore[union-attr]
-                for s in table_layout.slices
-            ]
-            return TableEntry(sharding=table_layout.sharding, slices=slices)
+            return {
+                "slices": [
+                    SliceEntry(shard=s.shard, rows=[s.rows.start, s.rows.stop])  # type: ignore[union-attr]
+                    for s in table_layout.slices
+                ]
+            }
         case Sharding.COLUMN:
-            slices = [
-                SliceEntry(shard=s.shard, columns=[s.column_start, s.column_stop])
-                for s in table_layout.slices
-            ]
-            return TableEntry(sharding=table_layout.sharding, slices=slices)
+            return {
+                "slices": [
+                    SliceEntry(shard=s.shard, columns=[s.column_start, s.column_stop])
+                    for s in table_layout.slices
+                ]
+            }
         case _:
-            return TableEntry(
-                sharding=table_layout.sharding, shards=[s.shard for s in table_layout.slices]
-            )
+            return {"shards": [s.shard for s in table_layout.slices]}
 
 
 def dump_layout(file: LayoutFile, comments: Mapping[str, str] | None = None, head: str = "") -> str:
@@ -217,7 +234,7 @@ def dump_layout(file: LayoutFile, comments: Mapping[str, str] | None = None, hea
 
 
 class _InlineDumper(yaml.SafeDumper):
-    """Block style for tables, one line for each slice and each list of shards."""
+    """Block style for tables, one line for each slice, band and list of shards."""
 
 
 def _yaml(data: Mapping[str, Any]) -> str:
@@ -230,9 +247,8 @@ def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
 
 
 def _represent_dict(dumper: yaml.SafeDumper, data: dict[Any, Any]) -> yaml.Node:
-    return dumper.represent_mapping(
-        "tag:yaml.org,2002:map", data.items(), flow_style="shard" in data
-    )
+    flow = "shard" in data or ("columns" in data and "slices" not in data)
+    return dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=flow)
 
 
 _InlineDumper.add_representer(list, _represent_list)

@@ -8,6 +8,7 @@ is the router's: `shardserve.router.partition`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,22 @@ class RowHash:
 
 
 RowSet = RowRange | RowMod | RowHash
+
+
+def owners_of(sets: Sequence[RowSet], rows: IntArray) -> IntArray:
+    """For each of some rows, the place in `sets` of the one that holds it.
+
+    The sets are the parts of one division, in order of their numbers; ranges in any order.
+    """
+    match sets[0]:
+        case RowMod(_, parts, _):
+            return rows % parts
+        case RowHash(_, parts, total):
+            return rows * hash_multiplier(total) % total % parts
+        case RowRange():
+            starts = np.array([one.start for one in sets if isinstance(one, RowRange)], np.int64)
+            order = np.argsort(starts)
+            return order[np.searchsorted(starts[order], rows, side="right") - 1]
 
 
 def hash_multiplier(total: int) -> int:

@@ -17,6 +17,10 @@ LAYOUTS: dict[str, Callable[[Table, int], TableLayout]] = {
     "row_mod": lambda t, n: layouts.row_mod(t, range(n)),
     "row_hash": lambda t, n: layouts.row_hash(t, range(n)),
     "column": lambda t, n: layouts.column(t, layouts.even_bounds(t.columns, range(n))),
+    "grid": lambda t, n: layouts.grid(
+        (start, stop, layouts.row_hash(t, range(band, n, min(2, t.columns))))
+        for band, start, stop in layouts.even_bounds(t.columns, range(min(2, n, t.columns)))
+    ),
     "table": lambda t, n: layouts.whole_table(t, n - 1),
     "replicated": lambda t, n: layouts.replicated(t, range(n)),
 }
@@ -43,6 +47,28 @@ def _bounds(draw: st.DrawFn, total: int, shards: list[int]) -> list[tuple[int, i
 
 
 @st.composite
+def random_grid(draw: st.DrawFn, table: Table, shards: list[int]) -> TableLayout:
+    """Random runs of columns, in random order, each by rows in a way of its own."""
+    most = draw(st.integers(1, len(shards)))
+    columns = draw(_bounds(table.columns, list(range(most))))
+    each = len(shards) // len(columns)
+    bands = []
+    for band, start, stop in columns:
+        owners = shards[band * each : (band + 1) * each]
+        match draw(st.sampled_from(["row_mod", "row_hash", "even", "uneven"])):
+            case "row_mod":
+                rows = layouts.row_mod(table, owners)
+            case "row_hash":
+                rows = layouts.row_hash(table, owners)
+            case "even":
+                rows = layouts.row_range(table, layouts.even_bounds(table.rows, owners))
+            case _:
+                rows = layouts.row_range(table, draw(_bounds(table.rows, owners)))
+        bands.append((start, stop, rows))
+    return layouts.grid(bands)
+
+
+@st.composite
 def _table_layout(draw: st.DrawFn, table: Table, shards: int) -> TableLayout:
     owners = draw(st.permutations(range(shards)))
     owners = owners[: draw(st.integers(1, shards))]
@@ -51,6 +77,8 @@ def _table_layout(draw: st.DrawFn, table: Table, shards: int) -> TableLayout:
             return layouts.row_range(table, draw(_bounds(table.rows, owners)))
         case "column":
             return layouts.column(table, draw(_bounds(table.columns, owners)))
+        case "grid":
+            return draw(random_grid(table, owners))
         case "row_mod":
             return layouts.row_mod(table, owners)
         case "row_hash":

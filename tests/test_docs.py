@@ -4,10 +4,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shardserve.shards.layout import Sharding
 from shardserve.shards.layout_file import parse_layout, to_layout
+from shardserve.shards.row_counts_file import read_row_counts
 from shardserve.shards.storage import Precision, Tier
 from shardserve.shards.tables import Table
 
@@ -18,7 +20,7 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 
 def test_the_layout_that_is_explained_is_a_layout() -> None:
     page = (ROOT / "docs" / "layouts.md").read_text()
-    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    text, _ = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     found = re.findall(r"^  (\w+): +# ([\d,]+) x (\d+)$", text, re.MULTILINE)
     tables = {
         name: Table(name, "float32", int(rows.replace(",", "")), (int(columns),))
@@ -26,6 +28,14 @@ def test_the_layout_that_is_explained_is_a_layout() -> None:
     }
     layout = to_layout(parse_layout(text, "docs/layouts.md"), tables)
     assert set(layout.tables) == set(tables)
+
+
+def test_the_row_counts_that_are_explained_are_row_counts(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "layouts.md").read_text()
+    _, text = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "counts.yaml").write_text(text)
+    np.save(tmp_path / "items.npy", np.arange(4))
+    assert set(read_row_counts(tmp_path / "counts.yaml")) == {"items", "countries"}
 
 
 def test_every_sharding_is_explained() -> None:

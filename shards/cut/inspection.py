@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,12 @@ from shardserve.shards.bundle import open_bundle
 from shardserve.shards.cut.cut import CutModel, CutTable, WholeVariable, cut_saved_model
 from shardserve.shards.cut.graph import Graph
 from shardserve.shards.cut.lookups import Lookup, Motif
-from shardserve.shards.cut.planning import cut_rule, plan_tables, table_sources
+from shardserve.shards.cut.planning import cut_rule, table_sources
 from shardserve.shards.cut.reasons import POOLED, POOLING
 from shardserve.shards.cut.saved_model import checkpoint_prefix
 from shardserve.shards.cut.scorings import AnyLookup, Scoring
-from shardserve.shards.layout_file import dump_layout, read_layout_file, to_file
+from shardserve.shards.layout_file import read_layout_file
 from shardserve.shards.model import PlanOptions
-from shardserve.shards.plan import ShardLoad, shard_loads
 from shardserve.shards.tables import Table
 
 
@@ -67,16 +66,6 @@ class Inspection:
     whole: tuple[WholeVariable, ...]
 
 
-@dataclass(frozen=True)
-class PlanReport:
-    """A planned layout: the file's text, each shard's load, and the tables."""
-
-    text: str
-    loads: tuple[ShardLoad, ...]
-    tables: Mapping[str, Table]
-    reasons: Mapping[str, str]
-
-
 def inspect_model(directory: Path, options: PlanOptions) -> Inspection:
     """Cut the SavedModel in `directory` and report; raises as `plan_model` does.
 
@@ -91,24 +80,6 @@ def inspect_model(directory: Path, options: PlanOptions) -> Inspection:
     graph = Graph(cut.graph_def)
     tables = tuple(_table(found, graph) for found in cut.tables.values())
     return Inspection(directory, signatures, tables, cut.whole)
-
-
-def plan_report(directory: Path, options: PlanOptions) -> PlanReport:
-    """Plan a layout for the SavedModel in `directory`; raises as `plan_model` does."""
-    cut = cut_saved_model(directory, cut_rule(options, None), options.tags)
-    _check_checkpoint(directory, cut)
-    tables = {name: found.table for name, found in cut.tables.items()}
-    plan = plan_tables(cut.tables, options)
-    comments = {
-        name: f"{_form(tables[name])}, {tables[name].nbytes} bytes; {reason}"
-        for name, reason in plan.reasons.items()
-    }
-    text = dump_layout(to_file(plan.layout, options.memory_per_shard), comments, _HEAD)
-    counts = {name: len(found.lookups) for name, found in cut.tables.items()}
-    return PlanReport(text, shard_loads(plan.layout, tables, counts), tables, plan.reasons)
-
-
-_HEAD = "Which slice of which table lies on which shard. See docs/layouts.md.\n"
 
 
 def _check_checkpoint(directory: Path, cut: CutModel) -> None:

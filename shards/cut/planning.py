@@ -16,6 +16,7 @@ from shardserve.shards.layout import Layout, check, check_memory
 from shardserve.shards.layout_file import LayoutFile, read_layout_file, to_layout
 from shardserve.shards.model import ModelPlan, PlanOptions, fingerprint
 from shardserve.shards.plan import Plan, PlanRequest, plan_layout
+from shardserve.shards.row_counts import RowCounts
 from shardserve.shards.tables import TableSource
 
 
@@ -63,10 +64,18 @@ def cut_rule(options: PlanOptions, file: LayoutFile | None) -> CutRule:
     return CutRule(only=frozenset(file.tables))
 
 
-def plan_tables(tables: Mapping[str, CutTable], options: PlanOptions) -> Plan:
-    """The planner's layout for the options."""
+def plan_tables(
+    tables: Mapping[str, CutTable],
+    options: PlanOptions,
+    counts: Mapping[str, RowCounts] | None = None,
+) -> Plan:
+    """The planner's layout for the options; `counts` says how often rows are read, by table."""
     request = PlanRequest(
-        options.shards, options.replicas or 1, options.memory_per_shard, options.storage
+        options.shards,
+        options.replicas or 1,
+        options.memory_per_shard,
+        options.storage,
+        counts or {},
     )
     scored = {
         name: lookup.axis

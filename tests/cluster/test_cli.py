@@ -54,12 +54,93 @@ def test_plan_writes_a_layout_that_can_be_given_back(
     assert run("inspect", str(tiny_dlrm), f"--layout={tmp_path / 'layout.yaml'}") == 0
 
 
+LAYOUT = """
+shards: 2
+tables:
+  table_0: {{sharding: row_hash, shards: [0, 1]}}
+  table_1: {entry}
+"""
+
+
+def test_a_layout_that_can_be_served_is_valid_and_its_loads_are_shown(
+    tiny_dlrm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "layout.yaml"
+    path.write_text(LAYOUT.format(entry="{sharding: table, shards: [0]}"))
+
+    assert run("plan", str(tiny_dlrm), f"--check={path}") == 0
+
+    out, err = capsys.readouterr()
+    assert "layout.yaml: valid: 2 tables on 2 shards, 1 of each" in out
+    for shown in ("table_1", "row_hash", "lookups a request", "1.50"):
+        assert shown in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("{sharding: table, shards: [2]}", "table 'table_1': shard 2 is not in [0, 2)"),
+        ("{sharding: column, slices: [{shard: 0, columns: [0, 9]}]}", "columns [9, 16) lie on no"),
+        ("{sharding: table, shards: [0], tier: cloud}", "tables.table_1.tier"),
+        ("{sharding: table, shards: [0]}\n  absent: {sharding: table, shards: [0]}", "absent"),
+    ],
+)
+def test_a_layout_that_cannot_be_served_is_refused_by_the_check_as_by_the_server(
+    entry: str, said: str, tiny_dlrm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "layout.yaml"
+    path.write_text(LAYOUT.format(entry=entry))
+
+    assert run("plan", str(tiny_dlrm), f"--check={path}") == 1
+
+    out, err = capsys.readouterr()
+    assert said in err
+    assert out == ""
+
+
+def test_a_plan_from_row_counts_says_why_and_is_the_same_each_time(
+    tiny_dlrm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "counts.yaml"
+    path.write_text("tables: {table_0: {0: 900, 5: 20}, table_1: {1: 1000}}")
+    words = ("plan", str(tiny_dlrm), "--shards=2", "--cut_threshold=16KB", f"--row_counts={path}")
+
+    assert run(*words) == run(*words) == 0
+
+    written, drawn = capsys.readouterr()
+    half = len(written) // 2
+    assert written[:half] == written[half:]
+    assert "of the bytes read" in written
+    assert "bytes read" in drawn
+    layout = parse_layout(written[:half], "stdout")
+
+    (tmp_path / "layout.yaml").write_text(written[:half])
+    assert run("plan", str(tiny_dlrm), f"--check={tmp_path / 'layout.yaml'}", words[-1]) == 0
+    out, _ = capsys.readouterr()
+    assert f"{len(layout.tables)} tables on 2 shards" in out
+    assert "bytes read" in out
+
+
+def test_row_counts_of_a_table_that_does_not_exist_are_refused(
+    tiny_dlrm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "counts.yaml"
+    path.write_text("tables: {absent: {0: 1}}")
+
+    assert run("plan", str(tiny_dlrm), f"--row_counts={path}") == 1
+
+    assert "table 'absent' is not in the model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
         (("inspect", "/absent"), 1, "model base path /absent is not a directory"),
         (("plan", "{model}", "--memory_per_shard=1KiB", "--cut_threshold=16KB"), 1, "shard 0"),
         (("plan", "{model}", "--memory_per_shard=lots"), 2, "--memory_per_shard"),
+        (("plan", "{model}", "--check=/absent.yaml"), 1, "/absent.yaml"),
+        (("plan", "{model}", "--row_counts=/absent.yaml"), 1, "/absent.yaml"),
         (("serve", "--model_name=m", "--model_base_path=/absent"), 1, "/absent"),
         (("serve", "--model_name=m"), 2, "--model_base_path"),
         ((*SERVE, "--layout=/absent.yaml"), 1, "/absent.yaml"),

@@ -12,7 +12,7 @@ from shardserve.shards import layout as layouts
 from shardserve.shards.layout import Layout, Sharding, TableLayout
 from shardserve.shards.rows import RowHash, RowMod, RowRange, RowSet, hash_multiplier
 from shardserve.shards.tables import Table
-from tests.layouts import LAYOUTS, random_layout
+from tests.layouts import LAYOUTS, random_grid, random_layout
 
 TABLE = Table("emb", "float32", 10, (4,))
 
@@ -75,6 +75,10 @@ def test_a_shards_slices_are_numbered_by_table_then_part(kind):
         assert names == sorted(names)
 
 
+def _grid(*bands: tuple[int, int, list[int]]) -> TableLayout:
+    return layouts.grid((start, stop, layouts.row_mod(TABLE, on)) for start, stop, on in bands)
+
+
 @pytest.mark.parametrize(
     ("table_layout", "words"),
     [
@@ -87,6 +91,18 @@ def test_a_shards_slices_are_numbered_by_table_then_part(kind):
         (layouts.row_range(TABLE, [(0, 0, 5), (2, 5, 10)]), r"shard 2 is not in \[0, 2\)"),
         (layouts.column(TABLE, [(0, 0, 1), (1, 2, 4)]), r"columns \[1, 2\) lie on no slice"),
         (layouts.row_mod(TABLE, []), "has no slices"),
+        (_grid((0, 2, [0]), (2, 3, [1])), r"columns \[3, 4\) lie on no slice"),
+        (_grid((0, 2, [0]), (1, 4, [1])), r"columns \[1, 2\) lie on two slices"),
+        (_grid((0, 2, [0]), (2, 4, [0])), "shard 0 is named twice"),
+        (_grid((0, 2, [0]), (2, 5, [1])), "there are 4 columns, the layout goes to 5"),
+        (
+            layouts.grid([(0, 4, layouts.row_range(TABLE, [(0, 0, 4), (1, 5, 10)]))]),
+            r"columns \[0, 4\): rows \[4, 5\) lie on no slice",
+        ),
+        (
+            TableLayout(Sharding.ROW_MOD, layouts.row_mod(TABLE, [0, 1, 2]).slices[:2]),
+            "the slices are not the parts of row_mod",
+        ),
         (TableLayout(Sharding.TABLE, layouts.replicated(TABLE, [0, 1]).slices), "takes one shard"),
     ],
 )
@@ -94,6 +110,18 @@ def test_a_layout_that_cannot_answer_is_refused_naming_the_table(table_layout, w
     with pytest.raises(InvalidArgument, match=words) as caught:
         layouts.check(Layout(2, 1, {"emb": table_layout}), {"emb": TABLE})
     assert "'emb'" in caught.value.message
+
+
+@given(st.data(), st.integers(1, 40), st.integers(1, 9), st.integers(1, 6))
+def test_a_grid_is_made_of_its_bands(data, rows, columns, shards):
+    table = Table("emb", "float32", rows, (columns,))
+    table_layout = data.draw(random_grid(table, list(range(shards))))
+    bands = table_layout.bands()
+    edges = [(band.slices[0].column_start, band.slices[0].column_stop) for band in bands]
+    assert {band.sharding for band in bands} <= set(layouts.ROW_SHARDINGS.values())
+    assert (
+        layouts.grid((*edge, band) for edge, band in zip(edges, bands, strict=True)) == table_layout
+    )
 
 
 def test_an_unknown_table_is_named_with_those_there_are():

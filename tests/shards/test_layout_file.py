@@ -38,6 +38,25 @@ def test_a_written_layout_keeps_one_line_for_each_slice():
     assert "    - {shard: 0, rows: [0, 10]}" in dump_layout(to_file(layout)).splitlines()
 
 
+def test_a_grid_has_for_each_run_of_columns_a_line_that_says_how_its_rows_fall():
+    text = """
+shards: 3
+tables:
+  emb:
+    sharding: grid
+    bands:
+    - {columns: [0, 2], sharding: row_hash, shards: [0, 1]}
+    - columns: [2, 4]
+      sharding: row_range
+      slices: [{shard: 2, rows: [0, 10]}]
+"""
+    layout = to_layout(parse_layout(text, "file"), TABLES)
+    places = [(s.shard, s.column_start, s.column_stop) for s in layout.tables["emb"].slices]
+    assert places == [(0, 0, 2), (1, 0, 2), (2, 2, 4)]
+    written = dump_layout(to_file(layout)).splitlines()
+    assert "    - {columns: [0, 2], sharding: row_hash, shards: [0, 1]}" in written
+
+
 def test_the_layouts_replicas_and_memory_are_read():
     text = "shards: 1\nreplicas: 2\nmemory_per_shard: 1KiB\ntables: {}\n"
     file = parse_layout(text, "file")
@@ -111,6 +130,20 @@ def test_a_precision_counts_in_the_memory():
         ),
         ("{sharding: table, shards: [0], colour: red}", "tables.emb.colour"),
         ("{sharding: row_range, slices: [{shard: 0, rows: [0, 9]}]}", r"'emb'.*\[9, 10\)"),
+        ("{sharding: grid, shards: [0, 1]}", "'emb'.*'grid' takes 'bands'"),
+        ("{sharding: table, shards: [0], bands: []}", "'emb'.*only sharding 'grid' takes 'bands'"),
+        (
+            "{sharding: grid, bands: [{columns: [0, 4], sharding: column, shards: [0]}]}",
+            "'emb': band 0: a band's sharding is one of row_range, row_mod, row_hash, not column",
+        ),
+        (
+            "{sharding: grid, bands: [{columns: [0, 4], sharding: row_range, shards: [0]}]}",
+            "'emb': band 0: sharding 'row_range' takes 'slices'",
+        ),
+        (
+            "{sharding: grid, bands: [{columns: [0, 3], sharding: row_mod, shards: [0]}]}",
+            r"'emb': columns \[3, 4\) lie on no slice",
+        ),
         ("[]", "tables.emb"),
     ],
 )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shardserve.shards.reads import SCATTER_ROWS, chosen_rows
-from shardserve.shards.rows import MAX_HASHED_ROWS, RowHash, RowMod, RowRange, hash_multiplier
+from shardserve.shards.rows import (
+    MAX_HASHED_ROWS,
+    RowHash,
+    RowMod,
+    RowRange,
+    hash_multiplier,
+    owners_of,
+)
 
 totals = st.integers(1, 500)
 parts = st.integers(1, 9)
@@ -50,6 +59,18 @@ def test_hashed_rows_are_where_the_hash_says_in_any_table(total, parts, data):
         place = row * hash_multiplier(total) % total
         assert 0 <= row < total
         assert (place % parts, place // parts) == (part, local)
+
+
+@given(kind=st.sampled_from([RowMod, RowHash, RowRange]), total=totals, n=parts, data=st.data())
+def test_the_owner_of_a_row_is_the_set_that_holds_it(kind, total, n, data):
+    if kind is RowRange:
+        cuts = sorted(data.draw(st.sets(st.integers(1, max(total - 1, 1)), max_size=n - 1)))
+        edges = [0, *(cut for cut in cuts if cut < total), total]
+        sets = data.draw(st.permutations([RowRange(*span) for span in pairwise(edges)]))
+    else:
+        sets = [kind(part, n, total) for part in range(n)]
+    owners = owners_of(sets, np.arange(total)).tolist()
+    assert all(row in all_rows(sets[owner]) for row, owner in enumerate(owners))
 
 
 row_sets = st.one_of(
