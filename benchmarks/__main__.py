@@ -28,6 +28,7 @@ class Name(StrEnum):
     SERVING = "serving"
     LOAD = "load"
     TERABYTE = "terabyte"
+    GPU = "gpu"
 
 
 def main(

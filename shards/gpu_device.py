@@ -21,7 +21,8 @@ from shardserve.shards.gpu_code import ALL_FOUND_BYTE, DEVICE
 
 Array = npt.NDArray[Any]
 
-_OPTIONS = ("--std=c++14", "--fmad=false")
+#: Products and sums are rounded apart.
+_OPTIONS = ("--fmad=false",)
 
 
 @functools.cache
