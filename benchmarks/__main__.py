@@ -30,6 +30,7 @@ class Name(StrEnum):
     TERABYTE = "terabyte"
     CUT = "cut"
     TOPK = "topk"
+    GPU = "gpu"
 
 
 def main(

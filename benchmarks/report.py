@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 PACKAGES = (
     "shardserve",
+    "cupy-cuda12x",
     "faiss-cpu",
     "fbgemm-gpu-cpu",
     "granian",

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from shardserve.batching.errors import ResourceExhausted, Unavailable
 from shardserve.cluster import fleet, progress
 from shardserve.cluster.credentials import shard_credentials
 from shardserve.cluster.options import Application
-from shardserve.cluster.placement import Bundle, Seat, bundle_for, seats, shortage
+from shardserve.cluster.placement import Bundle, Seat, bundles_for, seats, shortage_of
 from shardserve.cluster.planning import Wanted, plan_remotely
 from shardserve.cluster.progress import Failure, Phase, Progress, failure_of
 from shardserve.cluster.published import Published
@@ -193,17 +194,20 @@ class Controller:
     async def _place(self, plan: ModelPlan) -> None:
         places = seats(plan.layout)
         if places:
-            bundle = bundle_for(
-                [plan.memory_of_shard(shard) for shard in range(plan.layout.shards)]
+            shards = range(plan.layout.shards)
+            bundles = bundles_for(
+                places,
+                [plan.memory_of_shard(shard) for shard in shards],
+                [plan.layout.gpus_of_shard(shard) for shard in shards],
             )
-            await self._check_room(plan, bundle, len(places))
-            group = await asyncio.to_thread(fleet.reserve, self._run.name, bundle, len(places))
-            self._actors = await fleet.place(group, places, self._run.name)
+            await self._check_room(plan, bundles)
+            group = await asyncio.to_thread(fleet.reserve, self._run.name, bundles)
+            self._actors = await fleet.place(group, places, bundles, self._run.name)
         self._progress.publish(progress.loading(self._progress.latest))
 
-    async def _check_room(self, plan: ModelPlan, bundle: Bundle, count: int) -> None:
+    async def _check_room(self, plan: ModelPlan, bundles: Sequence[Bundle]) -> None:
         nodes = await asyncio.to_thread(fleet.node_resources)
-        lacking = shortage(bundle, count, nodes)
+        lacking = shortage_of(bundles, nodes)
         if lacking is not None and not self._run.can_grow:
             raise ResourceExhausted(lacking)
         self._progress.publish(progress.placing(self._progress.latest, plan, lacking or ""))

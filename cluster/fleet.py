@@ -17,7 +17,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from shardserve.cluster.placement import Bundle, Seat, assign
+from shardserve.cluster.placement import Bundle, Seat, assign_alike
 from shardserve.cluster.shard_actor import ShardActor
 
 _ShardActor = ray.remote(ShardActor)
@@ -28,13 +28,14 @@ def node_resources() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def reserve(name: str, bundle: Bundle, count: int) -> PlacementGroup:
-    """A placement group of `count` equal bundles, spread over the nodes as far as there are nodes.
+def reserve(name: str, bundles: Sequence[Bundle]) -> PlacementGroup:
+    """A placement group of bundles, spread over the nodes as far as there are nodes.
 
     One of the same name that an earlier life of the controller left behind is removed.
     """
     release(name)
-    return placement_group([bundle.resources()] * count, strategy="SPREAD", name=name)
+    resources = [bundle.resources() for bundle in bundles]
+    return placement_group(resources, strategy="SPREAD", name=name)
 
 
 def release(name: str) -> None:
@@ -43,22 +44,27 @@ def release(name: str) -> None:
         remove_placement_group(get_placement_group(name))
 
 
-async def place(group: PlacementGroup, places: Sequence[Seat], controller: str) -> dict[Seat, Any]:
+async def place(
+    group: PlacementGroup, places: Sequence[Seat], bundles: Sequence[Bundle], controller: str
+) -> dict[Seat, Any]:
     """Wait for the group's room, and start an actor in it for each seat. Returns their handles.
+
+    The group's bundles are those that the seats need, in their order.
 
     `controller` is the name of the controller that each of them reports to.
     """
     await group.ready()
     table = await asyncio.to_thread(placement_group_table, group)
     nodes = table["bundles_to_node_id"]
-    bundles = assign(places, [nodes[index] for index in range(len(places))])
-    return {seat: _start(group, bundles[seat], seat, controller) for seat in places}
+    chosen = assign_alike(places, bundles, [nodes[index] for index in range(len(places))])
+    return {seat: _start(group, chosen[seat], seat, controller) for seat in places}
 
 
 def _start(group: PlacementGroup, bundle: int, seat: Seat, controller: str) -> Any:
     reserved = group.bundle_specs[bundle]
     return _ShardActor.options(
         num_cpus=reserved["CPU"],
+        num_gpus=reserved.get("GPU", 0),
         memory=reserved["memory"],
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
         max_restarts=-1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shardserve.shards.layout import Layout
 
@@ -27,14 +27,16 @@ class Seat:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What one shard actor reserves. `memory` is in bytes."""
+    """What one shard actor reserves. `memory` is in bytes; a GPU it has to itself."""
 
     cpus: float
     memory: int
+    gpus: int = 0
 
     def resources(self) -> dict[str, float]:
         """As Ray spells it."""
-        return {"CPU": self.cpus, "memory": self.memory}
+        gpus = {"GPU": self.gpus} if self.gpus else {}
+        return {"CPU": self.cpus, "memory": self.memory, **gpus}
 
     def places_on(self, node: Mapping[str, float]) -> int:
         """How many such bundles a node with these resources has room for."""
@@ -55,16 +57,56 @@ def bundle_for(shard_bytes: Sequence[int]) -> Bundle:
     return Bundle(SHARD_CPUS, max(shard_bytes) * 21 // 20 + _PROCESS_BYTES)
 
 
+def bundles_for(
+    places: Sequence[Seat], shard_bytes: Sequence[int], gpus: Sequence[int]
+) -> tuple[Bundle, ...]:
+    """The bundle of each seat: `bundle_for` all, with the GPUs of the seat's shard (`gpus`)."""
+    bundle = bundle_for(shard_bytes)
+    return tuple(replace(bundle, gpus=gpus[seat.shard]) for seat in places)
+
+
+def shortage_of(bundles: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """As `shortage`, for bundles (at least one) that differ in nothing but GPUs.
+
+    All fit if they do without their GPUs, and those that have some do with them: others can lie
+    wherever there is room left.
+    """
+    for gpus in sorted({bundle.gpus for bundle in bundles}):
+        needing = [bundle for bundle in bundles if bundle.gpus >= gpus]
+        lacking = shortage(replace(needing[0], gpus=gpus), len(needing), nodes)
+        if lacking is not None:
+            return lacking
+    return None
+
+
 def shortage(bundle: Bundle, count: int, nodes: Sequence[Mapping[str, float]]) -> str | None:
     """Why these nodes, were they idle, could not take `count` bundles; None if they could."""
     room = sum(bundle.places_on(node) for node in nodes)
     if room >= count:
         return None
     memory = ", ".join(f"{node.get('memory', 0) / 1e9:.2f}" for node in nodes)
+    size, there = f"{bundle.memory / 1e9:.2f} GB", f"GB of memory by node: {memory}"
+    if bundle.gpus:
+        size += f" and {bundle.gpus} GPU"
+        there += "; GPUs by node: " + ", ".join(f"{node.get('GPU', 0):.0f}" for node in nodes)
     return (
-        f"{count} shard actors of {bundle.memory / 1e9:.2f} GB each do not fit:"
-        f" the cluster has room for {room} (GB of memory by node: {memory})"
+        f"{count} shard actors of {size} each do not fit: the cluster has room for {room} ({there})"
     )
+
+
+def assign_alike(
+    places: Sequence[Seat], bundles: Sequence[Bundle], bundle_nodes: Sequence[str]
+) -> dict[Seat, int]:
+    """As `assign`, for a group whose i-th bundle is what places[i] needs: each gets one like it.
+
+    The seats of a shard all need the same, so what `assign` says of replicas holds.
+    """
+    found: dict[Seat, int] = {}
+    for kind in set(bundles):
+        alike = [i for i, bundle in enumerate(bundles) if bundle == kind]
+        chosen = assign([places[i] for i in alike], [bundle_nodes[i] for i in alike])
+        found |= {seat: alike[i] for seat, i in chosen.items()}
+    return found
 
 
 def assign(places: Sequence[Seat], bundle_nodes: Sequence[str]) -> dict[Seat, int]:

@@ -56,8 +56,12 @@ class Slice:
         return self.rows.count * self.storage.row_bytes(table, self.columns)
 
     def memory_bytes(self, table: Table) -> int:
-        """Those of them that are in memory."""
+        """Those of them that are in the host's memory."""
         return self.nbytes(table) if self.storage.tier is Tier.MEMORY else 0
+
+    def loaded_bytes(self, table: Table) -> int:
+        """Those of them that are read when the shard starts: to its memory, or to its GPU's."""
+        return 0 if self.storage.tier is Tier.MAPPED else self.nbytes(table)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,10 @@ class Layout:
         """Bytes for hot rows on one shard: none if it has nothing that is mapped."""
         mapped = (piece.storage.tier is Tier.MAPPED for piece in self.slices_of_shard(shard))
         return self.cache_per_shard if any(mapped) else 0
+
+    def gpus_of_shard(self, shard: int) -> int:
+        """GPUs that one shard has for itself: one if something of it lies there."""
+        return int(any(s.storage.tier is Tier.GPU for s in self.slices_of_shard(shard)))
 
     def slices_of_shard(self, shard: int) -> tuple[Slice, ...]:
         """The slices on one shard, tables by name, then by part. A slice's place is its id."""

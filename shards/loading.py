@@ -24,6 +24,8 @@ from shardserve.shards.tables import TableSource
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int], None]
+#: (local row numbers int64 [n], their bytes as they are kept, uint8 [n, bytes of a row]).
+Keep = Callable[[Array, Array], None]
 T = TypeVar("T")
 
 #: One thread copies from the page cache slower than a disk may read; more than a few gain nothing.
@@ -70,18 +72,34 @@ def load_slice(source: TableSource, piece: Slice, progress: Progress | None = No
 def load_coded(source: TableSource, piece: Slice, progress: Progress | None = None) -> Array:
     """The slice's rows at the precision of its storage: what `CodedStore` takes.
 
-    They are converted as they come, some at a time: the memory needed beyond the result is a few
-    buffers of BUFFER_BYTES. Raises as `load_slice` does, and InvalidArgument, naming the row, for
-    one that cannot be kept at that precision.
+    Raises as `load_rows` does.
+    """
+    row_bytes = coded_row_bytes(piece.storage.precision, piece.columns)
+    result = memory.empty((piece.rows.count, row_bytes), np.uint8)
+
+    def keep(places: Array, kept: Array) -> None:
+        result[places] = kept
+
+    load_rows(source, piece, keep, progress)
+    return result
+
+
+def load_rows(
+    source: TableSource, piece: Slice, keep: Keep, progress: Progress | None = None
+) -> None:
+    """Give each of the slice's rows to `keep`, once, as they are kept, some at a time.
+
+    `keep` is called on several threads at once. Rows are converted as they come: the memory needed
+    is a few buffers of BUFFER_BYTES. Raises as `load_slice` does, and InvalidArgument, naming the
+    row, for one that cannot be kept at the precision of the slice's storage.
     """
     precision = piece.storage.precision
-    row_bytes = coded_row_bytes(precision, piece.columns)
-    result = memory.empty((piece.rows.count, row_bytes), np.uint8)
+    is_coded = piece.storage.is_coded(source.table)
     with ExitStack() as files:
         by_path = {path: files.enter_context(opened(path)) for path in _paths(source)}
 
         def convert(rows: Array, places: Array) -> int:
-            buffer = np.empty((len(rows), piece.columns), np.float32)
+            buffer = np.empty((len(rows), piece.columns), array_dtype(source.table.dtype))
             reader = Reader(buffer, by_path)
             done = 0
             for read in plan_rows(source, piece, rows):
@@ -92,24 +110,26 @@ def load_coded(source: TableSource, piece: Slice, progress: Progress | None = No
                     f"table {piece.table!r}: the checkpoint does not hold all of rows "
                     f"{rows[0]} to {rows[-1]}"
                 )
+            if not is_coded:
+                keep(places, buffer.view(np.uint8))
+                return buffer.nbytes
             coded, fits = encode(precision, buffer)
             if not fits.all():
                 raise InvalidArgument(
                     f"table {piece.table!r}: row {rows[np.argmin(fits)]} has elements that "
                     f"precision '{precision}' does not hold"
                 )
-            result[places] = coded
+            keep(places, coded)
             return coded.nbytes
 
         for nbytes in _in_parallel(lambda some: convert(*some), _some_rows(source, piece)):
             if progress is not None:
                 progress(nbytes)
-    return result
 
 
 def _some_rows(source: TableSource, piece: Slice) -> Iterator[tuple[Array, Array]]:
     """The slice's rows and their local numbers, as many at a time as a buffer holds."""
-    step = max(1, BUFFER_BYTES // (4 * piece.columns))
+    step = max(1, BUFFER_BYTES // max(1, source.table.itemsize * piece.columns))
     for rows, places in chosen_rows(piece.rows, 0, source.table.rows):
         for start in range(0, len(rows), step):
             yield rows[start : start + step], places[start : start + step]

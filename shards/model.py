@@ -61,15 +61,22 @@ class ModelPlan:
         return self.layout.slices_of_shard(shard)
 
     def bytes_of_shard(self, shard: int) -> int:
-        """Bytes that the slices on one shard take in its memory."""
+        """Bytes of its slices that one shard reads when it starts."""
         return sum(
-            piece.memory_bytes(self.sources[piece.table].table)
+            piece.loaded_bytes(self.sources[piece.table].table)
             for piece in self.slices_of_shard(shard)
         )
 
     def memory_of_shard(self, shard: int) -> int:
-        """The same, with what it may use for hot rows of the others."""
-        return self.bytes_of_shard(shard) + self.layout.cache_of_shard(shard)
+        """Bytes of the host's memory that one shard takes, its hot rows of mapped slices included.
+
+        What goes to a GPU is counted nowhere: it passes through memory in small pieces.
+        """
+        held = sum(
+            piece.memory_bytes(self.sources[piece.table].table)
+            for piece in self.slices_of_shard(shard)
+        )
+        return held + self.layout.cache_of_shard(shard)
 
 
 def fingerprint(

@@ -15,8 +15,8 @@ from shardserve.shards.store import SliceStore, array_dtype
 from shardserve.shards.tables import TableSource
 from shardserve.shards.tiers import open_stores
 
-#: What a part that may have to wait for a disk costs besides its bytes: enough that no event loop
-#: does the waiting.
+#: What a part that may have to wait for a disk or a device costs besides its bytes: enough that no
+#: event loop does the waiting.
 _WAIT_COST = (1 << 20) + 1
 
 
@@ -53,7 +53,7 @@ class Shard:
 
     @property
     def may_wait(self) -> bool:
-        """Whether some answers may have to wait for a disk."""
+        """Whether some answers may have to wait for a disk or a device."""
         return any(store.may_wait for store in self.stores)
 
     @property

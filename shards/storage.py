@@ -17,6 +17,7 @@ class Tier(enum.StrEnum):
 
     MEMORY = "memory"
     MAPPED = "mapped"
+    GPU = "gpu"
 
 
 class Precision(enum.StrEnum):
@@ -73,4 +74,6 @@ def check_storage(storage: Storage, table: Table) -> None:
             f"{where} cannot be had of a table of {table.dtype}; only float32 is converted"
         )
     if storage.tier is Tier.MAPPED:
-        raise InvalidArgument(f"{where} needs tier 'memory'; tier 'mapped' keeps rows as saved")
+        raise InvalidArgument(
+            f"{where} needs tier 'memory' or 'gpu'; tier 'mapped' keeps rows as saved"
+        )

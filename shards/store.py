@@ -1,7 +1,7 @@
 """Slice stores: where a slice's rows are kept, and what can be asked of them there.
 
-One protocol for every tier: host memory here, files in `mapped.py`. `tests/shards/test_store.py` is
-the conformance suite that each has to pass.
+One protocol for every tier: host memory here, files in `mapped.py`, GPUs in `gpu_store.py`.
+`tests/shards/test_store.py` is the conformance suite that each has to pass.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SliceStore(Protocol):
 
     @property
     def may_wait(self) -> bool:
-        """Whether an answer may have to wait for a disk."""
+        """Whether an answer may have to wait for a disk or a device."""
         ...
 
     def gather(self, rows: Array) -> Array:

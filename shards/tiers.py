@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.coded import CodedStore
+from shardserve.shards.gpu_loading import load_gpu
 from shardserve.shards.layout import Slice
 from shardserve.shards.loading import Progress, load_coded, load_slice
 from shardserve.shards.mapped import MappedStore
@@ -23,8 +24,8 @@ def open_stores(
     """A store for each slice, made when it is asked for; `progress` is told of bytes read.
 
     `cache_bytes` is what the mapped slices' caches take together, each its share by bytes. Raises
-    as `load_slice`, `load_coded` and `MappedStore` do, and InvalidArgument for a slice of a table
-    that is not in `sources`.
+    as `load_slice`, `load_coded`, `MappedStore` and `load_gpu` do, and InvalidArgument for a slice
+    of a table that is not in `sources`.
     """
     for piece in slices:
         if piece.table not in sources:
@@ -39,6 +40,8 @@ def open_stores(
         if piece.storage.tier is Tier.MAPPED:
             share = cache_bytes * piece.nbytes(source.table) // max(mapped, 1)
             yield MappedStore(source, piece, share)
+        elif piece.storage.tier is Tier.GPU:
+            yield load_gpu(source, piece, progress)
         elif piece.storage.is_coded(source.table):
             coded = load_coded(source, piece, progress)
             yield CodedStore(coded, piece.storage.precision, piece.columns)

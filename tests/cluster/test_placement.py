@@ -10,9 +10,12 @@ from shardserve.cluster.placement import (
     Bundle,
     Seat,
     assign,
+    assign_alike,
     bundle_for,
+    bundles_for,
     seats,
     shortage,
+    shortage_of,
 )
 from shardserve.shards.layout import Layout, even_bounds, row_range
 from shardserve.shards.tables import Table
@@ -95,3 +98,52 @@ def test_two_nodes_hold_one_replica_of_each_shard() -> None:
     bundles = assign(seats(layout(4, 2)), nodes)
 
     assert {seat.replica for seat, bundle in bundles.items() if nodes[bundle] == "a"} == {0}
+
+
+def test_only_shards_with_something_on_a_gpu_reserve_one() -> None:
+    bundles = bundles_for(seats(layout(2, 2)), [GB, 20 * GB], [0, 1])
+
+    assert [bundle.gpus for bundle in bundles] == [0, 1, 0, 1]
+    assert {bundle.memory for bundle in bundles} == {bundle_for([20 * GB]).memory}
+    assert bundles[0].resources().keys() == {"CPU", "memory"}
+    assert bundles[1].resources()["GPU"] == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "fits"),
+    [
+        ([{"CPU": 2.0, "memory": 8.0 * GB, "GPU": 2.0}], True),
+        ([{"CPU": 2.0, "memory": 8.0 * GB, "GPU": 1.0}], False),
+        ([{"CPU": 2.0, "memory": 8.0 * GB}], False),
+        ([{"CPU": 2.0, "memory": 4.0 * GB, "GPU": 2.0}, {"CPU": 2.0, "memory": 4.0 * GB}], True),
+        ([{"CPU": 2.0, "memory": 2.0 * GB, "GPU": 8.0}, {"CPU": 2.0, "memory": 9.0 * GB}], False),
+        ([{"CPU": 2.0, "memory": 6.0 * GB, "GPU": 8.0}], False),
+    ],
+)
+def test_gpus_and_memory_have_to_be_on_one_node(nodes: list[dict[str, float]], fits: bool) -> None:
+    plain, gpu = Bundle(0.5, 2 * GB), Bundle(0.5, 2 * GB, 1)
+    assert (shortage_of([plain, gpu, plain, gpu], nodes) is None) == fits
+
+
+def test_a_shortage_of_gpus_says_where_gpus_are() -> None:
+    nodes = [{"CPU": 2.0, "memory": 9.0 * GB, "GPU": 1.0}, {"CPU": 2.0, "memory": 9.0 * GB}]
+
+    assert shortage_of([Bundle(0.01, 2 * GB), *[Bundle(0.01, 2 * GB, 1)] * 2], nodes) == (
+        "2 shard actors of 2.00 GB and 1 GPU each do not fit: the cluster has room for 1"
+        " (GB of memory by node: 9.00, 9.00; GPUs by node: 1, 0)"
+    )
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.data())
+def test_each_seat_gets_a_bundle_like_the_one_it_needs(
+    shards: int, replicas: int, data: st.DataObject
+) -> None:
+    places = seats(layout(shards, replicas))
+    gpus = data.draw(st.lists(st.integers(0, 1), min_size=shards, max_size=shards))
+    bundles = bundles_for(places, [GB] * shards, gpus)
+    nodes = data.draw(st.lists(st.sampled_from("abc"), min_size=len(places), max_size=len(places)))
+
+    chosen = assign_alike(places, bundles, nodes)
+
+    assert sorted(chosen.values()) == list(range(len(places)))
+    assert all(bundles[chosen[seat]].gpus == gpus[seat.shard] for seat in places)

@@ -101,6 +101,21 @@ def test_what_is_mapped_takes_no_memory_but_its_cache_does():
         to_layout(parse_layout(text.replace("{}B", "99B"), "file"), TABLES)
 
 
+def test_a_table_on_a_gpu_takes_no_memory_of_its_shard_and_a_gpu_of_its_own():
+    text = """
+shards: 2
+memory_per_shard: 1B
+tables:
+  emb: {sharding: table, shards: [1], tier: gpu, precision: int8}
+"""
+    layout = to_layout(parse_layout(text, "file"), TABLES)
+    (piece,) = layout.slices_of_shard(1)
+    assert piece.storage == Storage(Tier.GPU, Precision.INT8)
+    assert (piece.memory_bytes(TABLES["emb"]), piece.loaded_bytes(TABLES["emb"])) == (0, 80)
+    assert [layout.gpus_of_shard(shard) for shard in (0, 1)] == [0, 1]
+    assert to_layout(to_file(layout), TABLES) == layout
+
+
 def test_a_precision_counts_in_the_memory():
     text = "shards: 1\nmemory_per_shard: 80B\ntables: {emb: %s}"
     entry = "{sharding: table, shards: [0], precision: int8}"
@@ -122,7 +137,7 @@ def test_a_precision_counts_in_the_memory():
         ("{sharding: table, shards: [0], tier: cloud}", "tables.emb.tier.*not 'cloud'"),
         (
             "{sharding: table, shards: [0], precision: int8, tier: mapped}",
-            "'emb': precision 'int8' needs tier 'memory'",
+            "'emb': precision 'int8' needs tier 'memory' or 'gpu'",
         ),
         (
             "{sharding: table, shards: [0], precision: float64}",

@@ -1,4 +1,8 @@
-"""The conformance suite: what every slice store has to do."""
+"""The conformance suite: what every slice store has to do.
+
+The GPU tier is held against it on the machine's GPU, where there is one, and always on a device
+that runs the same kernels on the processor, where there is a compiler.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,11 @@ import pytest
 
 from shardserve.batching.errors import InvalidArgument, Unimplemented
 from shardserve.shards import chunks
+from shardserve.shards.gpu_device import why_no_gpu
 from shardserve.shards.rows import RowHash, RowMod, RowRange
 from shardserve.shards.storage import Precision, coded_row_bytes
 from shardserve.shards.store import HostStore, SliceStore, array_dtype
+from tests.shards.gpus import devices, on_gpu, why_no_emulation
 from tests.shards.stores import coded, mapped
 
 Make = Callable[[np.ndarray, str], SliceStore]
@@ -37,6 +43,30 @@ CODED = {
     Precision.INT8: 127,
     Precision.INT4: 7,
 }
+for _name, _device in devices().items():
+    STORES[_name] = lambda _, device=_device: on_gpu(device)
+#: The same precisions in a GPU's memory.
+CODED_ON_GPU = {
+    f"{name}, {precision}": (device, precision)
+    for name, device in devices().items()
+    for precision in CODED
+}
+
+
+def precision_of(kind: str) -> Precision | None:
+    """That of a store of float32 alone, None for a store of any table as it was saved."""
+    if isinstance(kind, Precision):
+        return kind
+    return CODED_ON_GPU[kind][1] if kind in CODED_ON_GPU else None
+
+
+@pytest.mark.parametrize(
+    ("of_what", "reason"),
+    [("a GPU", why_no_gpu()), ("the GPU's kernels on the processor", why_no_emulation())],
+)
+def test_the_suite_runs_over_everything(of_what, reason):
+    if reason is not None:
+        pytest.skip(f"no store on {of_what} is tested here: {reason}")
 
 
 @pytest.fixture(params=STORES)
@@ -45,22 +75,25 @@ def make_any(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     return STORES[request.param](tmp_path)
 
 
-@pytest.fixture(params=[*STORES, *CODED])
+@pytest.fixture(params=[*STORES, *CODED, *CODED_ON_GPU])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
 def make(kind: str, tmp_path: Path) -> Make:
+    if kind in CODED_ON_GPU:
+        return on_gpu(*CODED_ON_GPU[kind])
     return coded(kind) if isinstance(kind, Precision) else STORES[kind](tmp_path)
 
 
 @pytest.fixture
 def table(kind: str) -> np.ndarray:
     rng = np.random.default_rng(0)
-    if not isinstance(kind, Precision):
+    precision = precision_of(kind)
+    if precision is None:
         return rng.normal(size=(100, 16)).astype(np.float32)
-    peak = CODED[kind]
+    peak = CODED[precision]
     table = rng.integers(-peak, peak + 1, (100, 16))
     table[:, 5] = peak
     return table.astype(np.float32)
@@ -72,10 +105,11 @@ def store(make: Make, table: np.ndarray) -> SliceStore:
 
 
 def test_it_says_what_it_holds(store, kind):
-    row_bytes = coded_row_bytes(kind, 16) if isinstance(kind, Precision) else 64
+    precision = precision_of(kind)
+    row_bytes = 64 if precision is None else coded_row_bytes(precision, 16)
     assert (store.rows, store.columns, store.dtype) == (100, 16, "float32")
     assert store.nbytes == 100 * row_bytes
-    assert store.may_wait is kind.startswith("mapped")
+    assert store.may_wait is kind.startswith(("mapped", "gpu"))
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
