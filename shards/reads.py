@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from shardserve.shards.layout import Slice
-from shardserve.shards.rows import RowHash, RowMod, RowRange, RowSet, hash_multiplier
+from shardserve.shards.rows import HotRows, RowHash, RowMod, RowRange, RowSet, hash_multiplier
 from shardserve.shards.tables import Extent, TableSource
 
 IntArray = npt.NDArray[np.int64]
@@ -61,6 +61,12 @@ def plan_reads(source: TableSource, piece: Slice) -> Iterator[Read]:
     for.
     """
     itemsize = source.table.itemsize
+    if isinstance(piece.rows, HotRows):
+        yield from plan_reads(source, replace(piece, rows=piece.rows.base))
+        for extent in _extents(source, piece):
+            for rows, places in _hot_chunks(piece.rows, extent.row_start, extent.row_stop):
+                yield _scatter(extent, piece, itemsize, rows, places)
+        return
     for extent in _extents(source, piece):
         if isinstance(piece.rows, RowRange) and _has_columns_of(extent, piece):
             yield from _runs(extent, piece.rows, piece.columns * itemsize)
@@ -131,7 +137,7 @@ def _runs(extent: Extent, rows: RowRange, row_bytes: int) -> Iterator[Run]:
 def chosen_rows(rows: RowSet, start: int, stop: int) -> Iterator[tuple[IntArray, IntArray]]:
     """Those of the table's rows [start, stop) that are in the set, rising, and their local numbers.
 
-    In chunks of at most SCATTER_ROWS, none of them empty.
+    In chunks of at most SCATTER_ROWS, none of them empty; copies of hot rows come last.
     """
     match rows:
         case RowRange():
@@ -140,6 +146,9 @@ def chosen_rows(rows: RowSet, start: int, stop: int) -> Iterator[tuple[IntArray,
             yield from _local_chunks(rows, -(-(start - part) // parts), -(-(stop - part) // parts))
         case RowHash():
             yield from _hashed_chunks(rows, start, stop)
+        case HotRows(base, _):
+            yield from chosen_rows(base, start, stop)
+            yield from _hot_chunks(rows, start, stop)
 
 
 def _local_chunks(
@@ -149,6 +158,14 @@ def _local_chunks(
     for at in range(first, last, SCATTER_ROWS):
         end = min(at + SCATTER_ROWS, last)
         yield rows.rows(at, end), np.arange(at, end, dtype=np.int64)
+
+
+def _hot_chunks(rows: HotRows, start: int, stop: int) -> Iterator[tuple[IntArray, IntArray]]:
+    hot = np.array(rows.hot, np.int64)
+    first, last = np.searchsorted(hot, [start, stop]).tolist()
+    for at in range(first, last, SCATTER_ROWS):
+        numbers = hot[at : min(at + SCATTER_ROWS, last)]
+        yield numbers, np.arange(at, at + len(numbers), dtype=np.int64) + rows.base.count
 
 
 def _hashed_chunks(rows: RowHash, start: int, stop: int) -> Iterator[tuple[IntArray, IntArray]]:

@@ -93,11 +93,14 @@ def _table_layout(draw: st.DrawFn, table: Table, shards: int) -> TableLayout:
 def random_layout(draw: st.DrawFn, tables: Mapping[str, Table], shards: int) -> Layout:
     """Any valid layout: each table in its own way, unevenly, over some of the shards.
 
-    Tables are in either tier, as saved.
+    Some tables have hot rows; they are in either tier, as saved.
     """
     tiers = st.sampled_from(Tier)
-    found = {
-        name: layouts.stored(draw(_table_layout(table, shards)), Storage(draw(tiers)))
-        for name, table in tables.items()
-    }
+    found = {}
+    for name, table in tables.items():
+        table_layout = draw(_table_layout(table, shards))
+        if table_layout.sharding in layouts.ROW_SHARDINGS.values() and draw(st.booleans()):
+            hot = draw(st.sets(st.integers(0, table.rows - 1), max_size=5))
+            table_layout = layouts.with_hot_rows(table_layout, hot)
+        found[name] = layouts.stored(table_layout, Storage(draw(tiers)))
     return Layout(shards, 1, found, draw(st.sampled_from([0, 1 << 16])))
