@@ -28,7 +28,7 @@ _SPAN: Schema = {"type": "array", "items": {"minimum": 0}}
 
 
 def layout_schema() -> Schema:
-    """A schema of the dialect 2020-12. It refuses nothing that a layout could be made of."""
+    """A schema of the dialect 2020-12. It refuses no layout that is right, its numbers unquoted."""
     found: Schema = _untitled(LayoutFile.model_json_schema())
     entry, band = found["$defs"]["TableEntry"], found["$defs"]["BandEntry"]
     row_wise = list(ROW_SHARDINGS.values())

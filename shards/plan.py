@@ -258,7 +258,8 @@ class _Placer:
         busiest, chosen = min(tried, key=lambda one: one[0])
         reason = f"{chosen.sharding} over all shards"
         if chosen.hot:
-            reason += f", each with a copy of {len(chosen.hot)} hot rows"
+            count = len(chosen.hot)
+            reason += f", each with a copy of {count} hot row{'s' if count > 1 else ''}"
         if table.rows < MIN_ROWS * len(self._shards):
             reason += f", as there are only {table.rows} rows"
         if table.name in self._request.row_counts:

@@ -127,7 +127,7 @@ def test_a_table_with_a_hot_row_is_hashed_and_each_shard_has_a_copy_of_it():
     assert plan.layout.tables["emb"].sharding is Sharding.ROW_HASH
     assert plan.layout.tables["emb"].hot == (17,)
     reason = (
-        r"row_hash over all shards, each with a copy of 1 hot rows, the busiest of which gets "
+        r"row_hash over all shards, each with a copy of 1 hot row, the busiest of which gets "
         r"1.\d\d times an even share of its reads \(3.\d\d times by row_hash\)"
     )
     assert re.match(reason, plan.reasons["emb"])
