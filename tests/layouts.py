@@ -1,4 +1,4 @@
-"""Layouts to try things under: one of each sharding, and random ones."""
+"""Layouts to try things under: one of each sharding, one with hot rows, and random ones."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ LAYOUTS: dict[str, Callable[[Table, int], TableLayout]] = {
     "row_range": lambda t, n: layouts.row_range(t, layouts.even_bounds(t.rows, range(n))),
     "row_mod": lambda t, n: layouts.row_mod(t, range(n)),
     "row_hash": lambda t, n: layouts.row_hash(t, range(n)),
+    "hot_rows": lambda t, n: layouts.with_hot_rows(
+        layouts.row_hash(t, range(n)), range(0, t.rows, 7)
+    ),
     "column": lambda t, n: layouts.column(t, layouts.even_bounds(t.columns, range(n))),
     "grid": lambda t, n: layouts.grid(
         (start, stop, layouts.row_hash(t, range(band, n, min(2, t.columns))))
@@ -72,7 +75,7 @@ def random_grid(draw: st.DrawFn, table: Table, shards: list[int]) -> TableLayout
 def _table_layout(draw: st.DrawFn, table: Table, shards: int) -> TableLayout:
     owners = draw(st.permutations(range(shards)))
     owners = owners[: draw(st.integers(1, shards))]
-    match draw(st.sampled_from(sorted(LAYOUTS))):
+    match draw(st.sampled_from(sorted(LAYOUTS.keys() - {"hot_rows"}))):
         case "row_range":
             return layouts.row_range(table, draw(_bounds(table.rows, owners)))
         case "column":
