@@ -16,7 +16,7 @@ import numpy.typing as npt
 from shardserve.router import split_kernels as kernels
 from shardserve.shards.layout import ROW_SHARDINGS, Layout, Sharding, Slice, TableLayout
 from shardserve.shards.messages import Op, Part
-from shardserve.shards.rows import RowRange, RowSet, hash_multiplier
+from shardserve.shards.rows import BaseRows, IntArray, RowRange, base_of, hash_multiplier
 from shardserve.shards.tables import Table
 
 Array = npt.NDArray[Any]
@@ -57,11 +57,14 @@ class Fragment:
 class _Division:
     """Rows that fall to parts in one way, in each of some runs of columns.
 
-    `columns[c][p]` is part p's slice in run c, and its id on its shard.
+    `columns[c][p]` is part p's slice in run c, and its id on its shard. Each part has copies of the
+    rows `hot`, from its local number `hot_at[p]` on.
     """
 
     sharding: Sharding
-    bounds: npt.NDArray[np.int64]
+    bounds: IntArray
+    hot: IntArray
+    hot_at: IntArray
     columns: tuple[tuple[tuple[Slice, int], ...], ...]
 
     @property
@@ -83,8 +86,9 @@ class TablePartition:
     def fragments(self, ids: Array, bags: Bags | None, turn: int) -> list[Fragment]:
         """The work of one lookup: ids (int64 [n], all within the table), pooled or not.
 
-        `turn` chooses among the copies of a replicated table. A gather's result has a row for each
-        id, a pooled one for each bag; rows that no fragment places are zeros.
+        `turn` chooses among the copies of a replicated table, and the shard to ask where all ids
+        are hot. A gather's result has a row for each id, a pooled one for each bag; rows that no
+        fragment places are zeros.
         """
         match self._sharding:
             case Sharding.REPLICATED | Sharding.TABLE | Sharding.COLUMN:
@@ -93,7 +97,7 @@ class TablePartition:
                 return [
                     fragment
                     for division in self._divisions
-                    for fragment in self._divided(division, ids, bags)
+                    for fragment in self._divided(division, ids, bags, turn)
                 ]
 
     def one_copy(self, turn: int) -> tuple[tuple[Slice, int], ...]:
@@ -102,10 +106,12 @@ class TablePartition:
             return (self._pieces[turn % len(self._pieces)],)
         return self._pieces
 
-    def _divided(self, division: _Division, ids: Array, bags: Bags | None) -> list[Fragment]:
+    def _divided(
+        self, division: _Division, ids: Array, bags: Bags | None, turn: int
+    ) -> list[Fragment]:
         if division.parts == 1 and division.sharding is not Sharding.ROW_HASH:
             return self._alike([pieces[0] for pieces in division.columns], ids, bags)
-        return self._by_rows(division, ids, bags)
+        return self._by_rows(division, ids, bags, turn)
 
     def _alike(
         self, pieces: Sequence[tuple[Slice, int]], ids: Array, bags: Bags | None
@@ -132,7 +138,9 @@ class TablePartition:
             for piece, slice_id in pieces
         ]
 
-    def _by_rows(self, division: _Division, ids: Array, bags: Bags | None) -> list[Fragment]:
+    def _by_rows(
+        self, division: _Division, ids: Array, bags: Bags | None, turn: int
+    ) -> list[Fragment]:
         n, parts = len(ids), division.parts
         rows = np.empty(n, self._row_type)
         order = np.empty(n, np.int32)
@@ -148,6 +156,9 @@ class TablePartition:
             division.bounds,
             self._multiplier,
             self.table.rows,
+            division.hot,
+            division.hot_at,
+            turn % parts,
             rows,
             order,
             starts,
@@ -205,21 +216,24 @@ def _divisions(
     elif table_layout.sharding is Sharding.GRID:
         bands = table_layout.bands()
     ids = dict(zip(table_layout.slices, slice_ids, strict=True))
-    alike: dict[tuple[RowSet, ...], list[tuple[tuple[Slice, int], ...]]] = {}
+    hot = np.array(table_layout.hot, np.int64)
+    alike: dict[tuple[BaseRows, ...], list[tuple[tuple[Slice, int], ...]]] = {}
     for band in bands:
-        slices = sorted(band.slices, key=lambda piece: _first_row(piece.rows))
-        rows = tuple(piece.rows for piece in slices)
+        slices = sorted(band.slices, key=lambda piece: _first_row(base_of(piece.rows)))
+        rows = tuple(base_of(piece.rows) for piece in slices)
         alike.setdefault(rows, []).append(tuple((piece, ids[piece]) for piece in slices))
     return tuple(
-        _Division(ROW_SHARDINGS[type(rows[0])], _bounds(rows, table.rows), tuple(columns))
+        _Division(
+            ROW_SHARDINGS[type(rows[0])],
+            np.array([*map(_first_row, rows), table.rows], np.int64),
+            hot,
+            np.array([one.count for one in rows], np.int64),
+            tuple(columns),
+        )
         for rows, columns in alike.items()
     )
 
 
-def _first_row(rows: RowSet) -> int:
+def _first_row(rows: BaseRows) -> int:
     """Where a range starts; sets of other kinds are in order as they are."""
     return rows.start if isinstance(rows, RowRange) else 0
-
-
-def _bounds(rows: Sequence[RowSet], total: int) -> npt.NDArray[np.int64]:
-    return np.array([*map(_first_row, rows), total], np.int64)

@@ -22,7 +22,7 @@ from shardserve.shards.best import Best, Picker, Totals, in_order, merged, unpac
 from shardserve.shards.cut.scorings import Pick, Scale, Scoring
 from shardserve.shards.layout import Slice
 from shardserve.shards.messages import Axis, ScorePart
-from shardserve.shards.rows import RowHash, RowMod, RowRange
+from shardserve.shards.rows import RowHash, RowMod, RowRange, base_of
 from shardserve.shards.scoring import PRODUCTS, biased, rounded
 from shardserve.shards.tables import Table
 
@@ -239,7 +239,7 @@ def _places(piece: Slice, axis: Axis) -> slice | Array:
     """Where the slice's rows or columns are in the table's."""
     if axis is Axis.COLUMNS:
         return slice(piece.column_start, piece.column_stop)
-    match piece.rows:
+    match base_of(piece.rows):
         case RowRange(start, stop):
             return slice(start, stop)
         case RowMod(part, parts, total):

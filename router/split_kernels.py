@@ -41,6 +41,29 @@ def _owner(row, kind, parts, bounds, multiplier, total):
     return low, row - bounds[low]
 
 
+@numba.njit(inline="always")
+def _place_of(row, rising):
+    """The place of a row in an array that rises, or -1."""
+    low, high = 0, rising.shape[0]
+    while low < high:
+        middle = (low + high) >> 1
+        if rising[middle] < row:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < rising.shape[0] and rising[low] == row else -1
+
+
+@numba.njit(inline="always")
+def _least(counts, asked):
+    """The part with the least rows of those that are asked anyway."""
+    best = -1
+    for part in range(counts.shape[0]):
+        if asked[part] and (best < 0 or counts[part] < counts[best]):
+            best = part
+    return best
+
+
 @numba.njit(_i8(_read(_i8), _i8), nogil=True, cache=True)
 def first_outside(ids, total):
     """The position of the first id not in [0, total), or -1."""
@@ -63,7 +86,7 @@ def first_descent(segments):
 
 _SPLIT = [
     types.void(
-        _read(_i8), _read(_i4), _i8, _i8, _read(_i8), _i8, _i8,
+        _read(_i8), _read(_i4), _i8, _i8, _read(_i8), _i8, _i8, _read(_i8), _read(_i8), _i8,
         _write(row), _write(_i4), _write(_i8), _write(_i4), _write(_i8), _write(_i4),
     )
     for row in (_i4, _i8)
@@ -72,10 +95,13 @@ _SPLIT = [
 
 @numba.njit(_SPLIT, nogil=True, cache=True)
 def split(
-    ids, bags, kind, parts, bounds, multiplier, total,
+    ids, bags, kind, parts, bounds, multiplier, total, hot, hot_at, idle,
     rows, order, starts, bag_out, bag_starts, offsets,
 ):  # fmt: skip
     """Group ids by part, keeping their order within each, and their runs of equal bags.
+
+    A row of `hot` goes to the part with the least rows so far among those that are asked anyway
+    (part `idle` if none is), all of a bag's hot rows to one; hot[j] is row hot_at[part] + j there.
 
     Reads ids [n], and bags [n] (never falling; empty for a gather). Fills, part after part:
     rows [n] local rows; order [n] each row's position in ids; starts [parts + 1] into both;
@@ -89,14 +115,40 @@ def split(
     counts = np.zeros(parts, np.int64)
     runs = np.zeros(parts, np.int64)
     last = np.full(parts, -1, np.int64)
+    copied = 0
     for i in range(n):
+        place = _place_of(ids[i], hot)
+        if place >= 0:
+            owners[i] = -1
+            locals_[i] = place
+            copied += 1
+            continue
         part, local = _owner(np.int64(ids[i]), kind, parts, bounds, multiplier, total)
         owners[i] = part
         locals_[i] = local
         counts[part] += 1
-        if pooled and last[part] != bags[i]:
-            runs[part] += 1
-            last[part] = bags[i]
+    if copied:
+        asked = counts > 0
+        if copied == n:
+            asked[idle] = True
+        chosen = -1
+        bag = -1
+        for i in range(n):
+            if owners[i] >= 0:
+                continue
+            if chosen < 0 or not pooled or bag != bags[i]:
+                chosen = _least(counts, asked)
+            if pooled:
+                bag = bags[i]
+            owners[i] = chosen
+            locals_[i] += hot_at[chosen]
+            counts[chosen] += 1
+    if pooled:
+        for i in range(n):
+            part = owners[i]
+            if last[part] != bags[i]:
+                runs[part] += 1
+                last[part] = bags[i]
     starts[0] = 0
     bag_starts[0] = 0
     for part in range(parts):

@@ -7,13 +7,26 @@ A *part* is one of the pieces that a table is divided into; part p is a *slice* 
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from shardserve.batching.errors import InvalidArgument
-from shardserve.shards.rows import MAX_HASHED_ROWS, RowHash, RowMod, RowRange, RowSet
+from shardserve.shards.rows import (
+    MAX_HASHED_ROWS,
+    BaseRows,
+    HotRows,
+    RowHash,
+    RowMod,
+    RowRange,
+    RowSet,
+    base_of,
+)
 from shardserve.shards.storage import PLAIN, Storage, Tier, check_storage
 from shardserve.shards.tables import Table
+
+#: Hot rows of one table, at most: their list is part of the layout, and goes to each process.
+MAX_HOT_ROWS = 10_000
 
 
 class Sharding(enum.StrEnum):
@@ -29,7 +42,7 @@ class Sharding(enum.StrEnum):
 
 
 #: The sharding that makes each kind of set of rows.
-ROW_SHARDINGS: Mapping[type[RowSet], Sharding] = {
+ROW_SHARDINGS: Mapping[type[BaseRows], Sharding] = {
     RowRange: Sharding.ROW_RANGE,
     RowMod: Sharding.ROW_MOD,
     RowHash: Sharding.ROW_HASH,
@@ -76,10 +89,16 @@ class TableLayout:
         """How the slices are kept: all in one way."""
         return self.slices[0].storage if self.slices else PLAIN
 
+    @property
+    def hot(self) -> tuple[int, ...]:
+        """Rows of which every slice has a copy, beside those that are its own."""
+        rows = self.slices[0].rows if self.slices else None
+        return rows.hot if isinstance(rows, HotRows) else ()
+
     def bands(self) -> tuple[TableLayout, ...]:
         """A grid's runs of columns, each a row-wise layout of the table's rows in those columns."""
         return tuple(
-            TableLayout(ROW_SHARDINGS[type(found[0].rows)], tuple(found))
+            TableLayout(ROW_SHARDINGS[type(base_of(found[0].rows))], tuple(found))
             for _, found in by_columns(self.slices)
         )
 
@@ -194,6 +213,17 @@ def replicated(table: Table, shards: Iterable[int]) -> TableLayout:
     )
 
 
+def with_hot_rows(table_layout: TableLayout, hot: Iterable[int]) -> TableLayout:
+    """The same slices, of a row-wise sharding, each with copies of hot rows, if there are any."""
+    rows = tuple(sorted(hot))
+    if not rows:
+        return table_layout
+    slices = (
+        replace(piece, rows=HotRows(base_of(piece.rows), rows)) for piece in table_layout.slices
+    )
+    return replace(table_layout, slices=tuple(slices))
+
+
 def stored(table_layout: TableLayout, storage: Storage) -> TableLayout:
     """The same slices, kept in another way."""
     slices = (replace(piece, storage=storage) for piece in table_layout.slices)
@@ -258,6 +288,7 @@ def _check_table(table_layout: TableLayout, table: Table, shards: int) -> None:
     if len({piece.storage for piece in table_layout.slices}) > 1:
         raise InvalidArgument(f"{where}: slices differ in tier or precision")
     check_storage(table_layout.storage, table)
+    _check_hot_rows(where, table_layout, table)
     match table_layout.sharding:
         case Sharding.GRID:
             runs = [columns for columns, _ in by_columns(table_layout.slices)]
@@ -276,8 +307,28 @@ def _check_table(table_layout: TableLayout, table: Table, shards: int) -> None:
             _check_rows(where, table_layout, table)
 
 
+def _check_hot_rows(where: str, table_layout: TableLayout, table: Table) -> None:
+    hot = table_layout.hot
+    copies = {
+        piece.rows.hot if isinstance(piece.rows, HotRows) else () for piece in table_layout.slices
+    }
+    if copies == {()}:
+        return
+    if table_layout.sharding not in ROW_SHARDINGS.values():
+        raise InvalidArgument(f"{where}: sharding '{table_layout.sharding}' takes no hot rows")
+    if len(copies) > 1:
+        raise InvalidArgument(f"{where}: slices differ in their hot rows")
+    if len(hot) > MAX_HOT_ROWS:
+        raise InvalidArgument(f"{where}: at most {MAX_HOT_ROWS} rows can be hot, not {len(hot)}")
+    for row, count in Counter(hot).items():
+        if not 0 <= row < table.rows:
+            raise InvalidArgument(f"{where}: hot row {row} is not in [0, {table.rows})")
+        if count > 1:
+            raise InvalidArgument(f"{where}: hot row {row} is named twice")
+
+
 def _check_rows(where: str, table_layout: TableLayout, table: Table) -> None:
-    rows = [piece.rows for piece in table_layout.slices]
+    rows = [base_of(piece.rows) for piece in table_layout.slices]
     if table_layout.sharding is Sharding.ROW_RANGE:
         runs = [(one.start, one.stop) for one in rows if isinstance(one, RowRange)]
         _check_cover(where, "rows", runs, table.rows)

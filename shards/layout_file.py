@@ -16,6 +16,7 @@ from shardserve.batching.errors import InvalidArgument
 from shardserve.shards import layout as layouts
 from shardserve.shards.forms import Strict, parse_form, read_form
 from shardserve.shards.layout import Layout, Sharding, TableLayout
+from shardserve.shards.rows import RowRange, base_of
 from shardserve.shards.storage import Precision, Storage, Tier
 from shardserve.shards.tables import Table
 
@@ -45,13 +46,14 @@ class BandEntry(Strict):
 class TableEntry(Strict):
     """One table. `slices` for row_range and column, `bands` for grid, `shards` for the others.
 
-    `tier` None is the file's.
+    `hot_rows`, of row-wise shardings, are held by every slice. `tier` None is the file's.
     """
 
     sharding: Sharding
     slices: list[SliceEntry] | None = None
     shards: list[int] | None = None
     bands: list[BandEntry] | None = None
+    hot_rows: Annotated[list[int], Field(max_length=layouts.MAX_HOT_ROWS)] | None = None
     precision: Precision = Precision.AS_SAVED
     tier: Tier | None = None
 
@@ -96,7 +98,9 @@ def to_layout(file: LayoutFile, tables: Mapping[str, Table]) -> Layout:
                 f"layout: table {name!r} is not in the model; tables that can be cut: {known}"
             )
         storage = Storage(entry.tier or file.tier, entry.precision)
-        found[name] = layouts.stored(_table_layout(entry, tables[name]), storage)
+        table_layout = _table_layout(entry, tables[name])
+        hot = entry.hot_rows or ()
+        found[name] = layouts.stored(layouts.with_hot_rows(table_layout, hot), storage)
     layout = Layout(file.shards, file.replicas, found, int(file.cache_per_shard or 0))
     layouts.check(layout, tables)
     if file.memory_per_shard is not None:
@@ -182,6 +186,7 @@ def to_file(layout: Layout, memory_per_shard: int | None = None) -> LayoutFile:
 def _entry(table_layout: TableLayout) -> TableEntry:
     tier = table_layout.storage.tier
     kept = {
+        "hot_rows": list(table_layout.hot) or None,
         "precision": table_layout.storage.precision,
         "tier": None if tier is Tier.MEMORY else tier,
     }
@@ -205,8 +210,9 @@ def _places(table_layout: TableLayout) -> dict[str, Any]:
         case Sharding.ROW_RANGE:
             return {
                 "slices": [
-                    SliceEntry(shard=s.shard, rows=[s.rows.start, s.rows.stop])  # type: ignore[union-attr]
+                    SliceEntry(shard=s.shard, rows=[rows.start, rows.stop])
                     for s in table_layout.slices
+                    if isinstance(rows := base_of(s.rows), RowRange)
                 ]
             }
         case Sharding.COLUMN:

@@ -17,6 +17,7 @@ from shardserve.shards.layout_file import LayoutFile
 Schema = dict[str, Any]
 
 _NONE: Schema = {"type": "null"}
+_EMPTY: Schema = {"anyOf": [_NONE, {"type": "array", "maxItems": 0}]}
 _SHARDS: Schema = {
     "type": "array",
     "items": {"type": "integer", "minimum": 0},
@@ -27,7 +28,7 @@ _SPAN: Schema = {"type": "array", "items": {"minimum": 0}}
 
 
 def layout_schema() -> Schema:
-    """A schema of the dialect 2020-12. It refuses nothing that a layout could be made of."""
+    """A schema of the dialect 2020-12. It refuses no layout that is right, its numbers unquoted."""
     found: Schema = _untitled(LayoutFile.model_json_schema())
     entry, band = found["$defs"]["TableEntry"], found["$defs"]["BandEntry"]
     row_wise = list(ROW_SHARDINGS.values())
@@ -36,9 +37,13 @@ def layout_schema() -> Schema:
         _rule(Sharding.GRID, ["bands"], bands=_filled(), slices=_NONE, shards=_NONE),
         *_places(word for word in Sharding if word is not Sharding.GRID),
     ]
+    entry["allOf"] += [_rule(word, hot_rows=_EMPTY) for word in Sharding if word not in row_wise]
     band["properties"]["sharding"] = {"enum": [word.value for word in row_wise]}
     band["properties"]["columns"]["items"]["minimum"] = 0
     band["allOf"] = _places(row_wise)
+    hot = entry["properties"]["hot_rows"]["anyOf"][0]
+    hot["uniqueItems"] = True
+    hot["items"]["minimum"] = 0
     found["$defs"]["SliceEntry"]["properties"]["shard"]["minimum"] = 0
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

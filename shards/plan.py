@@ -16,7 +16,7 @@ from shardserve.batching.errors import InvalidArgument
 from shardserve.shards import layout as layouts
 from shardserve.shards.layout import Layout, TableLayout
 from shardserve.shards.messages import Axis
-from shardserve.shards.row_counts import RowCounts, check_counts, read_shares
+from shardserve.shards.row_counts import RowCounts, check_counts, read_shares, rows_above
 from shardserve.shards.storage import PLAIN, Precision, Storage, Tier, check_storage
 from shardserve.shards.tables import Table
 
@@ -26,6 +26,8 @@ MIN_ROWS = 64
 MIN_COLUMN_BYTES = 64
 #: The busiest shard of a divided table may get this many times an even share of its reads.
 EVEN_ENOUGH = 1.25
+#: A row with more reads than this part of an even share of its table's is hot.
+HOT = 0.05
 #: What copies of small hot tables may add to each shard, as a part of an even share of all bytes.
 COPIES = 0.1
 
@@ -78,13 +80,14 @@ def plan_layout(
 
     A table of over half an even share of all bytes, or of all bytes read, is divided over all
     shards: by rows, hashed, so that hot neighbours do not meet on one; by columns if it has fewer
-    than MIN_ROWS rows for each shard, or if a few rows have so many of its reads that no division
-    by rows is even. `scored` names the tables that queries are multiplied with; such a one is
-    divided in runs of its classes, which lie along the axis given, so that every shard can pick its
-    own best. One that is heavy for its reads alone is replicated while copies take little. A
-    lighter one goes whole to the shard that is loaded least. Where that does not fit the memory,
-    every table is divided. Raises InvalidArgument naming a shard where that does not fit either,
-    and naming the table for counts that are not its own.
+    than MIN_ROWS rows for each shard. Where its counts say that this is not even, each shard gets
+    copies of the few rows that are read most, or the table is divided in another way. `scored`
+    names the tables that queries are multiplied with; such a one is divided in runs of its classes,
+    which lie along the axis given, so that every shard can pick its own best. One that is heavy for
+    its reads alone is replicated while copies take little. A lighter one goes whole to the shard
+    that is loaded least. Where that does not fit the memory, every table is divided. Raises
+    InvalidArgument naming a shard where that does not fit either, and naming the table for counts
+    that are not its own.
     """
     if request.shards < 1:
         raise InvalidArgument(f"shards must be at least 1, not {request.shards}")
@@ -271,6 +274,9 @@ class _Placer:
             return None
         busiest, chosen = min(tried, key=lambda one: one[0])
         reason = f"{chosen.sharding} over all shards"
+        if chosen.hot:
+            count = len(chosen.hot)
+            reason += f", each with a copy of {count} hot row{'s' if count > 1 else ''}"
         if table.name in self._scored:
             reason += ", as it is scored"
         elif table.rows < MIN_ROWS * len(self._shards):
@@ -293,7 +299,12 @@ class _Placer:
                 yield layouts.column(table, layouts.even_bounds(table.columns, self._shards))
             return
         yield layouts.row_hash(table, self._shards)
-        if table.name in self._request.row_counts:
+        found = self._request.row_counts.get(table.name)
+        if found is not None:
+            least = max(HOT / n, 1 / layouts.MAX_HOT_ROWS) * found.total
+            hot = rows_above(found, least)
+            if hot and table.name not in self._scored:
+                yield layouts.with_hot_rows(layouts.row_hash(table, self._shards), hot)
             yield layouts.row_mod(table, self._shards)
             yield layouts.row_range(table, layouts.even_bounds(table.rows, self._shards))
             if table.row_bytes >= MIN_COLUMN_BYTES * n:

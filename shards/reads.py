@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from shardserve.shards.layout import Slice
-from shardserve.shards.rows import RowHash, RowMod, RowRange, RowSet, hash_multiplier
+from shardserve.shards.rows import (
+    BaseRows,
+    HotRows,
+    RowHash,
+    RowMod,
+    RowRange,
+    RowSet,
+    hash_multiplier,
+)
 from shardserve.shards.tables import Extent, TableSource
 
 IntArray = npt.NDArray[np.int64]
@@ -61,6 +69,12 @@ def plan_reads(source: TableSource, piece: Slice) -> Iterator[Read]:
     for.
     """
     itemsize = source.table.itemsize
+    if isinstance(piece.rows, HotRows):
+        yield from plan_reads(source, replace(piece, rows=piece.rows.base))
+        for extent in _extents(source, piece):
+            for rows, places in _hot_chunks(piece.rows, extent.row_start, extent.row_stop):
+                yield _scatter(extent, piece, itemsize, rows, places)
+        return
     for extent in _extents(source, piece):
         if isinstance(piece.rows, RowRange) and _is_dense(extent, piece):
             yield from _runs(extent, piece.rows, piece.columns * itemsize)
@@ -134,6 +148,13 @@ def _chosen_of(extent: Extent, rows: RowSet) -> Iterator[tuple[IntArray, IntArra
     if extent.row_step == 1:
         yield from chosen_rows(rows, extent.row_start, extent.row_stop)
         return
+    if isinstance(rows, HotRows):
+        yield from _chosen_of(extent, rows.base)
+        for numbers, places in _hot_chunks(rows, extent.row_start, extent.row_stop):
+            ours = extent.holds(numbers)
+            if ours.any():
+                yield numbers[ours], places[ours]
+        return
     chunk = SCATTER_ROWS * extent.row_step
     for at in range(extent.row_start, extent.row_stop, chunk):
         stop = min(at + chunk, extent.row_stop)
@@ -143,7 +164,7 @@ def _chosen_of(extent: Extent, rows: RowSet) -> Iterator[tuple[IntArray, IntArra
             yield numbers[ours], places[ours]
 
 
-def _local_numbers(rows: RowSet, numbers: IntArray) -> tuple[npt.NDArray[np.bool_], IntArray]:
+def _local_numbers(rows: BaseRows, numbers: IntArray) -> tuple[npt.NDArray[np.bool_], IntArray]:
     """Which of the table's rows are in the set; their local numbers, anything for the others."""
     match rows:
         case RowRange(start, stop):
@@ -158,7 +179,7 @@ def _local_numbers(rows: RowSet, numbers: IntArray) -> tuple[npt.NDArray[np.bool
 def chosen_rows(rows: RowSet, start: int, stop: int) -> Iterator[tuple[IntArray, IntArray]]:
     """Those of the table's rows [start, stop) that are in the set, rising, and their local numbers.
 
-    In chunks of at most SCATTER_ROWS, none of them empty.
+    In chunks of at most SCATTER_ROWS, none of them empty; copies of hot rows come last.
     """
     match rows:
         case RowRange():
@@ -167,6 +188,9 @@ def chosen_rows(rows: RowSet, start: int, stop: int) -> Iterator[tuple[IntArray,
             yield from _local_chunks(rows, -(-(start - part) // parts), -(-(stop - part) // parts))
         case RowHash():
             yield from _hashed_chunks(rows, start, stop)
+        case HotRows(base, _):
+            yield from chosen_rows(base, start, stop)
+            yield from _hot_chunks(rows, start, stop)
 
 
 def _local_chunks(
@@ -176,6 +200,14 @@ def _local_chunks(
     for at in range(first, last, SCATTER_ROWS):
         end = min(at + SCATTER_ROWS, last)
         yield rows.rows(at, end), np.arange(at, end, dtype=np.int64)
+
+
+def _hot_chunks(rows: HotRows, start: int, stop: int) -> Iterator[tuple[IntArray, IntArray]]:
+    hot = np.array(rows.hot, np.int64)
+    first, last = np.searchsorted(hot, [start, stop]).tolist()
+    for at in range(first, last, SCATTER_ROWS):
+        numbers = hot[at : min(at + SCATTER_ROWS, last)]
+        yield numbers, np.arange(at, at + len(numbers), dtype=np.int64) + rows.base.count
 
 
 def _hashed_chunks(rows: RowHash, start: int, stop: int) -> Iterator[tuple[IntArray, IntArray]]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.layout import Sharding, Slice, TableLayout, by_columns
-from shardserve.shards.rows import IntArray, RowSet, owners_of
+from shardserve.shards.rows import BaseRows, IntArray, base_of, owners_of
 from shardserve.shards.tables import Table
 
 FloatArray = npt.NDArray[np.float64]
@@ -66,27 +66,42 @@ def check_counts(found: RowCounts, table: Table) -> None:
             raise InvalidArgument(f"{where}: row {bad} has a count below zero")
 
 
+def rows_above(found: RowCounts, least: float) -> tuple[int, ...]:
+    """The rows that were read more often than `least`, rising."""
+    return tuple(row for rows, counts in found.chunks() for row in rows[counts > least].tolist())
+
+
 def read_shares(
     table_layout: TableLayout, table: Table, found: RowCounts | None
 ) -> tuple[float, ...]:
     """What part of the table's reads each slice gets; each run of columns gets all of them.
 
-    Without counts, and where none of the rows was read, all rows are taken to be read alike often.
+    Reads of hot rows are shared out evenly. Without counts, and where none of the rows was read,
+    all rows are taken to be read alike often.
     """
     if table_layout.sharding is Sharding.REPLICATED:
         return (1.0 / len(table_layout.slices),) * len(table_layout.slices)
     shares: dict[Slice, float] = {}
     for _, slices in by_columns(table_layout.slices):
-        sets = [piece.rows for piece in slices]
-        shares.update(zip(slices, _shares(sets, table, found).tolist(), strict=True))
+        sets = [base_of(piece.rows) for piece in slices]
+        found_shares = _shares(sets, table, found, table_layout.hot)
+        shares.update(zip(slices, found_shares.tolist(), strict=True))
     return tuple(shares[piece] for piece in table_layout.slices)
 
 
-def _shares(sets: Sequence[RowSet], table: Table, found: RowCounts | None) -> FloatArray:
+def _shares(
+    sets: Sequence[BaseRows], table: Table, found: RowCounts | None, hot: tuple[int, ...]
+) -> FloatArray:
+    copied = np.array(hot, np.int64)
     if found is None or not found.total:
-        held = np.array([rows.count for rows in sets], np.float64)
-        return held / max(table.rows, 1)
+        own = np.array([rows.count for rows in sets], np.float64)
+        if hot:
+            own -= np.bincount(owners_of(sets, copied), minlength=len(sets))
+        return (own + len(hot) / len(sets)) / max(table.rows, 1)
     reads = np.zeros(len(sets))
     for rows, counts in found.chunks():
-        reads += np.bincount(owners_of(sets, rows), weights=counts, minlength=len(sets))
+        is_hot = np.isin(rows, copied)
+        own = np.where(is_hot, 0, counts)
+        reads += np.bincount(owners_of(sets, rows), weights=own, minlength=len(sets))
+        reads += np.sum(counts[is_hot], dtype=np.float64) / len(sets)
     return reads / found.total

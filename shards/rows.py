@@ -92,10 +92,45 @@ class RowHash:
         return ((places * high % self.total) * (1 << 16) + places * low) % self.total
 
 
-RowSet = RowRange | RowMod | RowHash
+BaseRows = RowRange | RowMod | RowHash
 
 
-def owners_of(sets: Sequence[RowSet], rows: IntArray) -> IntArray:
+@dataclass(frozen=True)
+class HotRows:
+    """The rows of `base`, and after them copies of the rows `hot`, which rise.
+
+    Every slice of a table has the same copies, its own rows among them, so that any of them can
+    answer for a hot row.
+    """
+
+    base: BaseRows
+    hot: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return self.base.count + len(self.hot)
+
+    def rows(self, first: int, last: int) -> IntArray:
+        """The table's rows behind local numbers [first, last)."""
+        return self.at(np.arange(first, last, dtype=np.int64))
+
+    def at(self, local: IntArray) -> IntArray:
+        """The table's rows behind some local numbers."""
+        found = self.base.at(local)
+        copies = local >= self.base.count
+        found[copies] = np.array(self.hot, np.int64)[local[copies] - self.base.count]
+        return found
+
+
+RowSet = BaseRows | HotRows
+
+
+def base_of(rows: RowSet) -> BaseRows:
+    """The rows without copies of hot ones."""
+    return rows.base if isinstance(rows, HotRows) else rows
+
+
+def owners_of(sets: Sequence[BaseRows], rows: IntArray) -> IntArray:
     """For each of some rows, the place in `sets` of the one that holds it.
 
     The sets are the parts of one division, in order of their numbers; ranges in any order.

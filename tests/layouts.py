@@ -1,4 +1,4 @@
-"""Layouts to try things under: one of each sharding, and random ones."""
+"""Layouts to try things under: one of each sharding, one with hot rows, and random ones."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ LAYOUTS: dict[str, Callable[[Table, int], TableLayout]] = {
     "row_range": lambda t, n: layouts.row_range(t, layouts.even_bounds(t.rows, range(n))),
     "row_mod": lambda t, n: layouts.row_mod(t, range(n)),
     "row_hash": lambda t, n: layouts.row_hash(t, range(n)),
+    "hot_rows": lambda t, n: layouts.with_hot_rows(
+        layouts.row_hash(t, range(n)), range(0, t.rows, 7)
+    ),
     "column": lambda t, n: layouts.column(t, layouts.even_bounds(t.columns, range(n))),
     "grid": lambda t, n: layouts.grid(
         (start, stop, layouts.row_hash(t, range(band, n, min(2, t.columns))))
@@ -72,7 +75,7 @@ def random_grid(draw: st.DrawFn, table: Table, shards: list[int]) -> TableLayout
 def _table_layout(draw: st.DrawFn, table: Table, shards: int) -> TableLayout:
     owners = draw(st.permutations(range(shards)))
     owners = owners[: draw(st.integers(1, shards))]
-    match draw(st.sampled_from(sorted(LAYOUTS))):
+    match draw(st.sampled_from(sorted(LAYOUTS.keys() - {"hot_rows"}))):
         case "row_range":
             return layouts.row_range(table, draw(_bounds(table.rows, owners)))
         case "column":
@@ -90,14 +93,21 @@ def _table_layout(draw: st.DrawFn, table: Table, shards: int) -> TableLayout:
 
 
 @st.composite
-def random_layout(draw: st.DrawFn, tables: Mapping[str, Table], shards: int) -> Layout:
+def random_layout(
+    draw: st.DrawFn, tables: Mapping[str, Table], shards: int, *, hot_rows: bool = True
+) -> Layout:
     """Any valid layout: each table in its own way, unevenly, over some of the shards.
 
-    Tables are in either tier that needs no device, as saved.
+    Some tables have hot rows, unless they may not; they are in either tier that needs no device,
+    as saved.
     """
     tiers = st.sampled_from([Tier.MEMORY, Tier.MAPPED])
-    found = {
-        name: layouts.stored(draw(_table_layout(table, shards)), Storage(draw(tiers)))
-        for name, table in tables.items()
-    }
+    found = {}
+    for name, table in tables.items():
+        table_layout = draw(_table_layout(table, shards))
+        is_by_rows = table_layout.sharding in layouts.ROW_SHARDINGS.values()
+        if hot_rows and is_by_rows and draw(st.booleans()):
+            hot = draw(st.sets(st.integers(0, table.rows - 1), max_size=5))
+            table_layout = layouts.with_hot_rows(table_layout, hot)
+        found[name] = layouts.stored(table_layout, Storage(draw(tiers)))
     return Layout(shards, 1, found, draw(st.sampled_from([0, 1 << 16])))

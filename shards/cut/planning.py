@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.bundle import Bundle, open_bundle
 from shardserve.shards.checksums import verify_entries
 from shardserve.shards.cut.cut import CutModel, CutRule, CutTable, cut_saved_model
@@ -14,6 +15,7 @@ from shardserve.shards.cut.scorings import Scoring
 from shardserve.shards.cut.stored import table_source
 from shardserve.shards.layout import Layout, check, check_memory
 from shardserve.shards.layout_file import LayoutFile, read_layout_file, to_layout
+from shardserve.shards.messages import Axis
 from shardserve.shards.model import ModelPlan, PlanOptions, fingerprint
 from shardserve.shards.plan import Plan, PlanRequest, plan_layout
 from shardserve.shards.row_counts import RowCounts
@@ -49,12 +51,32 @@ def cut_and_layout(directory: Path, options: PlanOptions) -> tuple[CutModel, Lay
     if file is None:
         return cut, plan_tables(cut.tables, options).layout
     layout = to_layout(file, tables)
+    _check_hot_rows(layout, cut)
     if options.replicas is not None:
         layout = replace(layout, replicas=options.replicas)
         check(layout, tables)
     if options.memory_per_shard is not None:
         check_memory(layout, tables, options.memory_per_shard)
     return cut, layout
+
+
+def _check_hot_rows(layout: Layout, cut: CutModel) -> None:
+    """Scores are of every class once; a copy of a hot row would be a class twice."""
+    for name, table_layout in layout.tables.items():
+        if table_layout.hot and name in _scored(cut.tables):
+            raise InvalidArgument(
+                f"layout: table {name!r}: queries are multiplied with it; it takes no hot rows"
+            )
+
+
+def _scored(tables: Mapping[str, CutTable]) -> dict[str, Axis]:
+    """The tables that queries are multiplied with, and the axis of their classes."""
+    return {
+        name: lookup.axis
+        for name, cut in tables.items()
+        for lookup in cut.lookups
+        if isinstance(lookup, Scoring)
+    }
 
 
 def cut_rule(options: PlanOptions, file: LayoutFile | None) -> CutRule:
@@ -77,13 +99,7 @@ def plan_tables(
         options.storage,
         counts or {},
     )
-    scored = {
-        name: lookup.axis
-        for name, cut in tables.items()
-        for lookup in cut.lookups
-        if isinstance(lookup, Scoring)
-    }
-    return plan_layout({name: cut.table for name, cut in tables.items()}, request, scored)
+    return plan_layout({name: cut.table for name, cut in tables.items()}, request, _scored(tables))
 
 
 def table_sources(bundle: Bundle, tables: Mapping[str, CutTable]) -> dict[str, TableSource]:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardserve.router.merge import divided, merge_gathered, merge_pooled
-from shardserve.router.partition import Bags, Fragment, partitions_of
+from shardserve.router.partition import Bags, Fragment, TablePartition, partitions_of
+from shardserve.shards import layout as layouts
 from shardserve.shards.cut.lookups import Combiner
 from shardserve.shards.layout import Layout
 from shardserve.shards.messages import Op
@@ -86,6 +87,48 @@ def test_each_id_is_asked_of_one_shard_for_each_column(problem):
     asked = sum(len(f.part.rows) * (f.column_stop - f.column_start) for f in fragments)
     assert asked == len(ids) * table.columns
     assert len({f.shard for f in fragments}) == len(fragments)
+
+
+@given(_problem())
+def test_hot_ids_are_asked_of_no_shard_that_would_not_be_asked_anyway(problem):
+    table, layout, ids, _, turn = problem
+    table_layout = layout.tables["emb"]
+    partition = partitions_of(layout, {"emb": table})["emb"]
+    asked = {f.shard for f in partition.fragments(ids, None, turn)}
+    cold = ids[~np.isin(ids, table_layout.hot)]
+    if len(cold):
+        assert asked == {f.shard for f in partition.fragments(cold, None, turn)}
+    elif len(ids):
+        assert len(asked) == len({piece.column_start for piece in table_layout.slices})
+
+
+def _with_a_hot_row() -> TablePartition:
+    table = Table("emb", "float32", 8, (1,))
+    table_layout = layouts.with_hot_rows(layouts.row_mod(table, [0, 1]), [0])
+    return partitions_of(Layout(2, 1, {"emb": table_layout}), {"emb": table})["emb"]
+
+
+def test_hot_ids_go_to_the_shard_with_the_fewest_rows():
+    fragments = _with_a_hot_row().fragments(np.array([2, 0, 4, 6, 1, 0, 0]), None, 0)
+    assert [(f.shard, f.part.rows.tolist()) for f in fragments] == [
+        (0, [1, 2, 3, 4]),
+        (1, [4, 0, 4]),
+    ]
+
+
+def test_a_bags_hot_ids_go_to_one_shard():
+    bags = Bags(np.array([0, 0, 0, 1, 1, 1], np.int32), 2, None)
+    fragments = _with_a_hot_row().fragments(np.array([2, 1, 0, 0, 0, 0]), bags, 0)
+    assert [(f.shard, f.part.rows.tolist(), f.places.tolist()) for f in fragments] == [
+        (0, [1, 4], [0]),
+        (1, [0, 4, 4, 4], [0, 1]),
+    ]
+
+
+def test_a_lookup_of_hot_ids_alone_goes_to_one_shard_and_to_each_in_turn():
+    partition = _with_a_hot_row()
+    found = [partition.fragments(np.zeros(3, np.int64), None, turn) for turn in range(4)]
+    assert [[f.shard for f in fragments] for fragments in found] == [[0], [1], [0], [1]]
 
 
 def test_mean_and_sqrtn_divide_by_the_bags_sizes_and_leave_empty_bags_zero():

@@ -23,7 +23,7 @@ def held(layout: Layout, table: Table) -> np.ndarray:
     for shard in range(layout.shards):
         for piece in layout.slices_of_shard(shard):
             rows = piece.rows.rows(0, piece.rows.count)
-            counts[rows, piece.column_start : piece.column_stop] += 1
+            np.add.at(counts[:, piece.column_start : piece.column_stop], rows, 1)
     return counts
 
 
@@ -32,9 +32,11 @@ def test_every_sharding_holds_each_element_exactly_once(data, rows, columns, sha
     table = Table("emb", "float32", rows, (columns,))
     layout = data.draw(random_layout({"emb": table}, shards))
     layouts.check(layout, {"emb": table})
-    sharding = layout.tables["emb"].sharding
-    copies = len(layout.tables["emb"].slices) if sharding is Sharding.REPLICATED else 1
-    assert (held(layout, table) == copies).all()
+    table_layout = layout.tables["emb"]
+    replicated = table_layout.sharding is Sharding.REPLICATED
+    expected = np.full((rows, columns), len(table_layout.slices) if replicated else 1)
+    expected[list(table_layout.hot)] += len(table_layout.slices)
+    assert (held(layout, table) == expected).all()
 
 
 @given(st.integers(1, 10_000), st.integers(1, 7))
@@ -103,6 +105,11 @@ def _grid(*bands: tuple[int, int, list[int]]) -> TableLayout:
             TableLayout(Sharding.ROW_MOD, layouts.row_mod(TABLE, [0, 1, 2]).slices[:2]),
             "the slices are not the parts of row_mod",
         ),
+        (layouts.with_hot_rows(layouts.row_mod(TABLE, [0, 1]), [3, 10]), r"hot row 10 is not in"),
+        (layouts.with_hot_rows(layouts.row_mod(TABLE, [0, 1]), [-1]), r"hot row -1 is not in"),
+        (layouts.with_hot_rows(layouts.row_mod(TABLE, [0, 1]), [3, 3]), "hot row 3 is named twice"),
+        (layouts.with_hot_rows(_grid((0, 4, [0, 1])), [3]), "sharding 'grid' takes no hot rows"),
+        (layouts.with_hot_rows(layouts.whole_table(TABLE, 0), [3]), "'table' takes no hot rows"),
         (TableLayout(Sharding.TABLE, layouts.replicated(TABLE, [0, 1]).slices), "takes one shard"),
     ],
 )

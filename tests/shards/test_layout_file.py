@@ -57,6 +57,14 @@ tables:
     assert "    - {columns: [0, 2], sharding: row_hash, shards: [0, 1]}" in written
 
 
+def test_hot_rows_are_written_in_one_list_whatever_their_order():
+    entry = "{sharding: row_mod, shards: [0, 1], hot_rows: [7, 2]}"
+    layout = to_layout(parse_layout(f"shards: 2\ntables: {{emb: {entry}}}", "file"), TABLES)
+    assert layout.tables["emb"].hot == (2, 7)
+    assert layout.slices_of_shard(1)[0].rows.rows(0, 7).tolist() == [1, 3, 5, 7, 9, 2, 7]
+    assert "    hot_rows: [2, 7]" in dump_layout(to_file(layout)).splitlines()
+
+
 def test_the_layouts_replicas_and_memory_are_read():
     text = "shards: 1\nreplicas: 2\nmemory_per_shard: 1KiB\ntables: {}\n"
     file = parse_layout(text, "file")

@@ -28,7 +28,7 @@ SCHEMA = Draft202012Validator(layout_schema())
 #: What is wrong with a layout for the tables that there are, and no matter of form.
 CONTENT = re.compile(
     r"lie on no slice|lie on two slices|are empty|the layout goes to|is not in \[0, 2\)"
-    r"|is named twice|cannot be had of|needs tier 'memory'"
+    r"|is named twice|hot row \d is not in|cannot be had of|needs tier 'memory'"
 )
 
 
@@ -63,6 +63,7 @@ def _entries(*, bands: bool) -> st.SearchStrategy[dict[str, Any]]:
         required["columns"] = _spans()
         return st.fixed_dictionaries(required, optional=optional)
     optional["bands"] = st.none() | st.lists(_entries(bands=True), max_size=2)
+    optional["hot_rows"] = st.none() | st.lists(st.integers(-1, 4), max_size=2)
     optional["tier"] = st.sampled_from([*(word.value for word in Tier), "cloud", None])
     optional["precision"] = st.sampled_from([*(word.value for word in Precision), "int3"])
     optional["colour"] = st.just("red")
@@ -117,6 +118,10 @@ def test_an_entry_fits_the_schema_if_the_code_refuses_at_most_its_content(entry)
             },
             False,
         ),
+        ({"sharding": "row_mod", "shards": [0, 1], "hot_rows": [3, 0]}, True),
+        ({"sharding": "row_mod", "shards": [0, 1], "hot_rows": [3, 3]}, False),
+        ({"sharding": "table", "shards": [0], "hot_rows": [3]}, False),
+        ({"sharding": "table", "shards": [0], "hot_rows": []}, True),
         ({"sharding": "table", "shards": [0, 1]}, False),
         ({"sharding": "table", "shards": [0], "bands": []}, False),
         ({"sharding": "table", "shards": [0], "tier": "cloud"}, False),

@@ -17,7 +17,7 @@ from shardserve.shards.bundle import open_bundle
 from shardserve.shards.layout import Slice
 from shardserve.shards.loading import load_slice
 from shardserve.shards.reads import Run, Scatter, plan_reads
-from shardserve.shards.rows import RowHash, RowMod, RowRange
+from shardserve.shards.rows import HotRows, RowHash, RowMod, RowRange, RowSet
 from shardserve.shards.tables import Extent, Table, TableSource
 from tests.checkpoints import Array, numbered, save, save_boxes
 
@@ -35,11 +35,11 @@ def grid(row_cuts: set[int], column_cuts: set[int]) -> list[tuple[slice, slice]]
 
 
 @st.composite
-def row_sets(draw: st.DrawFn) -> RowRange | RowMod | RowHash:
+def row_sets(draw: st.DrawFn) -> RowSet:
     parts = draw(st.integers(1, 5))
     part = draw(st.integers(0, parts - 1))
     start = draw(st.integers(0, ROWS))
-    return draw(
+    base = draw(
         st.sampled_from(
             [
                 RowRange(start, draw(st.integers(start, ROWS))),
@@ -48,6 +48,8 @@ def row_sets(draw: st.DrawFn) -> RowRange | RowMod | RowHash:
             ]
         )
     )
+    hot = draw(st.just(()) | st.sets(st.integers(0, ROWS - 1), min_size=1, max_size=5))
+    return HotRows(base, tuple(sorted(hot))) if hot else base
 
 
 @st.composite

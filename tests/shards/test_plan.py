@@ -14,6 +14,7 @@ from shardserve.shards.layout import Sharding, TableLayout
 from shardserve.shards.messages import Axis
 from shardserve.shards.plan import Plan, PlanRequest, plan_layout, shard_loads
 from shardserve.shards.row_counts import RowCounts
+from shardserve.shards.rows import RowHash
 from shardserve.shards.storage import Precision, Storage, Tier
 from shardserve.shards.tables import Table
 from tests.layouts import random_layout
@@ -119,20 +120,36 @@ def test_a_small_table_that_is_read_often_is_replicated():
     assert plan.reasons["small"].startswith("replicated: small and read often; 0.2% of the bytes")
 
 
+def test_a_table_with_a_hot_row_is_hashed_and_each_shard_has_a_copy_of_it():
+    tables = {"emb": Table("emb", "float32", 1000, (8,))}
+    counts = np.ones(1000, np.uint32)
+    counts[17] = 9000
+    plan = plan_layout(tables, PlanRequest(4, row_counts={"emb": RowCounts(counts)}))
+    assert plan.layout.tables["emb"].sharding is Sharding.ROW_HASH
+    assert plan.layout.tables["emb"].hot == (17,)
+    reason = (
+        r"row_hash over all shards, each with a copy of 1 hot row, the busiest of which gets "
+        r"1.\d\d times an even share of its reads \(3.\d\d times by row_hash\)"
+    )
+    assert re.match(reason, plan.reasons["emb"])
+
+
 @pytest.mark.parametrize(
     ("columns", "chosen", "reason"),
     [
-        (64, "column", r"gets 1.00 times .* of its reads \(3.\d\d times by row_hash\)"),
-        (8, "row_", r"gets 3.\d\d times an even share of its reads"),
+        (64, "column", r"gets 1.00 times .* of its reads \(4.00 times by row_hash\)"),
+        (8, "row_hash", r"gets 4.00 times an even share of its reads"),
     ],
 )
-def test_a_table_with_one_hot_row_is_divided_by_columns_if_it_is_wide(columns, chosen, reason):
-    tables = {"emb": Table("emb", "float32", 1000, (columns,))}
-    counts = np.ones(1000, np.uint32)
-    counts[17] = 9000
-    request = PlanRequest(4, row_counts={"emb": RowCounts(counts)})
-    plan = plan_layout(tables, request)
-    assert plan.layout.tables["emb"].sharding.startswith(chosen)
+def test_a_table_that_no_division_by_rows_makes_even_is_divided_by_columns_if_it_is_wide(
+    columns, chosen, reason
+):
+    tables = {"emb": Table("emb", "float32", 10_000, (columns,))}
+    hashed = RowHash(0, 4, 10_000)
+    read = [row for row in hashed.rows(0, hashed.count).tolist() if row % 4 == 0 and row < 2500]
+    counts = {"emb": RowCounts(np.ones(len(read), int), np.array(sorted(read)))}
+    plan = plan_layout(tables, PlanRequest(4, row_counts=counts))
+    assert plan.layout.tables["emb"].sharding == chosen
     assert re.search(reason, plan.reasons["emb"])
 
 

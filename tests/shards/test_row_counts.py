@@ -13,6 +13,7 @@ from shardserve.batching.errors import InvalidArgument, NotFound
 from shardserve.shards.layout import Sharding
 from shardserve.shards.row_counts import RowCounts, check_counts, read_shares
 from shardserve.shards.row_counts_file import read_row_counts
+from shardserve.shards.rows import base_of
 from shardserve.shards.tables import Table
 from tests.layouts import random_layout
 
@@ -31,7 +32,10 @@ def test_a_slice_gets_the_reads_of_its_rows_under_any_layout(data, rows, columns
         assert shares == (1 / len(shares),) * len(shares)
         return
     reads = counts if counts.any() else np.ones(rows)
-    held = [reads[s.rows.rows(0, s.rows.count)].sum() for s in table_layout.slices]
+    hot = list(table_layout.hot)
+    own = [base_of(s.rows) for s in table_layout.slices]
+    cold = np.where(np.isin(np.arange(rows), hot), 0, reads)
+    held = [cold[one.rows(0, one.count)].sum() + reads[hot].sum() / len(own) for one in own]
     assert list(shares) == pytest.approx([float(one) / reads.sum() for one in held])
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from shardserve.shards.reads import SCATTER_ROWS, chosen_rows
 from shardserve.shards.rows import (
     MAX_HASHED_ROWS,
+    HotRows,
     RowHash,
     RowMod,
     RowRange,
@@ -78,6 +79,27 @@ row_sets = st.one_of(
     st.builds(RowMod, st.integers(0, 3), st.just(4), st.integers(1, 400)),
     st.builds(RowHash, st.integers(0, 3), st.just(4), st.integers(1, 400)),
 )
+hot_sets = st.builds(
+    lambda base, hot: HotRows(base, tuple(sorted(hot))),
+    st.builds(RowMod, st.integers(0, 3), st.just(4), st.just(400)),
+    st.sets(st.integers(0, 399), min_size=1, max_size=9),
+)
+
+
+@given(rows=hot_sets, first=st.integers(0, 120), length=st.integers(0, 120))
+def test_copies_of_hot_rows_come_after_a_sets_own(rows, first, length):
+    whole = all_rows(rows)
+    assert whole == [*all_rows(rows.base), *rows.hot]
+    last = min(first + length, rows.count)
+    assert rows.rows(min(first, last), last).tolist() == whole[first:last]
+
+
+@given(rows=hot_sets, start=st.integers(0, 400), length=st.integers(0, 400))
+def test_rows_are_chosen_for_a_sets_own_places_and_for_their_copies(rows, start, length):
+    stop = min(start + length, 400)
+    chosen = [pair for chunk in chosen_rows(rows, start, stop) for pair in zip(*chunk, strict=True)]
+    expected = [(row, at) for at, row in enumerate(all_rows(rows)) if start <= row < stop]
+    assert sorted(chosen) == sorted(expected)
 
 
 @given(rows=row_sets, start=st.integers(0, 400), length=st.integers(0, 400))
