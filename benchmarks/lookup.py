@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.lookup_precision import measure
+from benchmarks.lookup_precision import CLAIMED as PRECISION_CLAIMS
+from benchmarks.lookup_precision import WHY_NOT_TWICE, measure
 from benchmarks.lookup_subjects import SUBJECTS, Call, Subject, sequential_read
 from benchmarks.report import Claim, Options, Paired, Report, Row, missing, paired_ratio
 
@@ -217,4 +218,6 @@ def _notes(plan: Plan, claims: list[Claim]) -> list[str]:
     notes = [measured, SAME_MEMORY]
     if any(claim.name == "lookup.fp32_vs_sequential_read" and not claim.holds for claim in claims):
         notes.append(WHY_NOT_SEQUENTIAL)
+    if any(claim.name in PRECISION_CLAIMS.values() and not claim.holds for claim in claims):
+        notes.append(WHY_NOT_TWICE)
     return notes

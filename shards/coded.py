@@ -34,7 +34,7 @@ class CodedStore:
     def __init__(self, coded: Array, precision: Precision, columns: int) -> None:
         if coded.shape[1] != coded_row_bytes(precision, columns) or not coded.flags.c_contiguous:
             raise ValueError(f"{coded.shape} are no rows of {columns} {precision}")
-        kernels = library().kernels
+        kernels = library("coded").kernels
         self._coded = coded
         self._columns = columns
         self._gather = partial(kernels[f"gather_{precision}"], address_of(coded), *coded.shape)

@@ -10,6 +10,7 @@ row number outside [0, count); a pool returns BAD_OFFSETS for offsets that do no
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,10 @@ _load_byte = loader(types.uint8)
 _pread = types.ExternalFunction(
     "pread", types.int64(types.int32, types.intp, types.int64, types.int64)
 )
+_posix_fadvise: Any = types.ExternalFunction(
+    "posix_fadvise", types.int32(types.int32, types.int64, types.int64, types.int32)
+)
+_WILL_NEED = os.POSIX_FADV_WILLNEED
 
 
 def _row_number(rows, wide, place):  # type: ignore[no-untyped-def]
@@ -229,14 +234,27 @@ def pool_any(element: Any) -> Callable[..., Any]:
     return pool
 
 
+def _will_need(file, offset, length):  # type: ignore[no-untyped-def]
+    _posix_fadvise(types.int32(file), offset, length, types.int32(_WILL_NEED))
+
+
+will_need = inlined(_will_need)
+
+
 def read_rows(  # type: ignore[no-untyped-def]
-    file, start, row_bytes, length, rows, places, n, target, target_row_bytes
+    file, start, row_bytes, length, rows, places, n, target, target_row_bytes, ahead
 ):
     """Read `length` bytes of each row, to its own place; return how many rows came whole.
 
-    Row r's bytes are at `start + r * row_bytes` of the file; they go to place p of `target`.
+    Row r's bytes are at `start + r * row_bytes` of the file; they go to place p of `target`. The
+    system is told `ahead` rows before that a row will be wanted, so that a disk has as many to
+    fetch at a time; not at all where that is 0.
     """
+    for i in range(min(n, ahead)):
+        will_need(file, start + _load_int64(rows + i * 8) * row_bytes, length)
     for i in range(n):
+        if ahead and i + ahead < n:
+            will_need(file, start + _load_int64(rows + (i + ahead) * 8) * row_bytes, length)
         offset = start + _load_int64(rows + i * 8) * row_bytes
         to = target + _load_int64(places + i * 8) * target_row_bytes
         if _pread(types.int32(file), to, length, offset) != length:
@@ -244,16 +262,25 @@ def read_rows(  # type: ignore[no-untyped-def]
     return n
 
 
-def kernels() -> dict[str, tuple[Callable[..., Any], int]]:
-    """Each kernel's name, its code, and how many numbers it takes."""
+def kernels(group: str) -> dict[str, tuple[Callable[..., Any], int]]:
+    """Each kernel's name, its code, and how many numbers it takes. See `native.library`."""
+    return _coded_kernels() if group == "coded" else _row_kernels()
+
+
+def _row_kernels() -> dict[str, tuple[Callable[..., Any], int]]:
     code: dict[str, tuple[Callable[..., Any], int]] = {
         "gather": (gather, 8),
-        "read_rows": (read_rows, 9),
+        "read_rows": (read_rows, 10),
     }
     for name, element in (("float32", types.float32), ("float64", types.float64)):
         code[f"pool_{name}"] = (pool_any(element), 11)
     for width in FIXED_WIDTHS:
         code[f"pool_float32_{width}"] = (pool_fixed(types.float32, width), 11)
+    return code
+
+
+def _coded_kernels() -> dict[str, tuple[Callable[..., Any], int]]:
+    code: dict[str, tuple[Callable[..., Any], int]] = {}
     for form in FORMS:
         code[f"gather_{form.name}"] = (gather_coded(form), 9)
         for width in CODED_WIDTHS:
@@ -261,11 +288,11 @@ def kernels() -> dict[str, tuple[Callable[..., Any], int]]:
     return code
 
 
-def compile_object(target: Any) -> tuple[dict[str, tuple[str, int]], bytes]:
+def compile_object(target: Any, group: str) -> tuple[dict[str, tuple[str, int]], bytes]:
     """Each kernel's symbol and how many numbers it takes, and object code for an LLVM target."""
     functions = {}
     module = llvm.parse_assembly("")
-    for name, (function, numbers) in kernels().items():
+    for name, (function, numbers) in kernels(group).items():
         signature = types.int64(*[types.int64] * numbers)
         compiled = numba.cfunc(signature, error_model="numpy")(function)
         functions[name] = (compiled.native_name, numbers)

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
 
 from shardserve.batching.errors import InvalidArgument, NotFound
 from shardserve.shards import layout as layouts
@@ -92,7 +91,7 @@ def parse_layout(text: str | bytes, where: str) -> LayoutFile:
         raise InvalidArgument(f"{where}: {problems}") from None
 
 
-def _problem(problem: ErrorDetails) -> str:
+def _problem(problem: Mapping[str, Any]) -> str:
     place = ".".join(map(str, problem["loc"])) or "file"
     found = f", not {problem['input']!r}" if problem["type"] == "enum" else ""
     return f"{place}: {problem['msg']}{found}"

@@ -101,7 +101,11 @@ def load_rows(
         def convert(rows: Array, places: Array) -> int:
             buffer = np.empty((len(rows), piece.columns), array_dtype(source.table.dtype))
             reader = Reader(buffer, by_path)
-            if sum(map(reader.read, plan_rows(source, piece, rows))) != buffer.nbytes:
+            done = 0
+            for read in plan_rows(source, piece, rows):
+                _advised(by_path, read)
+                done += reader.read(read)
+            if done != buffer.nbytes:
                 raise DataLoss(
                     f"table {piece.table!r}: the checkpoint does not hold all of rows "
                     f"{rows[0]} to {rows[-1]}"

@@ -31,6 +31,10 @@ from shardserve.shards.tables import Extent, TableSource
 
 Array = npt.NDArray[Any]
 
+#: Rows that a disk is asked for at a time. Measured cold, rows of 1 KiB: one at a time 95 us a row,
+#: 16 at a time 13, 64 or more 9. Rows that the system has in its cache take 0.2 us longer.
+AHEAD = 64
+
 
 class MappedStore:
     """Rows in the checkpoint's data files, which stay open as long as the store is there.
@@ -114,7 +118,7 @@ class MappedStore:
             self._cache.put(wanted, read.view(np.uint8))
 
     def _read(self, rows: Array, out: Array) -> None:
-        reader = Reader(out, self._files)
+        reader = Reader(out, self._files, ahead=AHEAD if len(rows) > 1 else 0)
         for read in plan_rows(self._source, self._piece, self._piece.rows.at(rows)):
             reader.read(read)
 

@@ -38,10 +38,10 @@ from shardserve.shards.memory import release_code_pages
 Kernel = Callable[..., int]
 
 #: What kernels may call.
-LIBC = ("pread",)
+LIBC = ("posix_fadvise", "pread")
 
 _HERE = Path(__file__).resolve().parent
-_SOURCES = ("kernel_code.py", "lanes.py", "native.py", "row_forms.py")
+_SOURCES = ("kernel_code.py", "lanes.py", "native.py", "row_forms.py", "storage.py")
 
 
 @dataclass(frozen=True)
@@ -57,26 +57,28 @@ class Library:
 
 
 @functools.cache
-def library() -> Library:
-    """The machine's kernels. The first call loads them, and builds them if nobody has yet.
+def library(group: str = "rows") -> Library:
+    """The machine's kernels of one group. The first call loads them, and builds them if need be.
 
-    LLVM's pages are given back afterwards. Raises Internal if the kernels do not compile.
+    "coded" are those for rows at a lower precision, "rows" all others: compiling takes seconds, so
+    it is put off to where a layout asks for it. LLVM's pages are given back afterwards. Raises
+    Internal if the kernels do not compile.
     """
-    found = _find()
+    found = _find(group)
     release_code_pages()
     return found
 
 
-def _find() -> Library:
+def _find(group: str) -> Library:
     try:
         directory = _cache_directory()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _load(_built(directory))
+        return _load(_built(directory, group))
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
     with tempfile.TemporaryDirectory(prefix="shardserve-") as temporary:
-        return _load(_built(Path(temporary)))
+        return _load(_built(Path(temporary), group))
 
 
 def _cache_directory() -> Path:
@@ -85,13 +87,13 @@ def _cache_directory() -> Path:
     return Path(named) if named else Path(base).expanduser() / "shardserve"
 
 
-def _built(directory: Path) -> Path:
+def _built(directory: Path, group: str) -> Path:
     """The object file in `directory`, built by a child process if it is not there or damaged."""
-    path = directory / f"kernels-{_key()}.o"
+    path = directory / f"kernels-{group}-{_key()}.o"
     if not _intact(path):
         with _lock(path.with_suffix(".lock")):
             if not _intact(path):
-                _build(path)
+                _build(path, group)
     return path
 
 
@@ -112,8 +114,8 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _build(path: Path) -> None:
-    command = [sys.executable, "-m", "shardserve.shards.native", str(path)]
+def _build(path: Path, group: str = "rows") -> None:
+    command = [sys.executable, "-m", "shardserve.shards.native", str(path), group]
     paths = [str(_package_root()), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     child = subprocess.run(command, env=environment, capture_output=True, check=False)  # noqa: S603
@@ -126,11 +128,11 @@ def _package_root() -> Path:
     return Path(shardserve.__file__).resolve().parent.parent
 
 
-def _write(path: Path) -> None:
+def _write(path: Path, group: str) -> None:
     """Compile, and put the file in place whole: a digest, the functions as JSON, object code."""
     from shardserve.shards.kernel_code import compile_object  # noqa: PLC0415 (imports numba)
 
-    functions, code = compile_object(_target())
+    functions, code = compile_object(_target(), group)
     body = json.dumps(functions).encode() + b"\n" + code
     draft = path.with_suffix(f".{os.getpid()}.draft")
     draft.write_bytes(hashlib.sha256(body).digest() + body)
@@ -175,4 +177,4 @@ def _target() -> Any:
 
 
 if __name__ == "__main__":
-    _write(Path(sys.argv[1]))
+    _write(Path(sys.argv[1]), sys.argv[2])

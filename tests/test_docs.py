@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from shardserve.shards.layout import Sharding
 from shardserve.shards.layout_file import parse_layout, to_layout
+from shardserve.shards.storage import Precision, Tier
 from shardserve.shards.tables import Table
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +31,12 @@ def test_the_layout_that_is_explained_is_a_layout() -> None:
 def test_every_sharding_is_explained() -> None:
     page = (ROOT / "docs" / "layouts.md").read_text()
     assert [word for word in Sharding if f"| `{word}` |" not in page] == []
+
+
+@pytest.mark.parametrize("words", [Tier, set(Precision) - {Precision.FLOAT32}])
+def test_every_tier_and_precision_is_explained(words: Iterable[str]) -> None:
+    page = (ROOT / "docs" / "layouts.md").read_text()
+    assert [word for word in words if f"| `{word}` |" not in page] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,0 +1,41 @@
+"""Shard actors whose slices stay in the checkpoint's files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shardserve.cluster.progress import Phase
+from shardserve.shards.cut.planning import plan_model
+from shardserve.shards.layout_file import dump_layout, to_file
+from shardserve.shards.model import PlanOptions
+from shardserve.shards.row_cache import CacheCounts
+from shardserve.shards.storage import Storage, Tier
+from tests.cluster.runs import running
+from tests.cluster.test_ray import CUT, predict, routed
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+async def test_mapped_tables_are_served_and_shards_tell_what_their_caches_did(
+    tiny_dlrm: Path, tmp_path: Path
+) -> None:
+    options = replace(CUT, storage=Storage(Tier.MAPPED))
+    planned = plan_model("model", 1, tiny_dlrm / "1", options)
+    layout = tmp_path / "layout.yaml"
+    layout.write_text(dump_layout(to_file(replace(planned.layout, cache_per_shard=1 << 20))))
+
+    async with running(tiny_dlrm / "1", CUT) as run, routed(run) as servable:
+        expected = await predict(servable)
+    async with running(tiny_dlrm / "1", PlanOptions(layout_file=layout)) as run:
+        assert (await run.finished_start()).phase is Phase.READY
+        async with routed(run) as servable:
+            for _ in range(2):
+                np.testing.assert_array_equal(await predict(servable), expected)
+        counts = CacheCounts()
+        for seat, _ in (await run.table()).by_seat():
+            counts += (await run.process_of(seat)).cache
+        assert counts.hits >= counts.misses > 0
