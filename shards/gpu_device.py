@@ -100,7 +100,7 @@ class CupyDevice:
         self._kernel(call)(call.geometry.grid, call.geometry.block, arguments)
 
     def _kernel(self, call: Call) -> Any:
-        """Compiled when it is first asked for, with the others of its code; CuPy keeps that on disk."""
+        """Compiled when it is first asked for, with its code's others; CuPy keeps that on disk."""
         found = self._kernels.get((call.code, call.name))
         if found is None:
             module = self._cupy.RawModule(code=DEVICE + call.code, options=_OPTIONS)

@@ -22,6 +22,7 @@ def ray_cluster() -> Iterator[None]:
     ray.init(
         address="local",
         num_cpus=4,
+        num_gpus=1,  # Whether there is one or not.
         namespace="shardserve",
         include_dashboard=False,
         object_store_memory=200 << 20,

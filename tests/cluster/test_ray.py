@@ -23,6 +23,7 @@ from shardserve.router.servable import Array, RequestContext, Servable
 from shardserve.router.session import StageThreads
 from shardserve.router.sharded import load_sharded
 from shardserve.shards.model import PlanOptions
+from shardserve.shards.storage import Storage, Tier
 from tests.cluster.runs import SECRET, ModelRun, running
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -181,6 +182,16 @@ async def test_a_model_that_does_not_fit_is_refused_before_anything_is_placed(
         assert progress.failure is not None
         assert progress.failure.code == ResourceExhausted.code
         assert "do not fit" in progress.failure.message
+
+
+async def test_shards_on_gpus_that_the_cluster_has_not_are_refused(tiny_dlrm: Path) -> None:
+    on_gpus = replace(CUT, storage=Storage(Tier.GPU))
+    async with running(tiny_dlrm / "1", on_gpus) as run:
+        progress = await run.finished_start()
+
+        assert progress.failure is not None
+        assert progress.failure.code == ResourceExhausted.code
+        assert "1 GPU each do not fit: the cluster has room for 1 " in progress.failure.message
 
 
 async def test_a_model_with_nothing_to_cut_needs_no_shards(tiny_dlrm: Path) -> None:
