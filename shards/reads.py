@@ -72,7 +72,7 @@ def plan_reads(source: TableSource, piece: Slice) -> Iterator[Read]:
     if isinstance(piece.rows, HotRows):
         yield from plan_reads(source, replace(piece, rows=piece.rows.base))
         for extent in _extents(source, piece):
-            for rows, places in _hot_chunks(piece.rows, extent.row_start, extent.row_stop):
+            for rows, places in _hot_of(extent, piece.rows):
                 yield _scatter(extent, piece, itemsize, rows, places)
         return
     for extent in _extents(source, piece):
@@ -143,23 +143,24 @@ def _runs(extent: Extent, rows: RowRange, row_bytes: int) -> Iterator[Run]:
         yield Run(extent.path, offset + done, min(RUN_BYTES, total - done), target + done)
 
 
-def _chosen_of(extent: Extent, rows: RowSet) -> Iterator[tuple[IntArray, IntArray]]:
+def _chosen_of(extent: Extent, rows: BaseRows) -> Iterator[tuple[IntArray, IntArray]]:
     """As `chosen_rows`, of the rows that the extent has."""
     if extent.row_step == 1:
         yield from chosen_rows(rows, extent.row_start, extent.row_stop)
-        return
-    if isinstance(rows, HotRows):
-        yield from _chosen_of(extent, rows.base)
-        for numbers, places in _hot_chunks(rows, extent.row_start, extent.row_stop):
-            ours = extent.holds(numbers)
-            if ours.any():
-                yield numbers[ours], places[ours]
         return
     chunk = SCATTER_ROWS * extent.row_step
     for at in range(extent.row_start, extent.row_stop, chunk):
         stop = min(at + chunk, extent.row_stop)
         numbers = np.arange(at, stop, extent.row_step, dtype=np.int64)
         ours, places = _local_numbers(rows, numbers)
+        if ours.any():
+            yield numbers[ours], places[ours]
+
+
+def _hot_of(extent: Extent, rows: HotRows) -> Iterator[tuple[IntArray, IntArray]]:
+    """The hot rows that the extent has, and the local numbers of their copies."""
+    for numbers, places in _hot_chunks(rows, extent.row_start, extent.row_stop):
+        ours = extent.holds(numbers)
         if ours.any():
             yield numbers[ours], places[ours]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -20,15 +21,17 @@ from shardserve.router.scores import PreparedScores
 from shardserve.router.servable import RequestContext
 from shardserve.router.session import StageThreads
 from shardserve.router.sharded import ShardedServable, load_sharded
+from shardserve.shards import layout as layouts
 from shardserve.shards.bundle import open_bundle
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
-from shardserve.shards.cut.planning import table_sources
+from shardserve.shards.cut.planning import plan_model, table_sources
 from shardserve.shards.cut.saved_model import checkpoint_prefix
 from shardserve.shards.cut.scorings import Pick, Scoring
 from shardserve.shards.layout import Layout
+from shardserve.shards.layout_file import dump_layout, to_file
 from shardserve.shards.local import LocalChannel
 from shardserve.shards.messages import Axis, LookupReply, LookupRequest
-from shardserve.shards.model import ModelPlan
+from shardserve.shards.model import ModelPlan, PlanOptions
 from shardserve.shards.shard import Shard
 from shardserve.shards.tables import Table
 from tests import scored_models
@@ -76,6 +79,21 @@ def oracle(directory: Path) -> Callable[[Feeds], Feeds]:
     return answer
 
 
+#: All but the one in which classes would be there twice.
+SCORED = sorted(LAYOUTS.keys() - {"hot_rows"})
+
+
+def test_hot_rows_of_a_table_that_is_scored_are_refused(directory, sources, tmp_path: Path):
+    tables = {name: source.table for name, source in sources.items()}
+    hot = layouts.with_hot_rows(LAYOUTS["row_mod"](tables["items"], 2), [1, 5])
+    layout = layout_of("row_mod", tables, 2)
+    file = tmp_path / "layout.yaml"
+    changed = replace(layout, tables={**layout.tables, "items": hot})
+    file.write_text(dump_layout(to_file(changed)))
+    with pytest.raises(InvalidArgument, match="table 'items': queries are multiplied with it"):
+        plan_model("scores", 1, directory, PlanOptions(layout_file=file))
+
+
 def sources_of(directory: Path, threshold: int = THRESHOLD):
     cut = cut_saved_model(directory, CutRule(threshold=threshold))
     return table_sources(open_bundle(str(checkpoint_prefix(directory))), cut.tables)
@@ -111,7 +129,7 @@ def assert_same(got: Feeds, expected: Feeds) -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 2, 5])
-@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("kind", SCORED)
 def test_the_answer_is_tensorflows_under_each_layout(
     kind, shards, directory, sources, threads, oracle
 ):
@@ -333,7 +351,7 @@ def test_a_two_tower_model_finds_its_users_items(tmp_path: Path, threads):
     tf.saved_model.save(module, str(tmp_path), signatures=module.__call__)
     sources = sources_of(tmp_path)
     tables = {name: source.table for name, source in sources.items()}
-    for kind in LAYOUTS:
+    for kind in SCORED:
         servable = loaded(tmp_path, sources, layout_of(kind, tables, 3), threads)
         seen = rng.integers(0, 500, (4, 3))
         got, expected = ask(servable, {"seen": seen}), module(tf.constant(seen))
