@@ -36,6 +36,8 @@ _LONG_POLL_SECONDS = 30.0
 #: How often, and how long each time, an actor is asked whether it is alive.
 _ATTEMPTS = 3
 _ANSWER_SECONDS = 1.0
+#: What shards may take to answer what has come in, when all is to end.
+_STOP_SECONDS = 8.0
 #: A shard's process may start this often before the model was ready once; then starting failed.
 MAX_STARTS = 3
 
@@ -140,7 +142,10 @@ class Controller:
         if self._run.application is not None:
             await asyncio.to_thread(_withdraw, self._run.application)
         stopping = [actor.stop.remote() for actor in self._actors.values()]
-        await asyncio.gather(*stopping, return_exceptions=True)
+        # One that cannot load its slices keeps restarting, and never answers.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_SECONDS):
+                await asyncio.gather(*stopping, return_exceptions=True)
         await asyncio.to_thread(fleet.release, self._run.name)
 
     async def _planned(self) -> Published[RoutingTable]:
