@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shardserve.shards.arguments import checked_offsets, checked_rows, checked_weights
 from shardserve.shards.kernels import RowKernels
 
 Array = npt.NDArray[Any]
@@ -19,14 +20,24 @@ CHUNK_BYTES = 1 << 19
 
 
 def pool_in_chunks(
-    fetch: Fetch, rows: Array, offsets: Array, weights: Array | None, out: Array
-) -> None:
-    """Put the sums of the bags into `out`, which is zeros [bags, columns], float32 or float64.
+    fetch: Fetch,
+    count: int,
+    sums: tuple[int, npt.DTypeLike],
+    rows: Array,
+    offsets: Array,
+    weights: Array | None,
+) -> Array:
+    """The sums of the bags, [bags, columns]; `sums` is (columns, float32 or float64).
 
-    The arguments are checked already. Sums are to the bit those of `RowKernels.pool` over the rows
-    that `fetch` gives: a bag that goes over the end of a chunk takes its sum along, as the next
-    chunk's first row.
+    The arguments are checked against `count` rows as `RowKernels.pool` checks them, before any is
+    fetched. Sums are to the bit those of `RowKernels.pool` over the rows that `fetch` gives: a bag
+    that goes over the end of a chunk takes its sum along, as the next chunk's first row.
     """
+    columns, dtype = sums
+    rows = checked_rows(rows, count)
+    offsets = checked_offsets(offsets, len(rows))
+    weights = checked_weights(weights, len(rows), dtype)
+    out = np.zeros((len(offsets) - 1, columns), dtype)
     step = max(1, CHUNK_BYTES // out[0].nbytes) if len(out) else 1
     for start in range(0, len(rows), step):
         stop = min(start + step, len(rows))
@@ -39,3 +50,4 @@ def pool_in_chunks(
         bounds[0] = 0
         factors = None if weights is None else np.insert(weights[start:stop], 0, 1)
         out[first:last] = RowKernels(chunk).pool(np.arange(len(chunk)), bounds, factors)
+    return out

@@ -8,12 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shardserve.shards.arguments import (
-    checked_offsets,
-    checked_rows,
-    checked_weights,
-    integers,
-)
+from shardserve.shards.arguments import integers
 from shardserve.shards.chunks import pool_in_chunks
 from shardserve.shards.kernels import AHEAD, address_of, call_pool, check_found
 from shardserve.shards.native import library
@@ -59,15 +54,10 @@ class CodedStore:
         return out
 
     def pool(self, rows: Array, offsets: Array, weights: Array | None) -> Array:
+        sums = (self._columns, np.float32)
         if self._pool is not None:
-            sums = (self._columns, np.float32)
             return call_pool(self._pool, self._coded, sums, rows, offsets, weights)
-        rows = checked_rows(rows, self.rows)
-        offsets = checked_offsets(offsets, len(rows))
-        weights = checked_weights(weights, len(rows), np.float32)
-        out = np.zeros((len(offsets) - 1, self._columns), np.float32)
-        pool_in_chunks(self._fetch, rows, offsets, weights, out)
-        return out
+        return pool_in_chunks(self._fetch, self.rows, sums, rows, offsets, weights)
 
     def _fetch(self, rows: Array, out: Array) -> None:
         rows, wide = integers(rows, "row numbers")

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardserve.batching.errors import DataLoss, Unimplemented
-from shardserve.shards.arguments import checked_offsets, checked_rows, checked_weights
+from shardserve.shards.arguments import checked_rows
 from shardserve.shards.chunks import pool_in_chunks
 from shardserve.shards.kernels import POOLED
 from shardserve.shards.layout import Slice
@@ -97,12 +97,8 @@ class MappedStore:
     def pool(self, rows: Array, offsets: Array, weights: Array | None) -> Array:
         if self.dtype not in POOLED:
             raise Unimplemented(f"pooling rows of {self.dtype} is not implemented")
-        rows = checked_rows(rows, self.rows)
-        offsets = checked_offsets(offsets, len(rows))
-        weights = checked_weights(weights, len(rows), self._dtype)
-        out = np.zeros((len(offsets) - 1, self.columns), self._dtype)
-        pool_in_chunks(self._fetch, rows, offsets, weights, out)
-        return out
+        sums = (self.columns, self._dtype)
+        return pool_in_chunks(self._fetch, self.rows, sums, rows, offsets, weights)
 
     def _fetch(self, rows: Array, out: Array) -> None:
         if self._cache is None:

@@ -62,8 +62,9 @@ def cut_and_layout(directory: Path, options: PlanOptions) -> tuple[CutModel, Lay
 
 def _check_hot_rows(layout: Layout, cut: CutModel) -> None:
     """Scores are of every class once; a copy of a hot row would be a class twice."""
+    scored = _scored(cut.tables)
     for name, table_layout in layout.tables.items():
-        if table_layout.hot and name in _scored(cut.tables):
+        if table_layout.hot and name in scored:
             raise InvalidArgument(
                 f"layout: table {name!r}: queries are multiplied with it; it takes no hot rows"
             )
