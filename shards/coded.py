@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from shardserve.shards.arguments import integers
 from shardserve.shards.chunks import pool_in_chunks
-from shardserve.shards.kernels import AHEAD, address_of, call_pool, check_found
+from shardserve.shards.kernels import AHEAD, AHEAD_IN_STEPS, address_of, call_pool, check_found
 from shardserve.shards.native import library
 from shardserve.shards.storage import Precision, coded_row_bytes
 
@@ -56,7 +56,7 @@ class CodedStore:
     def pool(self, rows: Array, offsets: Array, weights: Array | None) -> Array:
         sums = (self._columns, np.float32)
         if self._pool is not None:
-            return call_pool(self._pool, self._coded, sums, rows, offsets, weights)
+            return call_pool(self._pool, self._coded, sums, rows, offsets, weights, AHEAD_IN_STEPS)
         return pool_in_chunks(self._fetch, self.rows, sums, rows, offsets, weights)
 
     def _fetch(self, rows: Array, out: Array) -> None:

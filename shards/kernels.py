@@ -26,6 +26,9 @@ Array = npt.NDArray[Any]
 #: like the start of a stream, and what lies behind it is fetched as well.
 AHEAD = 32
 
+#: The same for short rows that are asked for in two steps: half as many before in the second.
+AHEAD_IN_STEPS = 48
+
 _ALL_FOUND = -1
 _BAD_OFFSETS = -2
 #: The dtypes that can be pooled.
@@ -99,6 +102,7 @@ def call_pool(
     rows: Array,
     offsets: Array,
     weights: Array | None,
+    ahead: int = AHEAD,
 ) -> Array:
     """The sums of the bags, by a kernel for such tables; `sums` has their columns and dtype.
 
@@ -120,7 +124,7 @@ def call_pool(
         address_of(offsets),
         len(offsets) - 1,
         0 if weights is None else address_of(weights),
-        AHEAD,
+        ahead,
         address_of(out),
     )
     if found == _BAD_OFFSETS:
