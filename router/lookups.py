@@ -15,6 +15,7 @@ from shardserve.router.merge import divided
 from shardserve.router.partition import Bags
 from shardserve.router.split_kernels import first_descent, first_outside
 from shardserve.shards.cut.lookups import BadIds, Lookup, Motif
+from shardserve.shards.kernels import RowKernels
 from shardserve.shards.tables import Table
 
 Array = npt.NDArray[Any]
@@ -26,7 +27,8 @@ MAX_RESULT_BYTES = (1 << 31) - 1
 class Prepared:
     """A lookup ready to be split: ids (int64 [n]) within the table, bags for a pooled one.
 
-    `count` rows come back, to be divided by `sizes` (one for each bag, or one for all) and given
+    `count` rows come back, to be divided by `sizes` (one for each bag, or one for all), put at
+    `places` where there are any (row i of the result is what came back at places[i]), and given
     `shape`.
     """
 
@@ -36,16 +38,19 @@ class Prepared:
     count: int
     sizes: Array | int
     shape: tuple[int, ...]
+    places: Array | None = None
 
     @property
     def size(self) -> int:
         """Ids to split, and to merge the answers for."""
-        return len(self.ids)
+        return len(self.ids if self.places is None else self.places)
 
     def finished(self, merged: Array, dtype: np.dtype[Any]) -> Array:
         """The tensor that takes the lookup's place in the graph, from the merged rows or sums."""
         if self.bags is not None:
             merged = divided(merged, self.sizes, self.lookup.combiner)
+        if self.places is not None:
+            merged = RowKernels(np.ascontiguousarray(merged)).gather(self.places)
         return merged.view(dtype).reshape(self.shape)
 
 

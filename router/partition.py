@@ -83,6 +83,11 @@ class TablePartition:
         self._multiplier = hash_multiplier(table.rows)
         self._row_type = np.int32 if table.rows < 1 << 31 else np.int64
 
+    @property
+    def scatters(self) -> bool:
+        """Whether rows of one lookup come from several slices, and are put in their places."""
+        return any(division.parts > 1 for division in self._divisions)
+
     def fragments(self, ids: Array, bags: Bags | None, turn: int) -> list[Fragment]:
         """The work of one lookup: ids (int64 [n], all within the table), pooled or not.
 

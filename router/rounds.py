@@ -14,6 +14,7 @@ import numpy.typing as npt
 from shardserve.router.lookups import Prepared, prepare
 from shardserve.router.merge import merge_gathered, merge_pooled
 from shardserve.router.partition import Fragment, TablePartition, partitions_of
+from shardserve.router.repeats import Repeats
 from shardserve.router.scores import PreparedScores, ScoreFragment, prepare_scores
 from shardserve.router.servable import RequestContext
 from shardserve.shards.cut.scorings import AnyLookup, Scoring
@@ -40,9 +41,15 @@ class SplitRound:
 
 
 class Fanout:
-    """Splits and merges one model's lookups by its layout. Its only state is a turn counter."""
+    """Splits and merges one model's lookups by its layout. Its only state is a turn counter.
 
-    def __init__(self, layout: Layout, tables: Mapping[str, Table]) -> None:
+    Without `repeats`, an id is asked for as often as a lookup names it.
+    """
+
+    def __init__(
+        self, layout: Layout, tables: Mapping[str, Table], repeats: Repeats | None = None
+    ) -> None:
+        self._repeats = repeats
         self._tables = dict(tables)
         self._partitions: dict[str, TablePartition] = partitions_of(layout, self._tables)
         self._dtypes = {name: _graph_dtype(table) for name, table in tables.items()}
@@ -79,7 +86,10 @@ class Fanout:
         table = self._tables[one.table]
         if isinstance(one, Scoring):
             return prepare_scores(one, table, known)
-        return prepare(one, table, known)
+        prepared = prepare(one, table, known)
+        if self._repeats is None:
+            return prepared
+        return self._repeats.asked_once(prepared, table, self._partitions[table.name].scatters)
 
     def _fragments(self, one: AnyPrepared, turn: int) -> Sequence[AnyFragment]:
         if isinstance(one, PreparedScores):

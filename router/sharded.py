@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from shardserve.batching.errors import FailedPrecondition, error_of
 from shardserve.router.once import OnceCache
+from shardserve.router.repeats import Repeats
 from shardserve.router.rounds import Fanout, SplitRound, ask
 from shardserve.router.servable import RequestContext, Signature
 from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFlowRunner
@@ -21,6 +22,7 @@ from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
 from shardserve.shards.cut.program import Program, StagePlan
 from shardserve.shards.cut.saved_model import checkpoint_prefix
 from shardserve.shards.cut.scorings import AnyLookup
+from shardserve.shards.local import LocalChannel
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
 
@@ -81,7 +83,8 @@ class ShardedServable:
         self.signatures: Mapping[str, Signature] = signatures_of(cut.inlined.meta_graph)
         self.signature_def_map = signature_def_map_of(cut.inlined.meta_graph)
         tables = {name: source.table for name, source in plan.sources.items()}
-        self._fanout = Fanout(plan.layout, tables)
+        far = not any(isinstance(channel, LocalChannel) for channel in channels)
+        self._fanout = Fanout(plan.layout, tables, Repeats() if far else None)
         self._cut = cut
         self._channels = tuple(channels)
         self._runner = runner

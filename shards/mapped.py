@@ -21,6 +21,7 @@ import numpy.typing as npt
 from shardserve.batching.errors import DataLoss, Unimplemented
 from shardserve.shards.arguments import checked_rows
 from shardserve.shards.chunks import pool_in_chunks
+from shardserve.shards.distinct import DistinctFinder
 from shardserve.shards.kernels import POOLED
 from shardserve.shards.layout import Slice
 from shardserve.shards.reads import plan_rows
@@ -34,6 +35,11 @@ Array = npt.NDArray[Any]
 #: Rows that a disk is asked for at a time. Measured cold, rows of 1 KiB: one at a time 95 us a row,
 #: 16 at a time 13, 64 or more 9. Rows that the system has in its cache take 0.2 us longer.
 AHEAD = 64
+#: Rows are read once where at least this part of so many is repeated. Measured, rows of 64 and 512
+#: bytes that the system has in its cache: 20,000 Zipf ids of exponents 0.9, 1.1 and 1.3 then take
+#: 0.87, 0.55 and 0.3 of the time, 2,000 with an eighth repeated as long, 100 a tenth longer.
+LEAST_REPEATS = 0.1
+LEAST_ROWS = 1000
 
 
 class MappedStore:
@@ -55,6 +61,7 @@ class MappedStore:
         self._cache = (
             RowCache(cache_bytes, piece.columns * source.table.itemsize) if cache_bytes else None
         )
+        self._distinct = DistinctFinder()
         _check_whole(source)
         with ExitStack() as files:
             self._files = {
@@ -114,6 +121,17 @@ class MappedStore:
             self._cache.put(wanted, read.view(np.uint8))
 
     def _read(self, rows: Array, out: Array) -> None:
+        many = len(rows) >= LEAST_ROWS
+        found = self._distinct.find(rows, LEAST_REPEATS) if many else None
+        if found is None:
+            self._read_each(rows, out)
+            return
+        read = np.empty((len(found.values), self.columns), self._dtype)
+        self._read_each(found.values, read)
+        # Places need no check, and without one numpy writes straight into `out`.
+        read.take(found.places, axis=0, out=out, mode="clip")
+
+    def _read_each(self, rows: Array, out: Array) -> None:
         reader = Reader(out, self._files, ahead=AHEAD if len(rows) > 1 else 0)
         for read in plan_rows(self._source, self._piece, self._piece.rows.at(rows)):
             reader.read(read)
