@@ -24,6 +24,7 @@ class Name(StrEnum):
     """The benchmarks: each is the module `benchmarks.NAME`, imported when it is asked for."""
 
     LOOKUP = "lookup"
+    REPEATS = "repeats"
     TRANSPORT = "transport"
     SERVING = "serving"
     LOAD = "load"

@@ -1,117 +1,149 @@
+"""Ids that a request repeats: each asked for as often as it is named, or once, or as is decided.
+
+Every process is bound to one core, so a figure is what one core spends on a lookup in all: router,
+wire and shards. The table takes 1 GiB; ids are new for every call, and Zipf with the exponents of
+`workloads.ALPHAS` (0 is uniform). A row's value is how many times as fast the decision is as asking
+for every id; its note has all three, in ns an id.
+
+`--set rounds=N` changes the samples per figure (7).
+"""
+
 from __future__ import annotations
 
 import asyncio
-import sys
-import tempfile
+import statistics
 import time
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.lookup import one_core
-from benchmarks.transport_cases import processes
-from benchmarks.workloads import scatter, zipf_ranks
-from shardserve.shards.address import Address, this_node
-from shardserve.shards.handshake import Credentials
-from shardserve.shards.memory import empty
-from shardserve.shards.replicas import ReplicatedChannel
-from shardserve.shards.server import serve_in_thread
-from shardserve.shards.shard import Shard
-from shardserve.shards.store import HostStore
-from shardserve.shards.local import LocalChannel
+from benchmarks.repeats_subjects import (
+    EACH,
+    ONCE,
+    Lookups,
+    gathers,
+    mapped,
+    pools,
+)
+from benchmarks.report import Claim, Options, Report, Row, paired_ratio
+from benchmarks.workloads import ALPHAS, scatter, zipf_ranks
 
-CREDENTIALS = Credentials(b"a secret for the benchmark alone", "benchmark")
-TABLE = 1 << 30
+Array = npt.NDArray[Any]
 
-
-def rows_of(dim):
-    return TABLE // (dim * 4)
-
-
-def fill(out):
-    out[:] = 1.0
-
-
-def main(argument):
-    path, dim, shards = argument.rsplit(":", 2)
-    dim, shards = int(dim), int(shards)
-    rows = empty((rows_of(dim) // shards, dim), np.float32)
-    fill(rows)
-    server = serve_in_thread(Shard([HostStore(rows)]), CREDENTIALS, unix_path=path, threads=1)
-    print("listening", flush=True)
-    sys.stdin.read()
-    server.close()
+DECIDED = "as decided"
+#: Where rows come from: how many shard processes, none for a shard in the router's own.
+PLACES = {"4 shards": 4, "1 shard": 1, "in process": 0}
+#: (columns, ids) of a lookup.
+SIZES = ((16, 20_000), (64, 2_000), (64, 20_000), (64, 160_000), (128, 20_000))
+CLAIMED = ("4 shards", 64, 160_000)
+#: What is claimed at which exponent: the ratio to asking for every id.
+CLAIMS = {"repeats.zipf_1.1_vs_each": (1.1, 1.5), "repeats.uniform_vs_each": (0.0, 0.95)}
+MAPPED = (
+    "The mapped tier reads rows that the system has in its cache, without a cache of its own; it "
+    "decides while it reads. Sums are made of rows in memory, as they come."
+)
+NOTES = (
+    "One core for all processes; a table of 1 GiB of float32; medians; ids new for every call.",
+    MAPPED,
+)
 
 
-async def connected(paths):
-    channels = [
-        ReplicatedChannel(f"shard {p}", [Address(path, node=this_node())], CREDENTIALS)
-        for p, path in enumerate(paths)
-    ]
-    for c in channels:
-        await c.connected()
-    return channels
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    table_bytes: int
+    rounds: int
+    sizes: tuple[tuple[int, int], ...]
 
 
-def experiment():
-    from shardserve.router.repeats import Repeats, NEVER
-    from shardserve.router.rounds import Fanout, ask
-    from shardserve.router.servable import RequestContext
-    from shardserve.shards.cut.lookups import Lookup, Motif, BadIds
-    from shardserve.shards import layout as layouts
-    from shardserve.shards.layout import Layout
-    from shardserve.shards.tables import Table
-
-    rng = np.random.default_rng(0)
+def run(options: Options) -> Report:
+    """The benchmark."""
+    quick = options.quick
+    rounds = int(options.settings.get("rounds", 3 if quick else 7))
+    plan = Plan(1 << 26 if quick else 1 << 30, rounds, ((64, 2_000),) if quick else SIZES)
+    rows: list[Row] = []
+    claims: list[Claim] = []
     with one_core(), ExitStack() as stack:
         loop = asyncio.new_event_loop()
-        for dim in (16, 64, 128):
-          for shards in (4, 1, 0):
-            with ExitStack() as inner:
-                table = Table("t", "float32", rows_of(dim), (dim,))
-                look = Lookup("out:0", "t", "node", Motif.GATHER, "ids:0", BadIds.GATHER) if False else make_lookup()
-                n_shards = max(shards, 1)
-                lay = Layout(n_shards, 1, {"t": layouts.row_mod(table, list(range(n_shards))) if n_shards > 1 else layouts.row_mod(table, [0])})
-                if shards:
-                    d = inner.enter_context(tempfile.TemporaryDirectory())
-                    paths = [str(Path(d, f"{p}.sock")) for p in range(shards)]
-                    inner.enter_context(processes("benchmarks.repeats", [f"{p}:{dim}:{shards}" for p in paths]))
-                    channels = loop.run_until_complete(connected(paths))
-                    def close(ch=channels):
-                        for c in ch:
-                            loop.run_until_complete(c.close())
-                    inner.callback(close)
-                else:
-                    rows = empty((rows_of(dim), dim), np.float32); fill(rows)
-                    channels = [LocalChannel(Shard([HostStore(rows)]))]
-                fan = {m: Fanout(lay, {"t": table}, Repeats(lambda i, r, v=v: v)) for m, v in (("never", NEVER), ("always", 0.0))}
-                for n in (256, 2000, 20000, 160000):
-                    for alpha in (0.0, 0.9, 1.1, 1.3):
-                        ts = {m: [] for m in fan}
-                        uq = []
-                        for r in range(9 if n < 100000 else 5):
-                            for m, f in fan.items():
-                                ids = scatter(zipf_ranks(rng, table.rows, n, alpha), table.rows)
-                                uq.append(len(np.unique(ids)) / n)
-                                t = time.perf_counter()
-                                split = f.split([look], {"ids:0": ids})
-                                ctx = RequestContext("b", time.monotonic() + 60)
-                                rep = loop.run_until_complete(ask(split, channels, ctx))
-                                f.merge(split, rep)
-                                ts[m].append(time.perf_counter() - t)
-                        a, b = (np.median(ts[m]) / n * 1e9 for m in ("never", "always"))
-                        print(f"dim {dim} shards {shards} n {n} alpha {alpha} repeats {1-np.mean(uq):.3f}: never {a:.0f} always {b:.0f} ns/id  ratio {a/b:.2f}", flush=True)
+        stack.callback(loop.close)
+        for dim in sorted({dim for dim, _ in plan.sizes}):
+            for place, shards in PLACES.items():
+                with gathers(loop, plan.table_bytes, dim, shards) as subject:
+                    bench = _Bench(plan, subject)
+                    rows += bench.rows(f"gather, {place}", dim)
+                    if (place, dim) == CLAIMED[:2]:
+                        claims += bench.claims(max(ids for d, ids in plan.sizes if d == dim))
+            for name, subject_of in (("sum, in memory", pools), ("gather, mapped", mapped)):
+                with subject_of(plan.table_bytes, dim) as subject:
+                    rows += _Bench(plan, subject).rows(name, dim)
+    return Report("repeats", rows, claims, NOTES)
 
 
-def make_lookup():
-    from shardserve.shards.cut import lookups as L
-    import dataclasses, inspect
-    return L.Lookup(output="out:0", table="t", node="n", motif=L.Motif.GATHER, ids="ids:0", bad_ids=L.BadIds.GATHER)
+class _Bench:
+    def __init__(self, plan: Plan, subject: Lookups) -> None:
+        self._plan = plan
+        self._subject = subject
+        self._rng = np.random.default_rng(0)
 
+    def rows(self, what: str, dim: int) -> Iterator[Row]:
+        """The decision against asking for each, for every number of ids and exponent."""
+        for ids in (ids for columns, ids in self._plan.sizes if columns == dim):
+            for alpha in ALPHAS:
+                yield self._row(f"{what}, dim {dim}, {ids:,} ids, Zipf {alpha}", ids, alpha)
 
-if __name__ == "__main__":
-    if sys.argv[1] == "exp":
-        experiment()
-    else:
-        main(sys.argv[1])
+    def claims(self, ids: int) -> Iterator[Claim]:
+        """The decision against asking for each, in turns."""
+        for name, (alpha, to_reach) in CLAIMS.items():
+            pairs = paired_ratio(
+                lambda alpha=alpha: 1 / self._seconds(DECIDED, ids, alpha),
+                lambda alpha=alpha: 1 / self._seconds(EACH, ids, alpha),
+                4 * self._plan.rounds,
+            )
+            note = f"{ids:,} ids of {CLAIMED[1]} columns from {CLAIMED[0]}, Zipf {alpha}"
+            yield Claim(name, pairs.ratio, to_reach, note=note)
+
+    def _row(self, case: str, ids: int, alpha: float) -> Row:
+        self._check(ids, alpha)
+        seconds: dict[str, list[float]] = {EACH: [], ONCE: [], DECIDED: []}
+        for _ in range(self._plan.rounds):
+            for name, samples in seconds.items():
+                samples.append(self._seconds(name, ids, alpha))
+        spent = {name: statistics.median(samples) / ids * 1e9 for name, samples in seconds.items()}
+        figures = ", ".join(f"{name} {value:.0f}" for name, value in spent.items())
+        note = f"{self._repeated(ids, alpha):.0%} repeated; ns an id: {figures}"
+        return Row(DECIDED, case, "rate over each", "times", spent[EACH] / spent[DECIDED], note)
+
+    def _seconds(self, name: str, count: int, alpha: float) -> float:
+        ids = self._ids(count, alpha)
+        lookup = self._lookup(name)
+        started = time.perf_counter()
+        lookup(ids)
+        return time.perf_counter() - started
+
+    def _lookup(self, name: str) -> Callable[[Array], Array]:
+        subjects: Mapping[str, Callable[[Array], Array]] = {
+            EACH: self._subject.each,
+            ONCE: self._subject.once,
+            DECIDED: self._subject.decided,
+        }
+        return subjects[name]
+
+    def _repeated(self, count: int, alpha: float) -> float:
+        return 1 - len(np.unique(self._ids(count, alpha))) / count
+
+    def _ids(self, count: int, alpha: float) -> Array:
+        rows = self._subject.rows
+        return scatter(zipf_ranks(self._rng, rows, count, alpha), rows)
+
+    def _check(self, count: int, alpha: float) -> None:
+        """Refuse to time answers that are not the same to the bit."""
+        ids = self._ids(count, alpha)
+        expected = self._subject.each(ids)
+        for name in (ONCE, DECIDED):
+            np.testing.assert_array_equal(self._lookup(name)(ids), expected, err_msg=name)

@@ -15,7 +15,7 @@ from shardserve.batching.errors import DataLoss, NotFound
 from shardserve.shards import memory
 from shardserve.shards.bundle import open_bundle
 from shardserve.shards.layout import Slice
-from shardserve.shards.mapped import MappedStore
+from shardserve.shards.mapped import LEAST_ROWS, MappedStore
 from shardserve.shards.row_cache import CacheCounts
 from shardserve.shards.rows import RowHash, RowRange
 from shardserve.shards.tables import Extent, Table, TableSource
@@ -101,6 +101,17 @@ def test_its_files_are_open_as_long_as_it_is(checkpoint):
         MappedStore(source, WHOLE)
     gc.collect()
     assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2000])
+@pytest.mark.parametrize("different", [3, ROWS])
+def test_rows_that_are_repeated_often_are_the_same_rows(checkpoint, cache_bytes, different):
+    store = MappedStore(checkpoint[0], WHOLE, cache_bytes)
+    rows = np.random.default_rng(0).integers(0, different, 4 * LEAST_ROWS)
+    np.testing.assert_array_equal(store.gather(rows), TENSOR[rows])
+    summed = store.pool(rows, np.arange(0, len(rows) + 1, 4), None)
+    one_by_one = [store.pool(rows[i : i + 4], np.array([0, 4]), None)[0] for i in range(0, 400, 4)]
+    np.testing.assert_array_equal(summed[:100], one_by_one)
 
 
 def test_a_terabyte_of_holes_opens_at_once_and_takes_no_memory(tmp_path):
