@@ -2,8 +2,9 @@
 
 The process is bound to one core. A figure is the bytes of the rows that were asked for, per second:
 what is written, or read again to be summed, is overhead. Every call gets ids of its own, uniform
-over the table, since ids that somebody asked for before would be in the cache. Rows at a lower
-precision are counted, not weighed: see `lookup_precision`.
+over the table, since ids that somebody asked for before would be in the cache. Rows at other
+precisions, at Zipf ids and over many tables are counted, not weighed: see `lookup_precision` and
+`lookup_tables`.
 
 A sample is CALLS calls back to back. `--set mebibytes=N` changes the table's size (1024),
 `--set rounds=N` the samples per figure (7).
@@ -22,9 +23,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.lookup_precision import CASES, UNIFORM, WHY_NOT_TWICE, measure
 from benchmarks.lookup_precision import CLAIMED as PRECISION_CLAIMS
-from benchmarks.lookup_precision import WHY_NOT_TWICE, measure
 from benchmarks.lookup_subjects import SUBJECTS, Call, Subject, sequential_read
+from benchmarks.lookup_tables import measure as measure_tables
 from benchmarks.report import Claim, Options, Paired, Report, Row, missing, paired_ratio
 
 Array = npt.NDArray[Any]
@@ -72,9 +74,10 @@ def run(options: Options) -> Report:
                 claims = bench.claims()
             del bench
         del memory
-        precisions = measure(plan.table_bytes, plan.rounds)
+        precisions = measure(plan.table_bytes, plan.rounds, UNIFORM if options.quick else CASES)
         rows += precisions.rows
         claims += precisions.claims
+        rows += measure_tables(plan.table_bytes, plan.rounds)
     return Report("lookup", rows, claims, _notes(plan, claims))
 
 
