@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -115,8 +116,8 @@ class _Bench:
             (
                 case,
                 paired_ratio(
-                    lambda case=case: self._rate(case, self._pooling),
-                    lambda case=case: self._rate(case, self._peer_pooling),
+                    partial(self._rate, case, self._pooling),
+                    partial(self._rate, case, self._peer_pooling),
                     2 * self._rounds,
                 ),
             )

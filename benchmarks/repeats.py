@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -101,8 +102,8 @@ class _Bench:
         """The decision against asking for each, in turns."""
         for name, (alpha, to_reach) in CLAIMS.items():
             pairs = paired_ratio(
-                lambda alpha=alpha: 1 / self._seconds(DECIDED, ids, alpha),
-                lambda alpha=alpha: 1 / self._seconds(EACH, ids, alpha),
+                partial(self._rate, DECIDED, ids, alpha),
+                partial(self._rate, EACH, ids, alpha),
                 4 * self._plan.rounds,
             )
             note = f"{ids:,} ids of {CLAIMED[1]} columns from {CLAIMED[0]}, Zipf {alpha}"
@@ -118,6 +119,9 @@ class _Bench:
         figures = ", ".join(f"{name} {value:.0f}" for name, value in spent.items())
         note = f"{self._repeated(ids, alpha):.0%} repeated; ns an id: {figures}"
         return Row(DECIDED, case, "rate over each", "times", spent[EACH] / spent[DECIDED], note)
+
+    def _rate(self, name: str, count: int, alpha: float) -> float:
+        return count / self._seconds(name, count, alpha)
 
     def _seconds(self, name: str, count: int, alpha: float) -> float:
         ids = self._ids(count, alpha)

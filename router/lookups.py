@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardserve.batching.errors import InvalidArgument, ResourceExhausted
-from shardserve.router.merge import divided
+from shardserve.router.merge import divided, divided_halves
 from shardserve.router.partition import Bags
 from shardserve.router.split_kernels import first_descent, first_outside
 from shardserve.shards.cut.lookups import BadIds, Lookup, Motif
@@ -48,10 +48,16 @@ class Prepared:
     def finished(self, merged: Array, dtype: np.dtype[Any]) -> Array:
         """The tensor that takes the lookup's place in the graph, from the merged rows or sums."""
         if self.bags is not None:
-            merged = divided(merged, self.sizes, self.lookup.combiner)
+            merged = self._combined(merged, dtype)
         if self.places is not None:
             merged = RowKernels(np.ascontiguousarray(merged)).gather(self.places)
         return merged.view(dtype).reshape(self.shape)
+
+    def _combined(self, sums: Array, dtype: np.dtype[Any]) -> Array:
+        if sums.dtype.itemsize == dtype.itemsize:
+            return divided(sums, self.sizes, self.lookup.combiner)
+        assert isinstance(self.sizes, np.ndarray)
+        return divided_halves(sums, self.sizes, self.lookup.combiner).astype(dtype)
 
 
 def prepare(lookup: Lookup, table: Table, known: Mapping[str, Array]) -> Prepared:

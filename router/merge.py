@@ -14,6 +14,7 @@ import numpy.typing as npt
 from shardserve.router.partition import Fragment
 from shardserve.router.split_kernels import scatter_add
 from shardserve.shards.cut.lookups import Combiner
+from shardserve.shards.halves import sums_dtype
 from shardserve.shards.tables import Table
 
 Array = npt.NDArray[Any]
@@ -39,10 +40,10 @@ def merge_gathered(table: Table, count: int, answers: Sequence[tuple[Fragment, A
 
 
 def merge_pooled(table: Table, count: int, answers: Sequence[tuple[Fragment, Array]]) -> Array:
-    """[count, columns]: each bag's sum. A bag that no fragment places is zeros."""
+    """[count, columns]: each bag's sum, of `sums_dtype`. A bag that no fragment places is zeros."""
     if len(answers) == 1 and _is_whole(table, answers[0][0]):
         return answers[0][1]
-    out = np.zeros((count, table.columns), array_dtype(table))
+    out = np.zeros((count, table.columns), sums_dtype(table.dtype))
     for fragment, partial in answers:
         if fragment.places is None:
             out[:, fragment.column_start : fragment.column_stop] += partial
@@ -69,6 +70,21 @@ def divided(sums: Array, sizes: Array | int, combiner: Combiner) -> Array:
         divisors = np.sqrt(divisors)
     means: Array = sums / divisors[:, None]
     return means
+
+
+def divided_halves(sums: Array, sizes: Array, combiner: Combiner) -> Array:
+    """As `divided`, for float32 sums [bags, columns] of rows of half precision.
+
+    To the bit as TensorFlow's SparseSegment kernels do it: a bag of less than ten ids is multiplied
+    by the reciprocal.
+    """
+    if combiner is Combiner.SUM:
+        return sums
+    counts = np.maximum(sizes, 1)
+    roots = np.sqrt(counts) if combiner is Combiner.SQRTN else counts
+    divisors = roots.astype(np.float32)[:, None]
+    found: Array = np.where(counts[:, None] < 10, sums * (1 / divisors), sums / divisors)
+    return found
 
 
 def _is_whole(table: Table, fragment: Fragment) -> bool:

@@ -26,6 +26,7 @@ from shardserve.shards.gpu_calls import (
     geometry,
 )
 from shardserve.shards.gpu_code import ALL_FOUND, CODED_FORMS, SAVED_FORMS, DeviceForm, word_bytes
+from shardserve.shards.halves import HALVES, sums_dtype
 from shardserve.shards.storage import Precision, coded_row_bytes
 
 _NO_RESULT = np.dtype(np.uint8)
@@ -58,7 +59,9 @@ class GpuStore:
             self._form: DeviceForm | None = CODED_FORMS[precision]
         else:
             self._row_bytes = columns * self._array_dtype.itemsize
-            self._form = SAVED_FORMS.get(dtype)
+            half = CODED_FORMS[Precision(dtype)] if dtype in HALVES else None
+            self._form = half or SAVED_FORMS.get(dtype)
+        self._sums_dtype = sums_dtype(dtype)
         self._memory = device.hold(self.nbytes)
 
     @property
@@ -105,9 +108,9 @@ class GpuStore:
             raise Unimplemented(f"pooling rows of {self.dtype} is not implemented")
         rows, wide = integers(rows, "row numbers")
         offsets = checked_offsets(offsets, len(rows))
-        weights = checked_weights(weights, len(rows), self._array_dtype)
+        weights = checked_weights(weights, len(rows), self._sums_dtype)
         if not len(rows):
-            return np.zeros((len(offsets) - 1, self.columns), self._array_dtype)
+            return np.zeros((len(offsets) - 1, self.columns), self._sums_dtype)
         return self._perform(self.pool_call(rows, offsets, weights, wide=wide), rows)
 
     def gather_call(self, rows: Array, *, wide: bool) -> Call:
@@ -151,7 +154,7 @@ class GpuStore:
             Place.MISSED,
         )
         name = "pool_int64" if wide else "pool_int32"
-        return Call(code, name, launch, arguments, (bags, self.columns), self._array_dtype)
+        return Call(code, name, launch, arguments, (bags, self.columns), self._sums_dtype)
 
     def _of_form(self, form: DeviceForm, items: int) -> tuple[str, Geometry]:
         vector = form.vector(self.columns)

@@ -22,6 +22,7 @@ from shardserve.batching.errors import DataLoss, Unimplemented
 from shardserve.shards.arguments import checked_rows
 from shardserve.shards.chunks import pool_in_chunks
 from shardserve.shards.distinct import DistinctFinder
+from shardserve.shards.halves import HALVES, sums_dtype, widened
 from shardserve.shards.kernels import POOLED
 from shardserve.shards.layout import Slice
 from shardserve.shards.reads import plan_rows
@@ -102,10 +103,16 @@ class MappedStore:
         return out
 
     def pool(self, rows: Array, offsets: Array, weights: Array | None) -> Array:
-        if self.dtype not in POOLED:
+        fetch = self._fetch_wide if self.dtype in HALVES else self._fetch
+        sums = sums_dtype(self.dtype)
+        if sums.name not in POOLED:
             raise Unimplemented(f"pooling rows of {self.dtype} is not implemented")
-        sums = (self.columns, self._dtype)
-        return pool_in_chunks(self._fetch, self.rows, sums, rows, offsets, weights)
+        return pool_in_chunks(fetch, self.rows, (self.columns, sums), rows, offsets, weights)
+
+    def _fetch_wide(self, rows: Array, out: Array) -> None:
+        halves = np.empty((len(rows), self.columns), self._dtype)
+        self._fetch(rows, halves)
+        out[:] = widened(halves, self.dtype)
 
     def _fetch(self, rows: Array, out: Array) -> None:
         if self._cache is None:

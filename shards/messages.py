@@ -27,7 +27,8 @@ class Part:
     GATHER answers [n, columns], of the table's dtype, bytes unchanged.
     POOL answers [bags, columns]: bag b is the sum of rows[offsets[b]:offsets[b + 1]], each times
     its weight where there are weights; an empty bag is zeros. `offsets`, int32 or int64, has
-    bags + 1 entries, from 0 to n, never falling. `weights`, of the table's dtype, has n entries.
+    bags + 1 entries, from 0 to n, never falling. `weights` has n entries. Sums and weights are of
+    `halves.sums_dtype`: the table's dtype, or float32 for one of half precision.
     """
 
     slice_id: int

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from shardserve.batching.errors import InvalidArgument, Unimplemented
 from shardserve.shards.best import Best, Picker, Totals
+from shardserve.shards.halves import HALVES, widened
 from shardserve.shards.messages import Axis, ScorePart
 from shardserve.shards.store import SliceStore, array_dtype
 
@@ -120,9 +121,7 @@ class _Matrix:
 
 
 def _widened(values: Array, dtype: str) -> Array:
-    if dtype == "bfloat16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(PRODUCTS[dtype], copy=False)
+    return widened(values, dtype) if dtype in HALVES else values
 
 
 def _check(store: SliceStore, part: ScorePart, matrix: _Matrix) -> None:

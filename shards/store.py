@@ -11,8 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from shardserve.batching.errors import Unimplemented
+from shardserve.shards.coded import CodedStore
+from shardserve.shards.halves import HALVES
 from shardserve.shards.kernels import RowKernels
+from shardserve.shards.storage import Precision
 
 Array = npt.NDArray[Any]
 
@@ -56,7 +58,8 @@ class SliceStore(Protocol):
         """[bags, columns]: bag b is the sum of rows[offsets[b]:offsets[b + 1]], weighted.
 
         As `Part` has it. Raises InvalidArgument as `gather` does, and for offsets or weights that
-        do not fit the rows; Unimplemented for a dtype that this store does not pool.
+        do not fit the rows; Unimplemented for a dtype that this store does not pool. Sums are of
+        the table's dtype; those of half precision, and their weights, are float32.
         """
         ...
 
@@ -72,6 +75,11 @@ class HostStore:
     def __init__(self, array: Array, dtype: str | None = None) -> None:
         self._kernels = RowKernels(array)
         self._dtype = dtype or array.dtype.name
+        self._halves = (
+            CodedStore(array.view(np.uint8), Precision(self._dtype), array.shape[1])
+            if self._dtype in HALVES
+            else None
+        )
 
     @property
     def rows(self) -> int:
@@ -97,8 +105,8 @@ class HostStore:
         return self._kernels.gather(rows)
 
     def pool(self, rows: Array, offsets: Array, weights: Array | None) -> Array:
-        if self._dtype == "bfloat16":
-            raise Unimplemented("pooling rows of bfloat16 is not implemented")
+        if self._halves is not None:
+            return self._halves.pool(rows, offsets, weights)
         return self._kernels.pool(rows, offsets, weights)
 
 

@@ -183,6 +183,28 @@ class _Narrow(tf.Module):
         }
 
 
+class _Halves(tf.Module):
+    """Bags of rows of half precision, which TensorFlow sums as float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = np.random.default_rng(4)
+        self.half = tf.Variable(tf.cast(rng.normal(size=(130, 16)), tf.float16), name="half")
+        self.brain = tf.Variable(tf.cast(rng.normal(size=(150, 5)), tf.bfloat16), name="brain")
+
+    @tf.function(input_signature=[_ids(), tf.TensorSpec([None], tf.int64, name="lengths")])
+    def __call__(self, ids: Any, lengths: Any) -> dict[str, Any]:
+        bags = tf.RaggedTensor.from_row_lengths(ids, lengths).to_sparse()
+        pooled = {
+            f"{name}_{combiner}": tf.nn.safe_embedding_lookup_sparse(
+                table, bags, None, combiner=combiner
+            )
+            for name, table in (("half", self.half), ("brain", self.brain))
+            for combiner in ("sum", "mean", "sqrtn")
+        }
+        return {name: tf.cast(value, tf.float32) for name, value in pooled.items()}
+
+
 def _save(module: tf.Module, path: Path) -> None:
     tf.saved_model.save(module, str(path), signatures=module.__call__)
 
@@ -236,6 +258,15 @@ def _narrow_feeds(draw: st.DrawFn) -> Feeds:
     return {"ids": draw(int_array(0, 120, (draw(st.integers(1, 4)), 2, 3), np.int32))}
 
 
+@st.composite
+def _halves_feeds(draw: st.DrawFn) -> Feeds:
+    lengths = draw(st.lists(st.integers(0, 30), min_size=1, max_size=5))
+    return {
+        "ids": np.random.default_rng(draw(st.integers(0, 99))).integers(0, 130, sum(lengths)),
+        "lengths": np.array(lengths, np.int64),
+    }
+
+
 CASES = (
     ModelCase("sharded_variable", lambda path: _save(_Sharded(), path), _flat_ids(90)),
     ModelCase("keras_subclassed", _keras_subclassed, _subclassed_feeds()),
@@ -248,4 +279,5 @@ CASES = (
     ModelCase("vocabulary", _vocabulary, _vocabulary_feeds()),
     ModelCase("control_flow", lambda path: _save(_ControlFlow(), path), _flat_ids(90)),
     ModelCase("narrow", lambda path: _save(_Narrow(), path), _narrow_feeds()),
+    ModelCase("halves", lambda path: _save(_Halves(), path), _halves_feeds()),
 )

@@ -17,6 +17,7 @@ from shardserve.shards.cut.reasons import unmatched
 from shardserve.shards.cut.score_motifs import ScoreFinder
 from shardserve.shards.cut.scorings import AnyLookup
 from shardserve.shards.cut.shapes import ShapedGraph
+from shardserve.shards.halves import HALVES
 
 _SPARSE_SEGMENT = {
     "SparseSegmentSum": Combiner.SUM,
@@ -30,6 +31,8 @@ _SEGMENT = {"SegmentSum": Combiner.SUM, "SegmentMean": Combiner.MEAN}
 _REDUCE = {"Sum": Combiner.SUM, "Mean": Combiner.MEAN}
 _GATHERS = frozenset({"Gather", "GatherV2"})
 _POOLED_DTYPES = frozenset({"float32", "float64"})
+#: Only these kernels sum rows of half precision as float32 and round once; others round every sum.
+_SPARSE_DTYPES = _POOLED_DTYPES | HALVES
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class MotifFinder:
         for node, slot in self._consumers(value):
             if node.op in _GATHERS and slot == 0 and self._gathers_rows(node):
                 self._add_gather(node, table, lookups, reasons)
-            elif node.op in _SPARSE_SEGMENT and slot == 0 and table.dtype in _POOLED_DTYPES:
+            elif node.op in _SPARSE_SEGMENT and slot == 0 and table.dtype in _SPARSE_DTYPES:
                 ids = data_inputs(node)[1]
                 lookups.append(self._sparse_segment(node, table, node, ids, None, BadIds.SPARSE))
             elif node.op == "Shape":
@@ -150,7 +153,7 @@ class MotifFinder:
     def _pooled(self, gather: NodeDef, table: TableNode) -> Lookup | None:
         """The pooled lookup that this gather is the only source of, if it is one."""
         use = self._only_use(tensor(gather.name))
-        if use is None or table.dtype not in _POOLED_DTYPES:
+        if use is None or table.dtype not in _SPARSE_DTYPES:
             return None
         ids = data_inputs(gather)[1]
         consumer, slot = use
@@ -158,6 +161,8 @@ class MotifFinder:
             take = data_inputs(consumer)[1]
             base, position, bad_ids = self._composed(ids, take)
             return self._sparse_segment(consumer, table, gather, base, position, bad_ids)
+        if table.dtype not in _POOLED_DTYPES:
+            return None
         if consumer.op in _GATHERS and slot == 0 and self._gathers_rows(consumer):
             base, position, bad_ids = self._composed(ids, data_inputs(consumer)[1])
             flat = self._graph.rank(data_inputs(consumer)[1]) == 1

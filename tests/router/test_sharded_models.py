@@ -20,6 +20,7 @@ from shardserve.router.session import StageThreads
 from shardserve.router.sharded import ShardedServable, load_sharded
 from shardserve.shards.bundle import open_bundle
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
+from shardserve.shards.cut.lookups import Motif
 from shardserve.shards.cut.planning import table_sources
 from shardserve.shards.cut.saved_model import checkpoint_prefix
 from shardserve.shards.layout import Layout
@@ -133,6 +134,13 @@ def test_the_answer_is_tensorflows_under_each_layout(name, kind, serve, sources,
 
     check()
     servable.close()
+
+
+def test_bags_of_half_precision_are_summed_on_the_shards(directory):
+    cut = cut_saved_model(directory("halves"), CutRule(threshold=THRESHOLD))
+    program = cut.program_for("serving_default", ("half_mean",))
+    motifs = {lookup.motif for step in program.rounds for lookup in step.lookups}
+    assert motifs == {Motif.SEGMENT_POOL}
 
 
 @pytest.mark.parametrize("name", ["tf1_mod_ref", "tf1_div_resource", "tf1_list_mod"])

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -138,12 +139,19 @@ def test_it_pools_bags_of_any_size_in_order(store, table, weighted, monkeypatch)
     offsets = np.cumsum([0, 0, 3, 0, 0, 1, 40, 5, 5, 0, 17, 0])
     rows = rng.integers(0, 100, offsets[-1])
     weights = rng.normal(size=len(rows)).astype(np.float32) if weighted else None
-    expected = np.zeros((len(offsets) - 1, 16), np.float32)
+    expected = summed_in_order(table, rows, offsets, weights)
+    np.testing.assert_array_equal(store.pool(rows, offsets, weights), expected)
+
+
+def summed_in_order(
+    table: np.ndarray, rows: np.ndarray, offsets: np.ndarray, weights: np.ndarray | None
+) -> np.ndarray:
+    sums = np.zeros((len(offsets) - 1, table.shape[1]), np.float32)
     for bag, (first, stop) in enumerate(pairwise(offsets)):
         for place in range(first, stop):
             row = table[rows[place]]
-            expected[bag] += row if weights is None else row * weights[place]
-    np.testing.assert_array_equal(store.pool(rows, offsets, weights), expected)
+            sums[bag] += row if weights is None else row * weights[place]
+    return sums
 
 
 @pytest.mark.parametrize("offsets", [[], [0], [0, 1], [1, 2], [0, 3, 2], [0, -1, 2]])
@@ -187,10 +195,30 @@ def test_it_gathers_rows_of_any_dtype_to_the_bit(make_any, dtype):
     assert store.gather(np.array([8, 1])).tobytes() == table[[8, 1]].tobytes()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int32"])
-def test_it_says_what_it_cannot_pool(make_any, dtype):
-    store = make_any(np.zeros((3, 4), array_dtype(dtype)), dtype)
-    with pytest.raises(Unimplemented, match=f"pooling rows of {dtype}"):
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("columns", [5, 16])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_it_pools_rows_of_half_precision_as_float32(
+    make_any, dtype, columns, weighted, monkeypatch
+):
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 5 * 64)
+    rng = np.random.default_rng(3)
+    numpy_dtype = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float16
+    halves = rng.normal(size=(50, columns)).astype(numpy_dtype)
+    store = make_any(halves.view(array_dtype(dtype)).copy(), dtype)
+    offsets = np.cumsum([0, 0, 3, 17, 1])
+    rows = rng.integers(0, 50, offsets[-1])
+    weights = rng.normal(size=len(rows)).astype(np.float32) if weighted else None
+    pooled = store.pool(rows, offsets, weights)
+    assert pooled.dtype == np.float32
+    np.testing.assert_array_equal(
+        pooled, summed_in_order(halves.astype(np.float32), rows, offsets, weights)
+    )
+
+
+def test_it_says_what_it_cannot_pool(make_any):
+    store = make_any(np.zeros((3, 4), np.int32), "int32")
+    with pytest.raises(Unimplemented, match="pooling rows of int32"):
         store.pool(np.array([0]), np.array([0, 1]), None)
 
 
