@@ -12,25 +12,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.transport_cases import processes
+from benchmarks.shard_processes import serve, shard_processes
 from shardserve.shards import layout as layouts
-from shardserve.shards.address import Address, this_node
 from shardserve.shards.distinct import DistinctFinder
-from shardserve.shards.handshake import Credentials
 from shardserve.shards.kernels import RowKernels
 from shardserve.shards.layout import Layout
 from shardserve.shards.local import LocalChannel
 from shardserve.shards.mapped import MappedStore
 from shardserve.shards.memory import empty
 from shardserve.shards.messages import ShardChannel
-from shardserve.shards.replicas import ReplicatedChannel
-from shardserve.shards.server import serve_in_thread
 from shardserve.shards.shard import Shard
 from shardserve.shards.store import HostStore
 from shardserve.shards.tables import Extent, Table, TableSource
@@ -40,7 +35,6 @@ Lookup = Callable[[Array], Array]
 
 EACH, ONCE = "each id", "once"
 BAG = 20
-CREDENTIALS = Credentials(b"a secret for the benchmark alone", "benchmark")
 DEADLINE_SECONDS = 60.0
 
 
@@ -105,29 +99,11 @@ def _channels(
     if not shards:
         yield [LocalChannel(Shard([HostStore(_part(table, 0, 1))]))]
         return
-    with tempfile.TemporaryDirectory() as directory:
-        paths = [str(Path(directory, f"{part}.sock")) for part in range(shards)]
-        arguments = [
-            f"{path}:{part}:{shards}:{table.columns}:{table.nbytes}"
-            for part, path in enumerate(paths)
-        ]
-        with processes(__name__, arguments):
-            channels = loop.run_until_complete(_connected(paths))
-            try:
-                yield list(channels)
-            finally:
-                for channel in channels:
-                    loop.run_until_complete(channel.close())
-
-
-async def _connected(paths: list[str]) -> list[ReplicatedChannel]:
-    channels = [
-        ReplicatedChannel(f"shard {place}", [Address(path, node=this_node())], CREDENTIALS)
-        for place, path in enumerate(paths)
-    ]
-    for channel in channels:
-        await channel.connected()
-    return channels
+    settings = f"{shards}:{table.columns}:{table.nbytes}"
+    with shard_processes(
+        loop, __name__, shards, lambda path, part: f"{path}:{part}:{settings}"
+    ) as channels:
+        yield list(channels)
 
 
 def _part(table: Table, part: int, parts: int) -> Array:
@@ -183,10 +159,7 @@ def main(argument: str) -> None:
     """Serve until standard input ends."""
     path, part, shards, dim, nbytes = argument.rsplit(":", 4)
     rows = _part(_table(int(nbytes), int(dim)), int(part), int(shards))
-    server = serve_in_thread(Shard([HostStore(rows)]), CREDENTIALS, unix_path=path, threads=1)
-    print("listening", flush=True)
-    sys.stdin.read()
-    server.close()
+    serve(Shard([HostStore(rows)]), path)
 
 
 if __name__ == "__main__":

@@ -7,25 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.shard_processes import serve, shard_processes
 from benchmarks.topk_peers import Search
-from benchmarks.transport_cases import processes
-from shardserve.shards.address import Address, this_node
-from shardserve.shards.handshake import Credentials
 from shardserve.shards.memory import empty
 from shardserve.shards.messages import Axis
 from shardserve.shards.plan import PlanRequest, plan_layout
 from shardserve.shards.replicas import ReplicatedChannel
-from shardserve.shards.server import serve_in_thread
 from shardserve.shards.shard import Shard
 from shardserve.shards.store import HostStore
 from shardserve.shards.tables import Table
@@ -35,7 +30,6 @@ Array = npt.NDArray[Any]
 SHARDS = 4
 DIM = 64
 K = 100
-CREDENTIALS = Credentials(b"a secret for the benchmark alone", "benchmark")
 DEADLINE_SECONDS = 600.0
 
 
@@ -58,26 +52,10 @@ def _fill(out: Array, part: int) -> None:
 @contextmanager
 def sharded(loop: asyncio.AbstractEventLoop, items: int) -> Iterator[Search]:
     """Start the shards, and connect a router's streams to them."""
-    with tempfile.TemporaryDirectory() as directory:
-        paths = [str(Path(directory, f"{part}.sock")) for part in range(SHARDS)]
-        arguments = [f"{path}:{part}:{items}" for part, path in enumerate(paths)]
-        with processes(__name__, arguments):
-            channels = loop.run_until_complete(_connected(paths))
-            try:
-                yield _search(loop, items, channels)
-            finally:
-                for channel in channels:
-                    loop.run_until_complete(channel.close())
-
-
-async def _connected(paths: list[str]) -> list[ReplicatedChannel]:
-    channels = [
-        ReplicatedChannel(f"shard {place}", [Address(path, node=this_node())], CREDENTIALS)
-        for place, path in enumerate(paths)
-    ]
-    for channel in channels:
-        await channel.connected()
-    return channels
+    with shard_processes(
+        loop, __name__, SHARDS, lambda path, part: f"{path}:{part}:{items}"
+    ) as channels:
+        yield _search(loop, items, channels)
 
 
 def _search(
@@ -118,10 +96,7 @@ def main(argument: str) -> None:
     path, part, items = argument.rsplit(":", 2)
     rows = empty((int(items) // SHARDS, DIM), np.float32)
     _fill(rows, int(part))
-    server = serve_in_thread(Shard([HostStore(rows)]), CREDENTIALS, unix_path=path, threads=1)
-    print("listening", flush=True)
-    sys.stdin.read()
-    server.close()
+    serve(Shard([HostStore(rows)]), path)
 
 
 if __name__ == "__main__":

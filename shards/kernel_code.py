@@ -6,17 +6,12 @@ kernel takes plain numbers: addresses, counts and strides in bytes, as an ordina
 Row numbers are int64 where `wide`, else int32. A kernel looks at each before it touches the row,
 asks for the row that comes `ahead` places later, and returns ALL_FOUND or the place of the first
 row number outside [0, count); a pool returns BAD_OFFSETS for offsets that do not rise from 0 to n.
-
-Short rows that are summed are asked for in two steps: the first line `ahead` places before the
-row's turn, the others half as many before, when its page has been looked up. Asked for together,
-each line may have the page looked up, which takes longer than fetching them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -24,17 +19,14 @@ import numba
 from numba.core import types
 
 from shardserve.batching.errors import Internal
-from shardserve.shards.lanes import Lanes, add_scaled, inlined, loader, prefetch, store, zeros
+from shardserve.shards.asking_code import CACHE_LINE, IN_STEPS, WHOLE, row_number
+from shardserve.shards.distinct_code import distinct
+from shardserve.shards.lanes import Lanes, add_scaled, inlined, loader, store, zeros
 from shardserve.shards.native import LIBC
 from shardserve.shards.row_forms import FORMS, RowForm
 
 ALL_FOUND = -1
 BAD_OFFSETS = -2
-GAVE_UP = -1
-CACHE_LINE = 64
-#: A longer row is a stream to the processor's own prefetcher: only its beginning is asked for.
-LONG_ROW = 1024
-BEGINNING = 256
 #: A row up to this long is asked for in two steps. Measured, ns a row in 1 GiB, asked for at once
 #: and in steps: 128 bytes 24.2 and 21.5, 68 bytes 26.5 and 23.3; 256 bytes 29.9 and 30.1.
 SHORT_ROW = 128
@@ -43,7 +35,6 @@ FIXED_WIDTHS = (8, 16, 32, 64, 128)
 #: The same for rows that are kept in another form than they are asked for in.
 CODED_WIDTHS = (16, 32, 64, 128)
 
-_load_int32 = loader(types.int32)
 _load_int64 = loader(types.int64)
 _load_byte = loader(types.uint8)
 _pread = types.ExternalFunction(
@@ -54,74 +45,6 @@ _posix_fadvise: Any = types.ExternalFunction(
 )
 _WILL_NEED = os.POSIX_FADV_WILLNEED
 
-
-def _row_number(rows, wide, place):  # type: ignore[no-untyped-def]
-    if wide:
-        return _load_int64(rows + place * 8)
-    return types.int64(_load_int32(rows + place * 4))
-
-
-row_number = inlined(_row_number)
-
-
-def _ask(row, row_bytes):  # type: ignore[no-untyped-def]
-    for byte in range(0, row_bytes if row_bytes <= LONG_ROW else BEGINNING, CACHE_LINE):
-        prefetch(row + byte)
-    if row_bytes % CACHE_LINE and row_bytes & (row_bytes - 1):
-        prefetch(row + row_bytes - 1)
-
-
-ask = inlined(_ask)
-
-
-def _ask_others(row, row_bytes):  # type: ignore[no-untyped-def]
-    for byte in range(CACHE_LINE, row_bytes, CACHE_LINE):
-        prefetch(row + byte)
-    if row_bytes % CACHE_LINE and row_bytes & (row_bytes - 1):
-        prefetch(row + row_bytes - 1)
-
-
-ask_others = inlined(_ask_others)
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How rows are asked for before their turn: numba functions.
-
-    `begin` (table, row bytes, rows, wide, n, ahead) asks for the first rows, `go_on` (the same, and
-    a place) for what the row at that place is `ahead` of.
-    """
-
-    begin: Any
-    go_on: Any
-
-
-def _begin_whole(table, row_bytes, rows, wide, n, ahead):  # type: ignore[no-untyped-def]
-    for place in range(min(n, ahead)):
-        ask(table + row_number(rows, wide, place) * row_bytes, row_bytes)
-
-
-def _go_on_whole(table, row_bytes, rows, wide, n, ahead, place):  # type: ignore[no-untyped-def]
-    if place + ahead < n:
-        ask(table + row_number(rows, wide, place + ahead) * row_bytes, row_bytes)
-
-
-def _begin_in_steps(table, row_bytes, rows, wide, n, ahead):  # type: ignore[no-untyped-def]
-    for place in range(min(n, ahead)):
-        prefetch(table + row_number(rows, wide, place) * row_bytes)
-    for place in range(min(n, ahead >> 1)):
-        ask_others(table + row_number(rows, wide, place) * row_bytes, row_bytes)
-
-
-def _go_on_in_steps(table, row_bytes, rows, wide, n, ahead, place):  # type: ignore[no-untyped-def]
-    if place + ahead < n:
-        prefetch(table + row_number(rows, wide, place + ahead) * row_bytes)
-    if place + (ahead >> 1) < n:
-        ask_others(table + row_number(rows, wide, place + (ahead >> 1)) * row_bytes, row_bytes)
-
-
-WHOLE = Asking(inlined(_begin_whole), inlined(_go_on_whole))
-IN_STEPS = Asking(inlined(_begin_in_steps), inlined(_go_on_in_steps))
 
 _Block = Lanes(types.uint8, CACHE_LINE)
 _Small = Lanes(types.uint8, 16)
@@ -314,37 +237,6 @@ def read_rows(  # type: ignore[no-untyped-def]
         if _pread(types.int32(file), to, length, offset) != length:
             return i
     return n
-
-
-def distinct(  # type: ignore[no-untyped-def]
-    ids, start, stop, slots, shift, multiplier, known, probes, values, places
-):
-    """Number ids [start, stop) by first appearance, after the `known` numbers of those before.
-
-    `slots` is a hash table of 1 << 64 - shift int32, zeros at first: a number plus one. Number v
-    stands for the id `values[v]`, and `ids[i]` has number `places[i]`. Returns how many numbers
-    there are, or GAVE_UP once `probes` slots were looked at in vain.
-    """
-    last = (1 << (64 - shift)) - 1
-    for i in range(start, stop):
-        found = _load_int64(ids + i * 8)
-        slot = types.int64(types.uint64(found * multiplier) >> types.uint64(shift))
-        while True:
-            number = types.int64(_load_int32(slots + slot * 4)) - 1
-            if number < 0:
-                number = known
-                known += 1
-                store(slots + slot * 4, types.int32(known))
-                store(values + number * 8, found)
-                break
-            if _load_int64(values + number * 8) == found:
-                break
-            slot = (slot + 1) & last
-            probes -= 1
-            if probes < 0:
-                return GAVE_UP
-        store(places + i * 4, types.int32(number))
-    return known
 
 
 def kernels(group: str) -> dict[str, tuple[Callable[..., Any], int]]:

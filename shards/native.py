@@ -41,7 +41,10 @@ Kernel = Callable[..., int]
 LIBC = ("posix_fadvise", "pread")
 
 _HERE = Path(__file__).resolve().parent
-_SOURCES = ("kernel_code.py", "lanes.py", "native.py", "row_forms.py", "storage.py")
+_SOURCES = (
+    *("asking_code.py", "distinct_code.py", "kernel_code.py", "lanes.py", "native.py"),
+    *("row_forms.py", "storage.py"),
+)
 
 
 @dataclass(frozen=True)
