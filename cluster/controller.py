@@ -26,8 +26,10 @@ from shardserve.cluster.planning import Wanted, plan_remotely
 from shardserve.cluster.progress import Failure, Phase, Progress, failure_of
 from shardserve.cluster.published import Published
 from shardserve.cluster.shard_actor import ShardProcess, ShardSpec
+from shardserve.cluster.shard_measures import labelled
 from shardserve.cluster.table import RoutingTable, changes, empty_table, lost, registered
 from shardserve.shards.address import Address
+from shardserve.shards.measures import Measure
 from shardserve.shards.model import ModelPlan
 
 logger = logging.getLogger(__name__)
@@ -89,6 +91,13 @@ class Controller:
         process: ShardProcess = await self._actors[seat].process.remote()
         return process
 
+    async def measures(self) -> list[Measure]:
+        """What all shards tell of themselves, by model, shard and replica.
+
+        Those that do not answer at once, as while they start, are left out.
+        """
+        return labelled(self._run.wanted.name, await fleet.measures(dict(self._actors)))
+
     async def wait_for_table(self, known: int) -> RoutingTable:
         """The table, as soon as its number is not `known`, or after a while as it is."""
         return await (await self._planned()).wait(known, _LONG_POLL_SECONDS)
@@ -116,6 +125,10 @@ class Controller:
     async def report(self, seat: Seat, nbytes: int) -> None:
         """A seat has so many bytes of its slices in memory."""
         self._progress.publish(progress.loaded(self._progress.latest, seat, nbytes))
+
+    async def verified(self, nbytes: int, total: int) -> None:
+        """So many bytes more of the checkpoint, of `total`, have the right checksum."""
+        self._progress.publish(progress.verified(self._progress.latest, nbytes, total))
 
     async def refused(self, seat: Seat, failure: Failure) -> None:
         """A seat could not load its slices. It tries again; before the model was ready, in vain."""
@@ -191,7 +204,7 @@ class Controller:
                 self._tables.set_exception(error)
 
     async def _make_plan(self) -> ModelPlan:
-        planned: ModelPlan | Failure = await plan_remotely.remote(self._run.wanted)
+        planned: ModelPlan | Failure = await plan_remotely.remote(self._run.wanted, self._run.name)
         if isinstance(planned, Failure):
             raise planned.error()
         return planned

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NoReturn
 
 import ray
@@ -22,8 +22,8 @@ from shardserve.cluster.private_directory import socket_path
 from shardserve.cluster.progress import failure_of
 from shardserve.shards.handshake import Credentials
 from shardserve.shards.layout import Slice
+from shardserve.shards.measures import Measure, process_measures
 from shardserve.shards.memory import peak_rss_bytes, release_code_pages
-from shardserve.shards.row_cache import CacheCounts
 from shardserve.shards.server import RunningServer, serve_in_thread
 from shardserve.shards.shard import Shard
 from shardserve.shards.tables import TableSource
@@ -57,15 +57,11 @@ class ShardSpec:
 
 @dataclass(frozen=True)
 class ShardProcess:
-    """A shard's process: its id, the most memory it ever had resident, what it has imported.
-
-    `cache` counts what its caches of hot rows did.
-    """
+    """A shard's process: its id, the most memory it ever had resident, what it has imported."""
 
     pid: int
     peak_bytes: int
     packages: tuple[str, ...]
-    cache: CacheCounts = field(default_factory=CacheCounts)
 
 
 class ShardActor:
@@ -104,8 +100,11 @@ class ShardActor:
     def process(self) -> ShardProcess:
         """What this process is, for reports."""
         packages = {name.partition(".")[0] for name in sys.modules}
-        counts = self._shard.cache_counts
-        return ShardProcess(os.getpid(), peak_rss_bytes(), tuple(sorted(packages)), counts)
+        return ShardProcess(os.getpid(), peak_rss_bytes(), tuple(sorted(packages)))
+
+    def measures(self) -> list[Measure]:
+        """What the shard and its process tell of themselves."""
+        return [*self._shard.measures(), *process_measures()]
 
     def _load(self, spec: ShardSpec) -> Shard:
         release_code_pages()

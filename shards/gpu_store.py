@@ -26,7 +26,7 @@ from shardserve.shards.gpu_calls import (
     geometry,
 )
 from shardserve.shards.gpu_code import ALL_FOUND, CODED_FORMS, SAVED_FORMS, DeviceForm, word_bytes
-from shardserve.shards.storage import Precision, coded_row_bytes
+from shardserve.shards.storage import Precision, Tier, coded_row_bytes
 
 _NO_RESULT = np.dtype(np.uint8)
 
@@ -38,6 +38,7 @@ class GpuStore:
     """
 
     may_wait = True
+    tier = Tier.GPU
 
     def __init__(
         self,
@@ -64,6 +65,10 @@ class GpuStore:
     @property
     def nbytes(self) -> int:
         return self.rows * self._row_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        return self.nbytes
 
     def put(self, places: Array, kept: Array) -> None:
         """Rows, by local number: `kept` is uint8 [n, bytes of a row], `places` int64 [n].

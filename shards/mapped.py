@@ -26,6 +26,7 @@ from shardserve.shards.layout import Slice
 from shardserve.shards.reads import plan_rows
 from shardserve.shards.row_cache import CacheCounts, RowCache
 from shardserve.shards.row_files import Reader, opened
+from shardserve.shards.storage import Tier
 from shardserve.shards.store import array_dtype
 from shardserve.shards.tables import Extent, TableSource
 
@@ -47,6 +48,7 @@ class MappedStore:
     """
 
     may_wait = True
+    tier = Tier.MAPPED
 
     def __init__(self, source: TableSource, piece: Slice, cache_bytes: int = 0) -> None:
         self._source = source
@@ -82,6 +84,10 @@ class MappedStore:
     @property
     def nbytes(self) -> int:
         return self._piece.nbytes(self._source.table)
+
+    @property
+    def resident_bytes(self) -> int:
+        return 0 if self._cache is None else self._cache.held_bytes
 
     @property
     def cache_counts(self) -> CacheCounts:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from shardserve.batching.errors import Unimplemented
 from shardserve.shards.kernels import RowKernels
+from shardserve.shards.storage import Tier
 
 Array = npt.NDArray[Any]
 
@@ -38,6 +39,16 @@ class SliceStore(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes that the rows take where they are kept."""
+        ...
+
+    @property
+    def tier(self) -> Tier:
+        """Where the rows are kept."""
+        ...
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the tier's memory that rows take now: of a mapped slice, the cached ones'."""
         ...
 
     @property
@@ -68,6 +79,7 @@ class HostStore:
     """
 
     may_wait = False
+    tier = Tier.MEMORY
 
     def __init__(self, array: Array, dtype: str | None = None) -> None:
         self._kernels = RowKernels(array)
@@ -88,6 +100,10 @@ class HostStore:
     @property
     def nbytes(self) -> int:
         return self._kernels.table.nbytes
+
+    @property
+    def resident_bytes(self) -> int:
+        return self.nbytes
 
     def block(self, first: int, last: int) -> Array:
         """Rows [first, last) where they are kept. Not to be written to."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.bundle import Bundle, open_bundle
-from shardserve.shards.checksums import verify_entries
+from shardserve.shards.checksums import entry_bytes, verify_entries
 from shardserve.shards.cut.cut import CutModel, CutRule, CutTable, cut_saved_model
 from shardserve.shards.cut.saved_model import checkpoint_prefix
 from shardserve.shards.cut.scorings import Scoring
@@ -21,9 +21,29 @@ from shardserve.shards.plan import Plan, PlanRequest, plan_layout
 from shardserve.shards.row_counts import RowCounts
 from shardserve.shards.tables import TableSource
 
+#: Is told how many bytes were verified since it was told last, and how many there are in all.
+Verified = Callable[[int, int], None]
 
-def plan_model(name: str, version: int, directory: Path, options: PlanOptions) -> ModelPlan:
-    """Plan one version of a model; `directory` is the version's own.
+
+def plan_model(
+    name: str,
+    version: int,
+    directory: Path,
+    options: PlanOptions,
+    verified: Verified | None = None,
+) -> ModelPlan:
+    """As `cut_and_plan`, without the cut."""
+    return cut_and_plan(name, version, directory, options, verified)[1]
+
+
+def cut_and_plan(
+    name: str,
+    version: int,
+    directory: Path,
+    options: PlanOptions,
+    verified: Verified | None = None,
+) -> tuple[CutModel, ModelPlan]:
+    """Plan one version of a model; `directory` is the version's own. The cut is as planned for.
 
     Reads `saved_model.pb`, the layout file and the checkpoint's index; of the variables nothing,
     unless checksums are to be verified. Raises NotFound or DataLoss naming a file that is missing,
@@ -32,15 +52,22 @@ def plan_model(name: str, version: int, directory: Path, options: PlanOptions) -
     """
     cut, layout = cut_and_layout(directory, options)
     if not layout.tables:
-        return ModelPlan(name, version, str(directory), options.tags, layout, {}, "")
+        return cut, ModelPlan(name, version, str(directory), options.tags, layout, {}, "")
     prefix = checkpoint_prefix(directory)
     bundle = open_bundle(str(prefix))
     sources = table_sources(bundle, cut.tables)
     if options.verify_checksums:
-        verify_entries(bundle, (run.key for table in cut.tables.values() for run in table.stored))
+        _verify(bundle, cut.tables, verified)
     index = prefix.with_name(prefix.name + ".index").read_bytes()
     digest = fingerprint(name, version, layout, sources, index)
-    return ModelPlan(name, version, str(directory), options.tags, layout, sources, digest)
+    plan = ModelPlan(name, version, str(directory), options.tags, layout, sources, digest)
+    return cut, plan
+
+
+def _verify(bundle: Bundle, tables: Mapping[str, CutTable], verified: Verified | None) -> None:
+    keys = {run.key for table in tables.values() for run in table.stored}
+    total = entry_bytes(bundle, keys)
+    verify_entries(bundle, keys, verified and (lambda nbytes: verified(nbytes, total)))
 
 
 def cut_and_layout(directory: Path, options: PlanOptions) -> tuple[CutModel, Layout]:
