@@ -26,6 +26,7 @@ class CodedStore:
     may_wait = False
     dtype = "float32"
     tier = Tier.MEMORY
+    in_place = False
 
     def __init__(self, coded: Array, precision: Precision, columns: int) -> None:
         if coded.shape[1] != coded_row_bytes(precision, columns) or not coded.flags.c_contiguous:
@@ -51,6 +52,9 @@ class CodedStore:
     @property
     def resident_bytes(self) -> int:
         return self.nbytes
+
+    def block(self, first: int, last: int) -> Array:
+        return self.gather(np.arange(first, last))
 
     def gather(self, rows: Array) -> Array:
         rows, _ = integers(rows, "row numbers")

@@ -39,6 +39,7 @@ class GpuStore:
 
     may_wait = True
     tier = Tier.GPU
+    in_place = False
 
     def __init__(
         self,
@@ -98,6 +99,9 @@ class GpuStore:
                 calls.append(self.pool_call(no_rows, no_bags, None, wide=wide))
             for call in calls:
                 self._device.compile(call)
+
+    def block(self, first: int, last: int) -> Array:
+        return self.gather(np.arange(first, last))
 
     def gather(self, rows: Array) -> Array:
         rows, wide = integers(rows, "row numbers")

@@ -49,6 +49,7 @@ class MappedStore:
 
     may_wait = True
     tier = Tier.MAPPED
+    in_place = False
 
     def __init__(self, source: TableSource, piece: Slice, cache_bytes: int = 0) -> None:
         self._source = source
@@ -93,6 +94,12 @@ class MappedStore:
     def cache_counts(self) -> CacheCounts:
         """What became of the rows that were asked for; without a cache, nothing is counted."""
         return CacheCounts() if self._cache is None else self._cache.counts
+
+    def block(self, first: int, last: int) -> Array:
+        """Past the cache: who reads all rows would drive out those that are asked for often."""
+        out = np.empty((last - first, self.columns), self._dtype)
+        self._read(np.arange(first, last), out)
+        return out
 
     def gather(self, rows: Array) -> Array:
         rows = checked_rows(rows, self.rows)

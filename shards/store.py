@@ -56,6 +56,18 @@ class SliceStore(Protocol):
         """Whether an answer may have to wait for a disk or a device."""
         ...
 
+    @property
+    def in_place(self) -> bool:
+        """Whether `block` shows rows where they are kept, and costs nothing."""
+        ...
+
+    def block(self, first: int, last: int) -> Array:
+        """Rows [first, last), 0 <= first <= last <= rows: [last - first, columns].
+
+        Not to be written to. Raises DataLoss or Internal as `gather` does, where it has to fetch.
+        """
+        ...
+
     def gather(self, rows: Array) -> Array:
         """[n, columns]: the rows that `rows`, int32 or int64 [n], names, bytes unchanged.
 
@@ -80,6 +92,7 @@ class HostStore:
 
     may_wait = False
     tier = Tier.MEMORY
+    in_place = True
 
     def __init__(self, array: Array, dtype: str | None = None) -> None:
         self._kernels = RowKernels(array)
@@ -106,7 +119,6 @@ class HostStore:
         return self.nbytes
 
     def block(self, first: int, last: int) -> Array:
-        """Rows [first, last) where they are kept. Not to be written to."""
         return self._kernels.table[first:last]
 
     def gather(self, rows: Array) -> Array:
