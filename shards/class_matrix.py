@@ -54,6 +54,10 @@ class ClassMatrix(Protocol):
         """
         ...
 
+    def fill(self, out: Array, queries: Array, size: int) -> None:
+        """Put all products to `out`, [n, classes]; `size` is as in `products`."""
+        ...
+
 
 def class_matrix(store: SliceStore, axis: Axis) -> ClassMatrix:
     """The slice's matrix, its dtype one of PRODUCTS."""
@@ -82,6 +86,10 @@ class _Rows:
             block = _widened(self._store.block(start, stop), self.dtype)
             yield start, np.matmul(block, queries.T, out=space[: stop - start])
 
+    def fill(self, out: Array, queries: Array, size: int) -> None:
+        for start, products in self.products(queries, size):
+            out[:, start : start + len(products)] = products.T
+
 
 class _Columns:
     """Each class is a column of rows that lie in memory."""
@@ -106,6 +114,13 @@ class _Columns:
             block = _widened(every[:, start:stop].T, self.dtype)
             yield start, np.matmul(block, queries.T, out=space[: stop - start])
 
+    def fill(self, out: Array, queries: Array, size: int) -> None:
+        every = self._store.block(0, self._store.rows)
+        for start in range(0, self.classes, size):
+            stop = min(start + size, self.classes)
+            block = _widened(every[:, start:stop], self.dtype)
+            np.matmul(queries, block, out=out[:, start:stop])
+
 
 class _CopiedColumns:
     """Each class is a column of rows that have to be fetched."""
@@ -123,13 +138,22 @@ class _CopiedColumns:
 
     def products(self, queries: Array, size: int) -> Iterator[tuple[int, Array]]:
         sums = np.zeros((self.classes, len(queries)), queries.dtype)
-        step = _copied_rows(self._store)
-        for first in range(0, self.width, step):
-            last = min(first + step, self.width)
-            block = _widened(self._store.block(first, last), self.dtype)
+        for first, last, block in self._blocks():
             sums += block.T @ queries[:, first:last].T
         for start in range(0, self.classes, size):
             yield start, sums[start : start + size]
+
+    def fill(self, out: Array, queries: Array, size: int) -> None:
+        del size
+        out[:] = 0
+        for first, last, block in self._blocks():
+            out += queries[:, first:last] @ block
+
+    def _blocks(self) -> Iterator[tuple[int, int, Array]]:
+        step = _copied_rows(self._store)
+        for first in range(0, self.width, step):
+            last = min(first + step, self.width)
+            yield first, last, _widened(self._store.block(first, last), self.dtype)
 
 
 def _is_as_it_is(store: SliceStore) -> bool:

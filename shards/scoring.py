@@ -130,7 +130,5 @@ def _every(matrix: ClassMatrix, queries: Array) -> Array:
     size = max(1, matrix.classes_at_once(_classes_wanted(queries)))
     step = matrix.queries_at_once(max(1, len(queries)))
     for first in range(0, len(queries), step):
-        some = queries[first : first + step]
-        for start, products in matrix.products(some, size):
-            out[first : first + step, start : start + len(products)] = products.T
+        matrix.fill(out[first : first + step], queries[first : first + step], size)
     return out
