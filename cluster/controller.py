@@ -136,6 +136,10 @@ class Controller:
         if self._progress.latest.phase is not Phase.READY:
             self._fail(failure)
 
+    async def ended(self, seat: Seat, failure: Failure) -> None:
+        """A seat's process ends itself, for a reason that a new one may not have."""
+        logger.error("%s ends: %s", seat, failure.message)
+
     async def router_refused(self, failure: Failure) -> None:
         """A router could not load the model."""
         logger.error("a router cannot start: %s", failure.message)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,10 +26,13 @@ from shardserve.cluster.stop_signals import SIGNALS, Stopped, StopSignals
 from shardserve.cluster.versions import VersionDirectory, latest
 from shardserve.router import logs
 from shardserve.shards.cut.planning import cut_and_plan
+from shardserve.shards.device_loss import DeviceLost, UntilLost
 from shardserve.shards.local import LocalChannel
 from shardserve.shards.measures import Measure
 from shardserve.shards.model import ModelPlan
 from shardserve.shards.shard import Shard
+
+logger = logging.getLogger(__name__)
 
 
 def serve(options: ServeOptions, console: Console) -> None:
@@ -62,10 +67,16 @@ def _load(
     stop.check()
     pool = ThreadPoolExecutor(thread_name_prefix="lookup")
     shards = loading.shards_of(plan)
-    channels = [LocalChannel(shard, pool) for shard in shards.values()]
+    channels = [LocalChannel(UntilLost(shard, end_process), pool) for shard in shards.values()]
     servable = load_servable(plan, channels, threads, options.doors, cut)
     stop.check()
     return Serving(servable, threads, options.doors, partial(_measures, plan.name, shards))
+
+
+def end_process(error: DeviceLost) -> None:
+    """End the process: whoever watches over it can start another, which may have a GPU again."""
+    logger.critical("%s; the process ends", error.message)
+    os._exit(1)
 
 
 async def _measures(model: str, shards: Mapping[Seat, Shard]) -> Sequence[Measure]:

@@ -35,6 +35,8 @@ class GpuStore:
     """Rows of one slice in a device's memory. `put` fills it, before anything is asked.
 
     `dtype` is the table's; `precision` is what rows of float32 are kept at, where that is another.
+    Raises ResourceExhausted where the device's memory is short, and InvalidArgument for rows that
+    are too wide for it.
     """
 
     may_wait = True
@@ -61,6 +63,7 @@ class GpuStore:
         else:
             self._row_bytes = columns * self._array_dtype.itemsize
             self._form = SAVED_FORMS.get(dtype)
+        self._check_width()
         self._memory = device.hold(self.nbytes)
 
     @property
@@ -115,7 +118,7 @@ class GpuStore:
         rows, wide = integers(rows, "row numbers")
         offsets = checked_offsets(offsets, len(rows))
         weights = checked_weights(weights, len(rows), self._array_dtype)
-        if not len(rows):
+        if not len(rows) or not self.columns:
             return np.zeros((len(offsets) - 1, self.columns), self._array_dtype)
         return self._perform(self.pool_call(rows, offsets, weights, wide=wide), rows)
 
@@ -165,6 +168,13 @@ class GpuStore:
     def _of_form(self, form: DeviceForm, items: int) -> tuple[str, Geometry]:
         vector = form.vector(self.columns)
         return form_code(form, vector), geometry(items, -(-self.columns // vector))
+
+    def _check_width(self) -> None:
+        """Raise InvalidArgument, before anything is held, for rows that no launch has room for."""
+        if self._row_bytes:
+            geometry(1, self._row_bytes // word_bytes(self._row_bytes))
+        if self._form is not None and self.columns:
+            self._of_form(self._form, 1)
 
     def _perform(self, call: Call, rows: Array) -> Array:
         if not self.rows:
