@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from shardserve.batching.errors import FailedPrecondition, Internal, ResourceExhausted
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from shardserve.batching.errors import (
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    ServingError,
+)
 from shardserve.shards.gpu_calls import Device
 from shardserve.shards.gpu_device import the_gpu
 from shardserve.shards.gpu_store import GpuStore
@@ -26,15 +35,21 @@ def load_gpu(
     table, FailedPrecondition where there is no GPU, ResourceExhausted where its memory is short,
     InvalidArgument for rows that are too wide for it, and Internal where it fails.
     """
-    where = f"table {piece.table!r}"
     table = source.table
     precision = piece.storage.precision if piece.storage.is_coded(table) else None
-    try:
+    with _naming(piece.table, InvalidArgument, *_OF_THE_DEVICE):
         gpu = device or the_gpu()
         store = GpuStore(gpu, piece.rows.count, piece.columns, table.dtype, precision)
+    with _naming(piece.table, *_OF_THE_DEVICE):
         load_rows(source, piece, store.put, progress)
         gpu.release_unused()
         store.prepare()
-    except _OF_THE_DEVICE as error:
-        raise type(error)(f"{where}: {error.message}") from error
     return store
+
+
+@contextmanager
+def _naming(table: str, *errors: type[ServingError]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        raise type(error)(f"table {table!r}: {error.message}") from error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from shardserve.batching.errors import InvalidArgument
+from shardserve.batching.errors import InvalidArgument, ServingError
 from shardserve.shards.bundle import Bundle, open_bundle
 from shardserve.shards.checksums import entry_bytes, verify_entries
 from shardserve.shards.cut.cut import CutModel, CutRule, CutTable, cut_saved_model
@@ -19,7 +19,7 @@ from shardserve.shards.messages import Axis
 from shardserve.shards.model import ModelPlan, PlanOptions, fingerprint
 from shardserve.shards.plan import Plan, PlanRequest, plan_layout
 from shardserve.shards.row_counts import RowCounts
-from shardserve.shards.tables import TableSource
+from shardserve.shards.tables import Table, TableSource
 
 #: Is told how many bytes were verified since it was told last, and how many there are in all.
 Verified = Callable[[int, int], None]
@@ -47,8 +47,8 @@ def cut_and_plan(
 
     Reads `saved_model.pb`, the layout file and the checkpoint's index; of the variables nothing,
     unless checksums are to be verified. Raises NotFound or DataLoss naming a file that is missing,
-    cut off, damaged or does not match the graph, and InvalidArgument naming the table for a layout
-    that does not fit the model.
+    cut off, damaged or does not match the graph, and InvalidArgument naming the layout file and the
+    table for a layout that does not fit the model.
     """
     cut, layout = cut_and_layout(directory, options)
     if not layout.tables:
@@ -77,6 +77,16 @@ def cut_and_layout(directory: Path, options: PlanOptions) -> tuple[CutModel, Lay
     tables = {name: found.table for name, found in cut.tables.items()}
     if file is None:
         return cut, plan_tables(cut.tables, options).layout
+    try:
+        return cut, _layout_of(file, cut, tables, options)
+    except ServingError as error:
+        what = error.message.removeprefix("layout: ")
+        raise type(error)(f"{options.layout_file}: {what}") from error
+
+
+def _layout_of(
+    file: LayoutFile, cut: CutModel, tables: Mapping[str, Table], options: PlanOptions
+) -> Layout:
     layout = to_layout(file, tables)
     _check_hot_rows(layout, cut)
     if options.replicas is not None:
@@ -84,7 +94,7 @@ def cut_and_layout(directory: Path, options: PlanOptions) -> tuple[CutModel, Lay
         check(layout, tables)
     if options.memory_per_shard is not None:
         check_memory(layout, tables, options.memory_per_shard)
-    return cut, layout
+    return layout
 
 
 def _check_hot_rows(layout: Layout, cut: CutModel) -> None:
@@ -111,7 +121,7 @@ def cut_rule(options: PlanOptions, file: LayoutFile | None) -> CutRule:
     """A layout file names the tables to cut; without one the threshold decides."""
     if file is None:
         return CutRule(threshold=options.threshold)
-    return CutRule(only=frozenset(file.tables))
+    return CutRule(only=frozenset(file.tables), named_in=str(options.layout_file))
 
 
 def plan_tables(
