@@ -35,9 +35,6 @@ from shardserve.shards.model import ModelPlan
 logger = logging.getLogger(__name__)
 
 _LONG_POLL_SECONDS = 30.0
-#: How often, and how long each time, an actor is asked whether it is alive.
-_ATTEMPTS = 3
-_ANSWER_SECONDS = 1.0
 #: What shards may take to answer what has come in, when all is to end.
 _STOP_SECONDS = 8.0
 #: A shard's process may start this often before the model was ready once; then starting failed.
@@ -170,7 +167,7 @@ class Controller:
 
     async def _watch(self, tables: Published[RoutingTable], seat: Seat, instance: str) -> None:
         actor = self._actors[seat]
-        while await _lives(actor, instance):
+        while await fleet.lives(actor, instance):
             with contextlib.suppress(RayError):
                 await actor.until_gone.remote(instance)
         del self._watches[instance]
@@ -233,22 +230,6 @@ class Controller:
         if lacking is not None and not self._run.can_grow:
             raise ResourceExhausted(lacking)
         self._progress.publish(progress.placing(self._progress.latest, plan, lacking or ""))
-
-
-async def _lives(actor: Any, instance: str) -> bool:
-    """Whether the actor's process is the one that registered as `instance`.
-
-    Calls made soon after an actor came back still fail for its predecessor's death, hence some
-    attempts.
-    """
-    for _ in range(_ATTEMPTS):
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                serves: bool = await actor.serves_as.remote(instance)
-                return serves
-        except (RayError, TimeoutError) as error:
-            logger.info("an actor does not answer: %s", error)
-    return False
 
 
 def _deploy(application: Application) -> None:

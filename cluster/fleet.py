@@ -25,7 +25,8 @@ from shardserve.shards.measures import Measure
 
 logger = logging.getLogger(__name__)
 
-#: How long an actor may take to say what it tells of itself.
+#: How often an actor is asked whether it is alive, and what it may take to answer anything.
+_ATTEMPTS = 3
 _ANSWER_SECONDS = 1.0
 
 _ShardActor = ray.remote(ShardActor)
@@ -72,6 +73,22 @@ async def measures(actors: Mapping[Seat, Any]) -> dict[Seat, list[Measure]]:
     """What each actor tells of itself; nothing of one that does not answer at once."""
     told = await asyncio.gather(*map(_told, actors.values()))
     return dict(zip(actors, told, strict=True))
+
+
+async def lives(actor: Any, instance: str) -> bool:
+    """Whether the actor's process is the one that registered as `instance`.
+
+    Calls made soon after an actor came back still fail for its predecessor's death, hence some
+    attempts.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                serves: bool = await actor.serves_as.remote(instance)
+                return serves
+        except (RayError, TimeoutError) as error:
+            logger.info("an actor does not answer: %s", error)
+    return False
 
 
 async def _told(actor: Any) -> list[Measure]:

@@ -62,19 +62,22 @@ class ClassMatrix(Protocol):
 def class_matrix(store: SliceStore, axis: Axis) -> ClassMatrix:
     """The slice's matrix, its dtype one of PRODUCTS."""
     if axis is Axis.ROWS:
-        return _Rows(store)
-    return _Columns(store) if store.in_place else _CopiedColumns(store)
+        return _Rows(store, store.rows, store.columns)
+    kind = _Columns if store.in_place else _CopiedColumns
+    return kind(store, store.columns, store.rows)
 
 
-class _Rows:
-    """Each class is a row."""
-
-    def __init__(self, store: SliceStore) -> None:
+class _Matrix:
+    def __init__(self, store: SliceStore, classes: int, width: int) -> None:
         self._store = store
-        self.classes, self.width, self.dtype = store.rows, store.columns, store.dtype
+        self.classes, self.width, self.dtype = classes, width, store.dtype
 
     def queries_at_once(self, most: int) -> int:
         return most
+
+
+class _Rows(_Matrix):
+    """Each class is a row."""
 
     def classes_at_once(self, wanted: int) -> int:
         return wanted if _is_as_it_is(self._store) else min(wanted, _copied_rows(self._store))
@@ -91,15 +94,8 @@ class _Rows:
             out[:, start : start + len(products)] = products.T
 
 
-class _Columns:
+class _Columns(_Matrix):
     """Each class is a column of rows that lie in memory."""
-
-    def __init__(self, store: SliceStore) -> None:
-        self._store = store
-        self.classes, self.width, self.dtype = store.columns, store.rows, store.dtype
-
-    def queries_at_once(self, most: int) -> int:
-        return most
 
     def classes_at_once(self, wanted: int) -> int:
         if _is_as_it_is(self._store):
@@ -122,12 +118,8 @@ class _Columns:
             np.matmul(queries, block, out=out[:, start:stop])
 
 
-class _CopiedColumns:
+class _CopiedColumns(_Matrix):
     """Each class is a column of rows that have to be fetched."""
-
-    def __init__(self, store: SliceStore) -> None:
-        self._store = store
-        self.classes, self.width, self.dtype = store.columns, store.rows, store.dtype
 
     def queries_at_once(self, most: int) -> int:
         per_query = max(1, self.classes * PRODUCTS[self.dtype].itemsize)
