@@ -69,17 +69,18 @@ Threshold = Annotated[
     ),
 ]
 TierOption = Annotated[
-    Tier, typer.Option("--tier", help="Where tables lie, where no layout says so.")
+    Tier, typer.Option("--tier", help="Where tables lie, if there is no layout.")
 ]
 PrecisionOption = Annotated[
     Precision,
-    typer.Option("--precision", help="What float32 tables are kept as, where no layout says so."),
+    typer.Option("--precision", help="What float32 tables are kept as, if there is no layout."),
 ]
 Tags = Annotated[str, typer.Option("--saved_model_tags", help="Tags of the MetaGraph, by comma.")]
 
 
 @app.command()
 def serve(
+    context: typer.Context,
     model_base_path: Annotated[
         Path, typer.Option("--model_base_path", help="Holds one directory for each version.")
     ],
@@ -152,6 +153,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the latest version of a model until Ctrl-C."""
+    _refuse_beside_layout(context, layout)
     options = ServeOptions(
         model_name=model_name,
         base_path=model_base_path,
@@ -201,6 +203,7 @@ def inspect(
 
 @app.command()
 def plan(
+    context: typer.Context,
     directory: Directory,
     shards: Shards = 1,
     replicas: Replicas = None,
@@ -229,6 +232,7 @@ def plan(
     saved_model_tags: Tags = "serve",
 ) -> None:
     """Write a layout file to standard output, and each shard's bytes and load beside it."""
+    _refuse_beside_layout(context, check_file)
     found = locate(directory)
     options = PlanOptions(
         shards,
@@ -249,6 +253,14 @@ def plan(
     report, text = plan_made(found.path, options, row_counts)
     sys.stdout.write(text)
     draw_plan(Console(stderr=True), report)
+
+
+def _refuse_beside_layout(context: typer.Context, file: Path | None) -> None:
+    """A layout file says for itself what these flags say; one that is given is not ignored."""
+    for flag in ("shards", "cut_threshold", "tier", "precision"):
+        source = context.get_parameter_source(flag)
+        if file is not None and source is not None and source.name == "COMMANDLINE":
+            raise InvalidArgument(f"--{flag} is the layout's to say: {file} is used as it is")
 
 
 def _run(options: ServeOptions, console: Console) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ METRICS_PATH = "/monitoring/prometheus/metrics"
 
 _WORDS = {
     Phase.PLANNING: "planning: reading the graph and the checkpoint's index",
+    Phase.VERIFYING: "verifying checksums: reading the tables' bytes",
     Phase.PLACING: "placing the shards",
     Phase.LOADING: "loading the slices",
     Phase.READY: "the shards are ready; starting the routers",
@@ -48,7 +49,7 @@ class StartDisplay:
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
-        self._tasks: dict[Seat | None, TaskID] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._said = ""
 
     def step(self, text: str) -> None:
@@ -62,31 +63,36 @@ class StartDisplay:
         if progress.phase is Phase.FAILED:
             return
         self.step(": ".join(filter(None, (_WORDS[progress.phase], progress.note))))
-        if progress.phase not in (Phase.LOADING, Phase.READY):
-            return
         for bar in bars_of(progress):
-            if bar.seat not in self._tasks:
-                self._tasks[bar.seat] = self._bars.add_task(bar.text, total=bar.total)
-            self._bars.update(self._tasks[bar.seat], completed=bar.loaded)
+            if bar.text not in self._tasks:
+                self._tasks[bar.text] = self._bars.add_task(bar.text, total=bar.total)
+            self._bars.update(self._tasks[bar.text], completed=bar.done)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """Bytes loaded of all bytes; of every seat together where `seat` is None."""
+    """Bytes done of all bytes, of what `text` names: no two bars of one start have the same."""
 
-    seat: Seat | None
     text: str
-    loaded: int
+    done: int
     total: int
 
 
 def bars_of(progress: Progress) -> list[Bar]:
     """What to draw for a snapshot."""
-    totals, loaded = progress.totals, progress.loaded
+    bars = []
+    if progress.to_verify:
+        bars.append(Bar("checksums", progress.verified, progress.to_verify))
+    if progress.phase in (Phase.LOADING, Phase.READY):
+        bars += _seat_bars(progress.totals, progress.loaded)
+    return bars
+
+
+def _seat_bars(totals: Mapping[Seat, int], loaded: Mapping[Seat, int]) -> list[Bar]:
     if len(totals) > MAX_BARS:
         text = f"{len(totals)} shard actors"
-        return [Bar(None, text, sum(loaded.values()), sum(totals.values()))]
-    return [Bar(seat, str(seat), loaded.get(seat, 0), totals[seat]) for seat in sorted(totals)]
+        return [Bar(text, sum(loaded.values()), sum(totals.values()))]
+    return [Bar(str(seat), loaded.get(seat, 0), totals[seat]) for seat in sorted(totals)]
 
 
 def announce(

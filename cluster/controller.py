@@ -26,16 +26,15 @@ from shardserve.cluster.planning import Wanted, plan_remotely
 from shardserve.cluster.progress import Failure, Phase, Progress, failure_of
 from shardserve.cluster.published import Published
 from shardserve.cluster.shard_actor import ShardProcess, ShardSpec
+from shardserve.cluster.shard_measures import labelled
 from shardserve.cluster.table import RoutingTable, changes, empty_table, lost, registered
 from shardserve.shards.address import Address
+from shardserve.shards.measures import Measure
 from shardserve.shards.model import ModelPlan
 
 logger = logging.getLogger(__name__)
 
 _LONG_POLL_SECONDS = 30.0
-#: How often, and how long each time, an actor is asked whether it is alive.
-_ATTEMPTS = 3
-_ANSWER_SECONDS = 1.0
 #: What shards may take to answer what has come in, when all is to end.
 _STOP_SECONDS = 8.0
 #: A shard's process may start this often before the model was ready once; then starting failed.
@@ -89,6 +88,13 @@ class Controller:
         process: ShardProcess = await self._actors[seat].process.remote()
         return process
 
+    async def measures(self) -> list[Measure]:
+        """What all shards tell of themselves, by model, shard and replica.
+
+        Those that do not answer at once, as while they start, are left out.
+        """
+        return labelled(self._run.wanted.name, await fleet.measures(dict(self._actors)))
+
     async def wait_for_table(self, known: int) -> RoutingTable:
         """The table, as soon as its number is not `known`, or after a while as it is."""
         return await (await self._planned()).wait(known, _LONG_POLL_SECONDS)
@@ -117,11 +123,19 @@ class Controller:
         """A seat has so many bytes of its slices in memory."""
         self._progress.publish(progress.loaded(self._progress.latest, seat, nbytes))
 
+    async def verified(self, nbytes: int, total: int) -> None:
+        """So many bytes more of the checkpoint, of `total`, have the right checksum."""
+        self._progress.publish(progress.verified(self._progress.latest, nbytes, total))
+
     async def refused(self, seat: Seat, failure: Failure) -> None:
         """A seat could not load its slices. It tries again; before the model was ready, in vain."""
         logger.error("%s cannot load: %s", seat, failure.message)
         if self._progress.latest.phase is not Phase.READY:
             self._fail(failure)
+
+    async def ended(self, seat: Seat, failure: Failure) -> None:
+        """A seat's process ends itself, for a reason that a new one may not have."""
+        logger.error("%s ends: %s", seat, failure.message)
 
     async def router_refused(self, failure: Failure) -> None:
         """A router could not load the model."""
@@ -153,7 +167,7 @@ class Controller:
 
     async def _watch(self, tables: Published[RoutingTable], seat: Seat, instance: str) -> None:
         actor = self._actors[seat]
-        while await _lives(actor, instance):
+        while await fleet.lives(actor, instance):
             with contextlib.suppress(RayError):
                 await actor.until_gone.remote(instance)
         del self._watches[instance]
@@ -191,7 +205,7 @@ class Controller:
                 self._tables.set_exception(error)
 
     async def _make_plan(self) -> ModelPlan:
-        planned: ModelPlan | Failure = await plan_remotely.remote(self._run.wanted)
+        planned: ModelPlan | Failure = await plan_remotely.remote(self._run.wanted, self._run.name)
         if isinstance(planned, Failure):
             raise planned.error()
         return planned
@@ -216,22 +230,6 @@ class Controller:
         if lacking is not None and not self._run.can_grow:
             raise ResourceExhausted(lacking)
         self._progress.publish(progress.placing(self._progress.latest, plan, lacking or ""))
-
-
-async def _lives(actor: Any, instance: str) -> bool:
-    """Whether the actor's process is the one that registered as `instance`.
-
-    Calls made soon after an actor came back still fail for its predecessor's death, hence some
-    attempts.
-    """
-    for _ in range(_ATTEMPTS):
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                serves: bool = await actor.serves_as.remote(instance)
-                return serves
-        except (RayError, TimeoutError) as error:
-            logger.info("an actor does not answer: %s", error)
-    return False
 
 
 def _deploy(application: Application) -> None:

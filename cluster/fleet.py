@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import (
     PlacementGroup,
     get_placement_group,
@@ -19,6 +21,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from shardserve.cluster.placement import Bundle, Seat, assign_alike
 from shardserve.cluster.shard_actor import ShardActor
+from shardserve.shards.measures import Measure
+
+logger = logging.getLogger(__name__)
+
+#: How often an actor is asked whether it is alive, and what it may take to answer anything.
+_ATTEMPTS = 3
+_ANSWER_SECONDS = 1.0
 
 _ShardActor = ray.remote(ShardActor)
 
@@ -58,6 +67,38 @@ async def place(
     nodes = table["bundles_to_node_id"]
     chosen = assign_alike(places, bundles, [nodes[index] for index in range(len(places))])
     return {seat: _start(group, chosen[seat], seat, controller) for seat in places}
+
+
+async def measures(actors: Mapping[Seat, Any]) -> dict[Seat, list[Measure]]:
+    """What each actor tells of itself; nothing of one that does not answer at once."""
+    told = await asyncio.gather(*map(_told, actors.values()))
+    return dict(zip(actors, told, strict=True))
+
+
+async def lives(actor: Any, instance: str) -> bool:
+    """Whether the actor's process is the one that registered as `instance`.
+
+    Calls made soon after an actor came back still fail for its predecessor's death, hence some
+    attempts.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                serves: bool = await actor.serves_as.remote(instance)
+                return serves
+        except (RayError, TimeoutError) as error:
+            logger.info("an actor does not answer: %s", error)
+    return False
+
+
+async def _told(actor: Any) -> list[Measure]:
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            found: list[Measure] = await actor.measures.remote()
+            return found
+    except (RayError, TimeoutError) as error:
+        logger.info("an actor tells nothing of itself: %s", error)
+        return []
 
 
 def _start(group: PlacementGroup, bundle: int, seat: Seat, controller: str) -> Any:

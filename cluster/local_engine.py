@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -19,13 +21,18 @@ from shardserve.cluster.placement import Seat, seats
 from shardserve.cluster.ports import check_free
 from shardserve.cluster.progress import Progress
 from shardserve.cluster.serving import Serving, load_servable, start_threads
+from shardserve.cluster.shard_measures import labelled
 from shardserve.cluster.stop_signals import SIGNALS, Stopped, StopSignals
 from shardserve.cluster.versions import VersionDirectory, latest
 from shardserve.router import logs
-from shardserve.shards.cut.planning import plan_model
+from shardserve.shards.cut.planning import cut_and_plan
+from shardserve.shards.device_loss import DeviceLost, UntilLost
 from shardserve.shards.local import LocalChannel
+from shardserve.shards.measures import Measure
 from shardserve.shards.model import ModelPlan
 from shardserve.shards.shard import Shard
+
+logger = logging.getLogger(__name__)
 
 
 def serve(options: ServeOptions, console: Console) -> None:
@@ -54,13 +61,27 @@ def _load(
     loading = _Loading(display, stop)
     threads = start_threads(options.doors)
     wanted = replace(options.plan, replicas=1)
-    plan = plan_model(options.model_name, found.version, found.path, wanted)
+    cut, plan = cut_and_plan(
+        options.model_name, found.version, found.path, wanted, loading.verified
+    )
     stop.check()
     pool = ThreadPoolExecutor(thread_name_prefix="lookup")
-    channels = [LocalChannel(shard, pool) for shard in loading.shards_of(plan)]
-    servable = load_servable(plan, channels, threads, options.doors)
+    shards = loading.shards_of(plan)
+    channels = [LocalChannel(UntilLost(shard, end_process), pool) for shard in shards.values()]
+    servable = load_servable(plan, channels, threads, options.doors, cut)
     stop.check()
-    return Serving(servable, threads, options.doors)
+    return Serving(servable, threads, options.doors, partial(_measures, plan.name, shards))
+
+
+def end_process(error: DeviceLost) -> None:
+    """End the process: whoever watches over it can start another, which may have a GPU again."""
+    logger.critical("%s; the process ends", error.message)
+    os._exit(1)
+
+
+async def _measures(model: str, shards: Mapping[Seat, Shard]) -> Sequence[Measure]:
+    """What the shards tell of themselves, as the Ray engine's page has it."""
+    return labelled(model, {seat: shard.measures() for seat, shard in shards.items()})
 
 
 class _Loading:
@@ -72,9 +93,15 @@ class _Loading:
         self._progress = Progress(0)
         display.show(self._progress)
 
-    def shards_of(self, plan: ModelPlan) -> list[Shard]:
+    def verified(self, nbytes: int, total: int) -> None:
+        """So many bytes more have the right checksum. A signal ends the planning here."""
+        self._stop.check()
+        self._progress = progress.verified(self._progress, nbytes, total)
+        self._display.show(self._progress)
+
+    def shards_of(self, plan: ModelPlan) -> dict[Seat, Shard]:
         self._progress = progress.loading(progress.placing(self._progress, plan, ""))
-        return [self._load(plan, seat) for seat in seats(plan.layout)]
+        return {seat: self._load(plan, seat) for seat in seats(plan.layout)}
 
     def _load(self, plan: ModelPlan, seat: Seat) -> Shard:
         slices = plan.slices_of_shard(seat.shard)

@@ -9,6 +9,7 @@ import ray
 
 from shardserve.batching.errors import ServingError
 from shardserve.cluster.progress import Failure, failure_of
+from shardserve.cluster.shard_actor import NAMESPACE
 from shardserve.shards.model import ModelPlan, PlanOptions
 
 
@@ -23,11 +24,15 @@ class Wanted:
 
 
 @ray.remote(num_cpus=0, max_calls=1)
-def plan_remotely(wanted: Wanted) -> ModelPlan | Failure:
-    """See `plan_model`; what it raises comes back as data."""
+def plan_remotely(wanted: Wanted, controller: str) -> ModelPlan | Failure:
+    """See `plan_model`; what it raises comes back as data.
+
+    The controller of that name is told how far the verification of checksums has come.
+    """
     from shardserve.shards.cut.planning import plan_model  # noqa: PLC0415 (imports TensorFlow)
 
+    told = ray.get_actor(controller, NAMESPACE).verified.remote
     try:
-        return plan_model(wanted.name, wanted.version, wanted.directory, wanted.options)
+        return plan_model(wanted.name, wanted.version, wanted.directory, wanted.options, told)
     except ServingError as error:
         return failure_of(error)

@@ -12,9 +12,13 @@ from shardserve.shards.model import ModelPlan
 
 
 class Phase(enum.StrEnum):
-    """In the order in which they follow each other; FAILED can follow any."""
+    """In the order in which they follow each other; FAILED can follow any.
+
+    VERIFYING is a part of planning, where checksums are asked for.
+    """
 
     PLANNING = "planning"
+    VERIFYING = "verifying"
     PLACING = "placing"
     LOADING = "loading"
     READY = "ready"
@@ -43,6 +47,7 @@ def failure_of(error: Exception) -> Failure:
 class Progress:
     """`totals` and `loaded` are bytes of slices by seat; `note` says what is waited for.
 
+    Bytes whose checksums are to be verified are `to_verify`, those that were `verified`.
     `is_routed` when the routers answer; they need one replica of each shard for that, not all.
     """
 
@@ -51,6 +56,8 @@ class Progress:
     note: str = ""
     totals: Mapping[Seat, int] = field(default_factory=dict)
     loaded: Mapping[Seat, int] = field(default_factory=dict)
+    verified: int = 0
+    to_verify: int = 0
     is_routed: bool = False
     failure: Failure | None = None
 
@@ -60,10 +67,19 @@ class Progress:
         return self.is_routed and self.phase is Phase.READY
 
 
+def verified(progress: Progress, nbytes: int, total: int) -> Progress:
+    """So many bytes more were verified, of `total`. What comes late changes nothing."""
+    if progress.phase not in (Phase.PLANNING, Phase.VERIFYING):
+        return progress
+    done = progress.verified + nbytes
+    return _next(progress, phase=Phase.VERIFYING, verified=done, to_verify=total)
+
+
 def placing(progress: Progress, plan: ModelPlan, note: str) -> Progress:
     """The plan is known; room is being found for its shards."""
     totals = {seat: plan.bytes_of_shard(seat.shard) for seat in seats(plan.layout)}
-    return _next(progress, phase=Phase.PLACING, totals=totals, note=note)
+    done = progress.to_verify
+    return _next(progress, phase=Phase.PLACING, totals=totals, note=note, verified=done)
 
 
 def loading(progress: Progress) -> Progress:

@@ -6,9 +6,12 @@ Stateless: what it needs it asks the controller. Serve places, restarts and scal
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,9 +22,16 @@ from shardserve.cluster.routing import Routing
 from shardserve.cluster.shard_actor import NAMESPACE
 from shardserve.cluster.table import RoutingTable
 from shardserve.router import logs
+from shardserve.shards.measures import Measure
 
 if TYPE_CHECKING:
     from shardserve.cluster.ingress_requests import Encoded
+
+
+logger = logging.getLogger(__name__)
+
+#: What a scrape waits for the shards' figures, rather than be without them.
+_MEASURES_SECONDS = 3.0
 
 
 class Router:
@@ -54,7 +64,7 @@ class Router:
         servable = await asyncio.to_thread(
             load_servable, table.plan, routing.channels, threads, options
         )
-        self._serving = Serving(servable, threads, options)
+        self._serving = Serving(servable, threads, options, self._measures)
         self._ingress = Ingress(self._serving.rest, self._serving.prediction)
         await routing.connected()
         await self._serving.open()
@@ -62,6 +72,16 @@ class Router:
     async def _next_table(self, known: int) -> RoutingTable:
         table: RoutingTable = await self._controller.wait_for_table.remote(known)
         return table
+
+    async def _measures(self) -> Sequence[Measure]:
+        """What the shards tell of themselves; nothing while the controller does not answer."""
+        try:
+            async with asyncio.timeout(_MEASURES_SECONDS):
+                measures: Sequence[Measure] = await self._controller.measures.remote()
+                return measures
+        except (RayError, TimeoutError) as error:
+            logger.warning("the controller does not tell of the shards: %s", error)
+            return ()
 
     async def check_health(self) -> None:
         """For Serve, which makes a replica anew that raises here."""

@@ -12,13 +12,14 @@ from shardserve.router.catalog import Catalog, Model, State, Version
 from shardserve.router.grpc_door import GrpcDoor
 from shardserve.router.handlers import Handlers
 from shardserve.router.http_door import HttpDoor
-from shardserve.router.metrics import Metrics
+from shardserve.router.metrics import Measured, Metrics, nothing_measured
 from shardserve.router.prediction import PredictionHandlers
 from shardserve.router.rest import Rest
 from shardserve.router.servable import Servable
 from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
 from shardserve.router.sharded import load_sharded
 from shardserve.router.whole import load_whole
+from shardserve.shards.cut.cut import CutModel
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
 
@@ -30,25 +31,33 @@ def start_threads(options: DoorOptions) -> StageThreads:
 
 
 def load_servable(
-    plan: ModelPlan, channels: Sequence[ShardChannel], threads: StageThreads, options: DoorOptions
+    plan: ModelPlan,
+    channels: Sequence[ShardChannel],
+    threads: StageThreads,
+    options: DoorOptions,
+    cut: CutModel | None = None,
 ) -> Servable:
     """Load the part of a plan's model that stays in the router: all of it, if nothing is cut.
 
-    With batching parameters, requests are batched around it. Blocks while TensorFlow loads. Raises
-    as `load_sharded` and `load_whole` do.
+    With batching parameters, requests are batched around it. `cut` is as for `load_sharded`. Blocks
+    while TensorFlow loads. Raises as `load_sharded` and `load_whole` do.
     """
-    servable = _load(plan, channels, threads, options)
+    servable = _load(plan, channels, threads, options, cut)
     return servable if options.batching is None else BatchedServable(servable, options.batching)
 
 
 def _load(
-    plan: ModelPlan, channels: Sequence[ShardChannel], threads: StageThreads, options: DoorOptions
+    plan: ModelPlan,
+    channels: Sequence[ShardChannel],
+    threads: StageThreads,
+    options: DoorOptions,
+    cut: CutModel | None,
 ) -> Servable:
     parallelism = _parallelism(options)
     if plan.is_whole:
         directory = Path(plan.directory)
         return load_whole(plan.name, plan.version, directory, threads, plan.tags, parallelism)
-    return load_sharded(plan, channels, threads, parallelism)
+    return load_sharded(plan, channels, threads, parallelism, cut)
 
 
 def _parallelism(options: DoorOptions) -> Parallelism:
@@ -56,14 +65,23 @@ def _parallelism(options: DoorOptions) -> Parallelism:
 
 
 class Serving:
-    """One model's handlers, and the doors that lead to them."""
+    """One model's handlers, and the doors that lead to them.
 
-    def __init__(self, servable: Servable, threads: StageThreads, options: DoorOptions) -> None:
+    `measured` asks the shards, for the metrics page.
+    """
+
+    def __init__(
+        self,
+        servable: Servable,
+        threads: StageThreads,
+        options: DoorOptions,
+        measured: Measured = nothing_measured,
+    ) -> None:
         version = Version(State.AVAILABLE, servable)
         catalog = Catalog({servable.name: Model({servable.version: version})})
         handlers = Handlers(catalog, threads)
         metrics = Metrics()
-        self.rest = Rest(handlers, metrics, options.rest_timeout)
+        self.rest = Rest(handlers, metrics, options.rest_timeout, measured=measured)
         self.prediction = PredictionHandlers(handlers, metrics)
         self._doors: list[HttpDoor | GrpcDoor] = []
         if options.rest_port:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NoReturn
 
 import ray
@@ -20,10 +20,11 @@ import ray
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.private_directory import socket_path
 from shardserve.cluster.progress import failure_of
+from shardserve.shards.device_loss import DeviceLost, UntilLost
 from shardserve.shards.handshake import Credentials
 from shardserve.shards.layout import Slice
+from shardserve.shards.measures import Measure, process_measures
 from shardserve.shards.memory import peak_rss_bytes, release_code_pages
-from shardserve.shards.row_cache import CacheCounts
 from shardserve.shards.server import RunningServer, serve_in_thread
 from shardserve.shards.shard import Shard
 from shardserve.shards.tables import TableSource
@@ -41,6 +42,8 @@ _THREADS = 2
 _WAITING_THREADS = 8
 #: Between an attempt to load that failed and the next one.
 _RETRY_SECONDS = 2.0
+#: What the controller may take to hear why a process ends.
+_LAST_WORDS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,11 @@ class ShardSpec:
 
 @dataclass(frozen=True)
 class ShardProcess:
-    """A shard's process: its id, the most memory it ever had resident, what it has imported.
-
-    `cache` counts what its caches of hot rows did.
-    """
+    """A shard's process: its id, the most memory it ever had resident, what it has imported."""
 
     pid: int
     peak_bytes: int
     packages: tuple[str, ...]
-    cache: CacheCounts = field(default_factory=CacheCounts)
 
 
 class ShardActor:
@@ -75,11 +74,12 @@ class ShardActor:
     """
 
     def __init__(self, seat: Seat, controller: str) -> None:
+        self._seat = seat
         self._controller = ray.get_actor(controller, NAMESPACE)
         spec: ShardSpec = ray.get(self._controller.begins.remote(seat))
         try:
             self._shard = self._load(spec)
-            self._server = _serve(spec, self._shard)
+            self._server = _serve(spec, self._shard, self._end)
         except Exception as error:  # noqa: BLE001 (it is reported, and ends the process)
             ray.get(self._controller.refused.remote(seat, failure_of(error)))
             _give_up()
@@ -104,8 +104,18 @@ class ShardActor:
     def process(self) -> ShardProcess:
         """What this process is, for reports."""
         packages = {name.partition(".")[0] for name in sys.modules}
-        counts = self._shard.cache_counts
-        return ShardProcess(os.getpid(), peak_rss_bytes(), tuple(sorted(packages)), counts)
+        return ShardProcess(os.getpid(), peak_rss_bytes(), tuple(sorted(packages)))
+
+    def measures(self) -> list[Measure]:
+        """What the shard and its process tell of themselves."""
+        return [*self._shard.measures(), *process_measures()]
+
+    def _end(self, error: DeviceLost) -> None:
+        """End the process, so that Ray makes the actor again; routers ask other replicas."""
+        logger.critical("%s: %s; the process ends", self._seat, error.message)
+        told = self._controller.ended.remote(self._seat, failure_of(error))
+        ray.wait([told], timeout=_LAST_WORDS_SECONDS)
+        os._exit(1)
 
     def _load(self, spec: ShardSpec) -> Shard:
         release_code_pages()
@@ -126,13 +136,14 @@ class ShardActor:
             os._exit(1)
 
 
-def _serve(spec: ShardSpec, shard: Shard) -> RunningServer:
+def _serve(spec: ShardSpec, shard: Shard, lost: Callable[[DeviceLost], None]) -> RunningServer:
     socket = socket_path(spec.run, spec.seat.shard, spec.seat.replica)
     socket.unlink(missing_ok=True)  # It is there if the process before this one was killed.
     host = ray.util.get_node_ip_address()
     threads = _WAITING_THREADS if shard.may_wait else _THREADS
+    executor = UntilLost(shard, lost)
     return serve_in_thread(
-        shard, spec.credentials, threads=threads, unix_path=str(socket), host=host
+        executor, spec.credentials, threads=threads, unix_path=str(socket), host=host
     )
 
 

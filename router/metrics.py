@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from shardserve.batching.errors import Code
+from shardserve.shards.measures import Measure
 
 #: Upper bounds in microseconds: 10, 18, 32.4, ... as the original's Exponential(10, 1.8, 33).
 BUCKETS = tuple(10 * 1.8**power for power in range(33))
@@ -20,6 +21,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MICROSECONDS = 1e6
 
 Labels = tuple[str, ...]
+#: What the shards tell of themselves. Never raises; those that do not answer are left out.
+Measured = Callable[[], Awaitable[Sequence[Measure]]]
 
 
 class Counter:
@@ -119,16 +122,36 @@ class Metrics:
                 running += spent
         self._runtime.observe((model, api, "TF1"), running)
 
-    def page(self) -> bytes:
-        """Everything in Prometheus' text form, with what the registry has besides."""
+    def page(self, measures: Iterable[Measure] = ()) -> bytes:
+        """Everything in Prometheus' text form, with what the registry has besides.
+
+        Measures of the shards stand there under ":shardserve:" and their names.
+        """
         families = (self._requests, self._latency, self._runtime, self._stages)
         lines = [line for family in families for line in family.lines()]
+        lines += _measure_lines(measures)
         return "\n".join([*lines, ""]).encode() + generate_latest(self._registry)
 
 
 _CODEC_STAGES = frozenset({"decode", "encode"})
 
 _BOUNDS = tuple(f"{bound:g}" for bound in BUCKETS)
+
+
+async def nothing_measured() -> Sequence[Measure]:
+    """`Measured` where there are no shards."""
+    return ()
+
+
+def _measure_lines(measures: Iterable[Measure]) -> Iterator[str]:
+    by_name: dict[str, list[Measure]] = {}
+    for measure in measures:
+        by_name.setdefault(measure.name, []).append(measure)
+    for name, family in by_name.items():
+        yield f"# TYPE :shardserve:{name} {family[0].kind}"
+        for one in family:
+            names, values = tuple(zip(*one.labels, strict=True)) or ((), ())
+            yield f":shardserve:{name}{_labelled(names, values)} {one.value}"
 
 
 def _labelled(names: Labels, values: Labels) -> str:

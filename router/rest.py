@@ -19,7 +19,7 @@ from shardserve.batching.errors import (
 )
 from shardserve.router import logs
 from shardserve.router.handlers import Handlers
-from shardserve.router.metrics import CONTENT_TYPE, Metrics
+from shardserve.router.metrics import CONTENT_TYPE, Measured, Metrics, nothing_measured
 from shardserve.router.routes import Route, route
 from shardserve.router.servable import RequestContext
 from shardserve.router.status_codes import HTTP_STATUS
@@ -56,11 +56,13 @@ class Rest:
         metrics: Metrics,
         timeout: float = TIMEOUT_SECONDS,
         monitoring_path: str = MONITORING_PATH,
+        measured: Measured = nothing_measured,
     ) -> None:
         self._handlers = handlers
         self._metrics = metrics
         self._timeout = timeout
         self._monitoring_path = monitoring_path
+        self._measured = measured
         self._log = logs.logger(entrypoint="REST")
 
     async def handle(
@@ -71,7 +73,7 @@ class Rest:
         `path` is as it came: percent-encoded and with its query.
         """
         if path.startswith(self._monitoring_path):
-            return self._monitoring(path)
+            return await self._monitoring(path)
         exchange = _Exchange(logs.request_id(headers.get(logs.REQUEST_ID)), self._timeout)
         try:
             exchange.route = route(method, path)
@@ -106,11 +108,12 @@ class Rest:
                 return self._handlers.metadata_json(asked.spec)
         raise Unimplemented(f"{asked.action} is not served")
 
-    def _monitoring(self, path: str) -> Response:
+    async def _monitoring(self, path: str) -> Response:
         if path != self._monitoring_path:
             text = f"Unexpected path: {path}. Should be {self._monitoring_path}"
             return Response(400, (("content-type", "text/plain"),), text.encode())
-        return Response(200, (("content-type", CONTENT_TYPE),), self._metrics.page())
+        page = self._metrics.page(await self._measured())
+        return Response(200, (("content-type", CONTENT_TYPE),), page)
 
     def _failed(self, exchange: _Exchange, error: ServingError) -> Response:
         seconds = self._count(exchange, error.code)

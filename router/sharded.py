@@ -39,15 +39,17 @@ def load_sharded(
     channels: Sequence[ShardChannel],
     threads: StageThreads,
     parallelism: Parallelism = Parallelism(),  # noqa: B008 (frozen)
+    cut: CutModel | None = None,
 ) -> ShardedServable:
     """Load a plan's model, but for its tables: those are asked of `channels`, one for each shard.
 
+    `cut` is what the plan was made of, where it was made in this process; otherwise it is cut here.
     Blocks while TensorFlow loads; call it on a thread. Raises a `ServingError` that names the file
     or the table when the model does not match the plan.
     """
-    cut = cut_saved_model(
-        Path(plan.directory), CutRule(only=frozenset(plan.layout.tables)), plan.tags
-    )
+    if cut is None:
+        rule = CutRule(only=frozenset(plan.layout.tables))
+        cut = cut_saved_model(Path(plan.directory), rule, plan.tags)
     runner = TensorFlowRunner(threads, _graph_of(cut), parallelism)
     _initialise(runner, cut)
     return ShardedServable(plan, cut, channels, runner)

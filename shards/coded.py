@@ -12,7 +12,7 @@ from shardserve.shards.arguments import integers
 from shardserve.shards.chunks import pool_in_chunks
 from shardserve.shards.kernels import AHEAD, AHEAD_IN_STEPS, address_of, call_pool, check_found
 from shardserve.shards.native import library
-from shardserve.shards.storage import Precision, coded_row_bytes
+from shardserve.shards.storage import Precision, Tier, coded_row_bytes
 
 Array = npt.NDArray[Any]
 
@@ -25,6 +25,8 @@ class CodedStore:
 
     may_wait = False
     dtype = "float32"
+    tier = Tier.MEMORY
+    in_place = False
 
     def __init__(self, coded: Array, precision: Precision, columns: int) -> None:
         if coded.shape[1] != coded_row_bytes(precision, columns) or not coded.flags.c_contiguous:
@@ -46,6 +48,13 @@ class CodedStore:
     @property
     def nbytes(self) -> int:
         return self._coded.nbytes
+
+    @property
+    def resident_bytes(self) -> int:
+        return self.nbytes
+
+    def block(self, first: int, last: int) -> Array:
+        return self.gather(np.arange(first, last))
 
     def gather(self, rows: Array) -> Array:
         rows, _ = integers(rows, "row numbers")

@@ -38,7 +38,9 @@ def read_form(form: type[Form], path: Path) -> Form:
 def parse_form(form: type[Form], text: str | bytes, where: str) -> Form:
     """As `read_form`, for text; `where` names its origin in errors."""
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506 (it is a safe one)
+    except yaml.MarkedYAMLError as error:
+        raise InvalidArgument(f"{where}: not YAML: {_place(error)}{error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"{where}: not YAML: {error}") from None
     try:
@@ -46,6 +48,25 @@ def parse_form(form: type[Form], text: str | bytes, where: str) -> Form:
     except ValidationError as error:
         problems = "; ".join(map(_problem, error.errors()))
         raise InvalidArgument(f"{where}: {problems}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """As its parent, which of two equal keys takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add((key.tag, str(key.value)))
+        return super().construct_mapping(node, deep=deep)
+
+
+def _place(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    return "" if mark is None else f"line {mark.line + 1}: "
 
 
 def _problem(problem: Mapping[str, Any]) -> str:

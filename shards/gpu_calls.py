@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from shardserve.batching.errors import InvalidArgument
+
 Array = npt.NDArray[Any]
 
 WARP = 32
@@ -77,11 +79,18 @@ class Device(Protocol):
         """Have what `perform` would run ready. Raises Internal if it does not compile."""
         ...
 
+    def release_unused(self) -> None:
+        """Give back what calls took and nobody holds: a device keeps that, by thread, for others.
+
+        For when the threads that made them are no more.
+        """
+        ...
+
     def perform(self, memory: Any, call: Call) -> tuple[Array, int]:
         """Run a call whose TABLE is `memory`, and wait for it: its result, the caller's; `missed`.
 
-        Raises ResourceExhausted where memory for arguments and result is short, and Internal where
-        the device fails.
+        Raises ResourceExhausted where memory for arguments and result is short, Internal where the
+        device fails, and DeviceLost where it will at all that this process asks of it.
         """
         ...
 
@@ -90,13 +99,14 @@ def geometry(items: int, steps: int) -> Geometry:
     """Threads for `items` items of `steps` steps each, one thread for each step.
 
     An item's threads lie side by side in one warp, or a part of one that is a power of two; what is
-    wider than a warp is divided among blocks.
+    wider than a warp is divided among blocks. Raises InvalidArgument for what no grid is wide
+    enough for: rows of some 8 MB and more.
     """
     lanes = min(WARP, 1 << (steps - 1).bit_length())
     per_block = THREADS // lanes
     across = -(-steps // lanes)
     if across > MAX_GRID_Y:
-        raise ValueError(f"rows of {steps} steps are too wide for a grid")
+        raise InvalidArgument(f"rows are too wide for tier 'gpu': {steps} loads each")
     return Geometry((-(-items // per_block), across), (lanes, per_block))
 
 

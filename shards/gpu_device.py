@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shardserve.batching.errors import FailedPrecondition, Internal, ResourceExhausted
+from shardserve.batching.errors import (
+    FailedPrecondition,
+    Internal,
+    ResourceExhausted,
+    ServingError,
+)
+from shardserve.shards.device_loss import DeviceLost
 from shardserve.shards.gpu_calls import ALIGNMENT, Call, Place, packed
 from shardserve.shards.gpu_code import ALL_FOUND_BYTE, DEVICE
 
@@ -23,6 +29,8 @@ Array = npt.NDArray[Any]
 
 #: Products and sums are rounded apart.
 _OPTIONS = ("--fmad=false",)
+#: cudaErrorMemoryAllocation: of device memory CuPy says so in an error of its own.
+_SHORT_OF_MEMORY = 2
 
 
 @functools.cache
@@ -77,7 +85,7 @@ class CupyDevice:
             }
             self.launch(memory, call, addresses, known)
             back = self._empty_pinned(answer.nbytes, np.uint8)
-            answer.get(out=back)
+            answer.data.copy_to_host_async(back.ctypes.data, answer.nbytes)
             cupy.cuda.get_current_stream().synchronize()
             del sent  # It had to live until here, as `answer` had.
         missed = int(back[:8].view(np.uint64)[0])
@@ -87,6 +95,12 @@ class CupyDevice:
         """See `Device.compile`."""
         with self._failures("for a kernel"):
             self._kernel(call)
+
+    def release_unused(self) -> None:
+        """See `Device.release_unused`."""
+        with self._failures("for nothing"):
+            self._cupy.get_default_memory_pool().free_all_blocks()
+            self._cupy.get_default_pinned_memory_pool().free_all_blocks()
 
     def launch(
         self, memory: Any, call: Call, addresses: list[int], known: dict[Place, int]
@@ -115,7 +129,7 @@ class CupyDevice:
         for array, start in zip(arrays, starts, strict=True):
             staged[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
         sent = self._cupy.empty(nbytes, np.uint8)
-        sent.set(staged)
+        sent.data.copy_from_host_async(staged.ctypes.data, nbytes)
         return (sent, staged), [sent.data.ptr + start for start in starts]
 
     def _stream(self) -> Any:
@@ -129,14 +143,32 @@ class CupyDevice:
         try:
             yield
         except cuda.memory.OutOfMemoryError as error:
-            free, total = cuda.runtime.memGetInfo()
-            raise ResourceExhausted(
-                f"the GPU has too little memory {what_for}: {free} of {total} bytes are free"
-            ) from error
+            raise self._shortage(what_for) from error
         except cuda.compiler.CompileException as error:
             raise Internal(f"a kernel does not compile: {error}") from error
         except RuntimeError as error:  # CUDA's own errors, and a library of CUDA's that is missing.
-            raise Internal(f"the GPU failed: {error}") from error
+            raise self._failure(error, what_for) from error
+
+    def _shortage(self, what_for: str) -> ServingError:
+        runtime = self._cupy.cuda.runtime
+        try:
+            free, total = runtime.memGetInfo()
+        except runtime.CUDARuntimeError as error:
+            return self._failure(error, what_for)
+        return ResourceExhausted(
+            f"the GPU has too little memory {what_for}: {free} of {total} bytes are free"
+        )
+
+    def _failure(self, error: RuntimeError, what_for: str) -> ServingError:
+        """An error that CUDA does not get over is one that it gives whatever it is asked next."""
+        runtime = self._cupy.cuda.runtime
+        if isinstance(error, runtime.CUDARuntimeError) and error.status == _SHORT_OF_MEMORY:
+            return ResourceExhausted(f"there is too little pinned memory {what_for}: {error}")
+        try:
+            runtime.deviceSynchronize()
+        except runtime.CUDARuntimeError as lasting:
+            return DeviceLost(f"the GPU failed, and this process cannot use it again: {lasting}")
+        return Internal(f"the GPU failed: {error}")
 
 
 def words(call: Call, known: dict[Place, int], addresses: list[int]) -> Iterator[np.int64]:

@@ -27,7 +27,7 @@ from shardserve.shards.gpu_calls import (
 )
 from shardserve.shards.gpu_code import ALL_FOUND, CODED_FORMS, SAVED_FORMS, DeviceForm, word_bytes
 from shardserve.shards.halves import HALVES, sums_dtype
-from shardserve.shards.storage import Precision, coded_row_bytes
+from shardserve.shards.storage import Precision, Tier, coded_row_bytes
 
 _NO_RESULT = np.dtype(np.uint8)
 
@@ -36,9 +36,13 @@ class GpuStore:
     """Rows of one slice in a device's memory. `put` fills it, before anything is asked.
 
     `dtype` is the table's; `precision` is what rows of float32 are kept at, where that is another.
+    Raises ResourceExhausted where the device's memory is short, and InvalidArgument for rows that
+    are too wide for it.
     """
 
     may_wait = True
+    tier = Tier.GPU
+    in_place = False
 
     def __init__(
         self,
@@ -62,11 +66,16 @@ class GpuStore:
             half = CODED_FORMS[Precision(dtype)] if dtype in HALVES else None
             self._form = half or SAVED_FORMS.get(dtype)
         self._sums_dtype = sums_dtype(dtype)
+        self._check_width()
         self._memory = device.hold(self.nbytes)
 
     @property
     def nbytes(self) -> int:
         return self.rows * self._row_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        return self.nbytes
 
     def put(self, places: Array, kept: Array) -> None:
         """Rows, by local number: `kept` is uint8 [n, bytes of a row], `places` int64 [n].
@@ -97,6 +106,9 @@ class GpuStore:
             for call in calls:
                 self._device.compile(call)
 
+    def block(self, first: int, last: int) -> Array:
+        return self.gather(np.arange(first, last))
+
     def gather(self, rows: Array) -> Array:
         rows, wide = integers(rows, "row numbers")
         if not len(rows) or not self.columns:
@@ -109,7 +121,7 @@ class GpuStore:
         rows, wide = integers(rows, "row numbers")
         offsets = checked_offsets(offsets, len(rows))
         weights = checked_weights(weights, len(rows), self._sums_dtype)
-        if not len(rows):
+        if not len(rows) or not self.columns:
             return np.zeros((len(offsets) - 1, self.columns), self._sums_dtype)
         return self._perform(self.pool_call(rows, offsets, weights, wide=wide), rows)
 
@@ -159,6 +171,13 @@ class GpuStore:
     def _of_form(self, form: DeviceForm, items: int) -> tuple[str, Geometry]:
         vector = form.vector(self.columns)
         return form_code(form, vector), geometry(items, -(-self.columns // vector))
+
+    def _check_width(self) -> None:
+        """Raise InvalidArgument, before anything is held, for rows that no launch has room for."""
+        if self._row_bytes:
+            geometry(1, self._row_bytes // word_bytes(self._row_bytes))
+        if self._form is not None and self.columns:
+            self._of_form(self._form, 1)
 
     def _perform(self, call: Call, rows: Array) -> Array:
         if not self.rows:

@@ -239,6 +239,37 @@ def read_rows(  # type: ignore[no-untyped-def]
     return n
 
 
+def read_blocks(  # type: ignore[no-untyped-def]
+    file, start, row_bytes, length, rows, places, n, target, target_row_bytes, buffer, size, ahead
+):
+    """As `read_rows`, of rows that rise: what lies between them is read as well, and left out.
+
+    `size` bytes at most are read at a time, at least `length`, to `buffer`; a row that does not
+    rise begins the next ones. The system is told `ahead` bytes before that they will be wanted.
+    """
+    i = 0
+    while i < n:
+        first = _load_int64(rows + i * 8)
+        last = first
+        stop = i + 1
+        while stop < n:
+            row = _load_int64(rows + stop * 8)
+            if row <= last or (row - first) * row_bytes + length > size:
+                break
+            last = row
+            stop += 1
+        offset = start + first * row_bytes
+        wanted = (last - first) * row_bytes + length
+        will_need(file, offset + ahead, wanted)
+        if _pread(types.int32(file), buffer, wanted, offset) != wanted:
+            return i
+        for j in range(i, stop):
+            source = buffer + (_load_int64(rows + j * 8) - first) * row_bytes
+            copy(source, target + _load_int64(places + j * 8) * target_row_bytes, length)
+        i = stop
+    return n
+
+
 def kernels(group: str) -> dict[str, tuple[Callable[..., Any], int]]:
     """Each kernel's name, its code, and how many numbers it takes. See `native.library`."""
     return _coded_kernels() if group == "coded" else _row_kernels()
@@ -249,6 +280,7 @@ def _row_kernels() -> dict[str, tuple[Callable[..., Any], int]]:
         "gather": (gather, 8),
         "read_rows": (read_rows, 10),
         "distinct": (distinct, 10),
+        "read_blocks": (read_blocks, 12),
     }
     for name, element in (("float32", types.float32), ("float64", types.float64)):
         code[f"pool_{name}"] = (pool_any(element), 11)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, TypeVar
@@ -53,11 +53,8 @@ def load_slice(source: TableSource, piece: Slice, progress: Progress | None = No
         by_path = {path: files.enter_context(opened(path)) for path in _paths(source)}
         reader = Reader(result, by_path)
 
-        def perform(read: Read) -> int:
-            _advised(by_path, read)
-            return reader.read(read)
-
-        for nbytes in _in_parallel(perform, plan_reads(source, piece)):
+        reads = (_advised(by_path, read) for read in plan_reads(source, piece))
+        for nbytes in _in_parallel(reader.read, reads):
             done += nbytes
             if progress is not None:
                 progress(nbytes)
@@ -98,12 +95,11 @@ def load_rows(
     with ExitStack() as files:
         by_path = {path: files.enter_context(opened(path)) for path in _paths(source)}
 
-        def convert(rows: Array, places: Array) -> int:
+        def convert(rows: Array, places: Array, reads: Sequence[Read]) -> int:
             buffer = np.empty((len(rows), piece.columns), array_dtype(source.table.dtype))
             reader = Reader(buffer, by_path)
             done = 0
-            for read in plan_rows(source, piece, rows):
-                _advised(by_path, read)
+            for read in reads:
                 done += reader.read(read)
             if done != buffer.nbytes:
                 raise DataLoss(
@@ -122,7 +118,11 @@ def load_rows(
             keep(places, coded)
             return coded.nbytes
 
-        for nbytes in _in_parallel(lambda some: convert(*some), _some_rows(source, piece)):
+        parts = (
+            (rows, places, [_advised(by_path, read) for read in plan_rows(source, piece, rows)])
+            for rows, places in _some_rows(source, piece)
+        )
+        for nbytes in _in_parallel(lambda part: convert(*part), parts):
             if progress is not None:
                 progress(nbytes)
 
@@ -151,16 +151,16 @@ def _in_parallel(read: Callable[[T], int], reads: Iterable[T]) -> Iterator[int]:
             yield waiting.popleft().result()
 
 
-def _advised(files: Mapping[str, int], read: Read) -> None:
-    """Tell the system how a read will go."""
+def _advised(files: Mapping[str, int], read: Read) -> Read:
+    """The read; the system is told of it, and so begins with a run before its turn has come."""
     match read:
         case Run(path, offset, nbytes):
-            os.posix_fadvise(files[path], offset, nbytes, os.POSIX_FADV_SEQUENTIAL)
+            os.posix_fadvise(files[path], offset, nbytes, os.POSIX_FADV_WILLNEED)
         case Scatter(path):
             os.posix_fadvise(files[path], 0, 0, _advice(read))
+    return read
 
 
 def _advice(scatter: Scatter) -> int:
     """Whether the pages between the wanted rows should be read ahead as well."""
-    apart = int(scatter.rows[-1] - scatter.rows[0]) * scatter.row_bytes / len(scatter.rows)
-    return os.POSIX_FADV_RANDOM if apart > SPARSE_BYTES else os.POSIX_FADV_SEQUENTIAL
+    return os.POSIX_FADV_RANDOM if scatter.apart > SPARSE_BYTES else os.POSIX_FADV_SEQUENTIAL

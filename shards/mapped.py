@@ -28,6 +28,7 @@ from shardserve.shards.layout import Slice
 from shardserve.shards.reads import plan_rows
 from shardserve.shards.row_cache import CacheCounts, RowCache
 from shardserve.shards.row_files import Reader, opened
+from shardserve.shards.storage import Tier
 from shardserve.shards.store import array_dtype
 from shardserve.shards.tables import Extent, TableSource
 
@@ -54,6 +55,8 @@ class MappedStore:
     """
 
     may_wait = True
+    tier = Tier.MAPPED
+    in_place = False
 
     def __init__(self, source: TableSource, piece: Slice, cache_bytes: int = 0) -> None:
         self._source = source
@@ -92,9 +95,19 @@ class MappedStore:
         return self._piece.nbytes(self._source.table)
 
     @property
+    def resident_bytes(self) -> int:
+        return 0 if self._cache is None else self._cache.held_bytes
+
+    @property
     def cache_counts(self) -> CacheCounts:
         """What became of the rows that were asked for; without a cache, nothing is counted."""
         return CacheCounts() if self._cache is None else self._cache.counts
+
+    def block(self, first: int, last: int) -> Array:
+        """Past the cache: who reads all rows would drive out those that are asked for often."""
+        out = np.empty((last - first, self.columns), self._dtype)
+        self._read(np.arange(first, last), out)
+        return out
 
     def gather(self, rows: Array) -> Array:
         rows = checked_rows(rows, self.rows)

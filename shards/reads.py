@@ -57,6 +57,11 @@ class Scatter:
     def nbytes(self) -> int:
         return self.length * len(self.rows)
 
+    @property
+    def apart(self) -> float:
+        """Bytes from the beginning of a row to that of the next on average, where rows rise."""
+        return int(self.rows[-1] - self.rows[0]) * self.row_bytes / len(self.rows)
+
 
 Read = Run | Scatter
 

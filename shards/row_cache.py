@@ -44,11 +44,17 @@ class RowCache:
         self._heat = np.zeros(self._places, np.uint8)
         self._lock = threading.Lock()
         self._counts = CacheCounts()
+        self._taken = 0
 
     @property
     def counts(self) -> CacheCounts:
         """What came of all rows that were ever asked for."""
         return self._counts
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the rows that are here now."""
+        return self._taken * int(self._held.shape[1])
 
     def take(self, rows: Array, out: Array) -> Array:
         """Copy the rows that are here to their places in `out`, uint8 [n, row_bytes].
@@ -75,6 +81,7 @@ class RowCache:
         with self._lock:
             cold = np.flatnonzero(self._heat[places] == 0)
             chosen, first = np.unique(places[cold], return_index=True)
+            self._taken += int((self._tags[chosen] < 0).sum())
             self._tags[chosen] = rows[cold[first]]
             self._held[chosen] = values[cold[first]]
             self._heat[chosen] = 1

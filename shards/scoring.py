@@ -6,15 +6,15 @@ with all classes is never there at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from shardserve.batching.errors import InvalidArgument, Unimplemented
 from shardserve.shards.best import Best, Picker, Totals
-from shardserve.shards.halves import HALVES, widened
+from shardserve.shards.class_matrix import PRODUCTS, ClassMatrix, class_matrix
 from shardserve.shards.messages import Axis, ScorePart
 from shardserve.shards.store import SliceStore, array_dtype
 
@@ -28,23 +28,6 @@ BLOCK_QUERIES = 128
 #: A slice is read, not held: one larger than all that may be queued must still be asked.
 _READ_COST = 64 << 20
 
-#: The dtypes of tables that can be scored, and of the products.
-PRODUCTS: Mapping[str, np.dtype[Any]] = {
-    "float64": np.dtype(np.float64),
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float32),
-    "bfloat16": np.dtype(np.float32),
-}
-
-
-@runtime_checkable
-class _HasBlocks(Protocol):
-    """A store whose rows can be read where they are."""
-
-    def block(self, first: int, last: int) -> Array:
-        """Rows [first, last), [last - first, columns]."""
-        ...
-
 
 def answer(store: SliceStore, part: ScorePart) -> Array:
     """What `ScorePart` says.
@@ -52,13 +35,16 @@ def answer(store: SliceStore, part: ScorePart) -> Array:
     Raises InvalidArgument for queries or a bias of another shape or dtype than the slice needs,
     Unimplemented for a table of a dtype that is not scored.
     """
-    matrix = _Matrix(store, part.axis)
+    if store.dtype not in PRODUCTS:
+        raise Unimplemented(f"scoring a table of {store.dtype} is not implemented")
+    matrix = class_matrix(store, part.axis)
     _check(store, part, matrix)
     if not part.k:
-        return np.asarray(part.queries @ matrix.chunk(0, matrix.classes).T)
+        return _every(matrix, part.queries)
+    step = matrix.queries_at_once(BLOCK_QUERIES)
     blocks = [
-        _best(matrix, part, part.queries[first : first + BLOCK_QUERIES])
-        for first in range(0, max(1, len(part.queries)), BLOCK_QUERIES)
+        _best(matrix, part, part.queries[first : first + step])
+        for first in range(0, max(1, len(part.queries)), step)
     ]
     return np.concatenate(blocks)
 
@@ -93,41 +79,8 @@ def biased(scores: Array, bias: Array | None, dtype: str) -> Array:
     return scores if bias is None else rounded(scores + bias[:, None], dtype)
 
 
-class _Matrix:
-    """A slice as [classes, width], a run of classes at a time."""
-
-    def __init__(self, store: SliceStore, axis: Axis) -> None:
-        by_rows = axis is Axis.ROWS
-        self._store = store
-        self._blocks = store if isinstance(store, _HasBlocks) else None
-        self.classes = store.rows if by_rows else store.columns
-        self.width = store.columns if by_rows else store.rows
-        self.dtype = store.dtype
-        self.chunk: Callable[[int, int], Array] = self._of_rows if by_rows else self._of_columns
-        self._whole: Array | None = None
-
-    def _of_rows(self, first: int, last: int) -> Array:
-        return _widened(self._rows(first, last), self.dtype)
-
-    def _of_columns(self, first: int, last: int) -> Array:
-        if self._whole is None:
-            self._whole = self._rows(0, self._store.rows)
-        return _widened(self._whole[:, first:last].T, self.dtype)
-
-    def _rows(self, first: int, last: int) -> Array:
-        if self._blocks is not None:
-            return self._blocks.block(first, last)
-        return self._store.gather(np.arange(first, last))
-
-
-def _widened(values: Array, dtype: str) -> Array:
-    return widened(values, dtype) if dtype in HALVES else values
-
-
-def _check(store: SliceStore, part: ScorePart, matrix: _Matrix) -> None:
-    product = PRODUCTS.get(store.dtype)
-    if product is None:
-        raise Unimplemented(f"scoring a table of {store.dtype} is not implemented")
+def _check(store: SliceStore, part: ScorePart, matrix: ClassMatrix) -> None:
+    product = PRODUCTS[store.dtype]
     queries, bias = part.queries, part.bias
     if queries.ndim != 2 or queries.shape[1] != matrix.width or queries.dtype != product:
         raise InvalidArgument(
@@ -144,7 +97,7 @@ def _check(store: SliceStore, part: ScorePart, matrix: _Matrix) -> None:
         raise Unimplemented(f"picking from {matrix.classes} classes is not implemented")
 
 
-def _best(matrix: _Matrix, part: ScorePart, queries: Array) -> Array:
+def _best(matrix: ClassMatrix, part: ScorePart, queries: Array) -> Array:
     k = min(part.k, matrix.classes)
     if not k or not len(queries):
         return np.empty((len(queries), 2 * k + 2 * part.totals), queries.dtype)
@@ -158,13 +111,24 @@ def _best(matrix: _Matrix, part: ScorePart, queries: Array) -> Array:
 
 
 def _chunks(
-    matrix: _Matrix, part: ScorePart, queries: Array, k: int
+    matrix: ClassMatrix, part: ScorePart, queries: Array, k: int
 ) -> Iterator[tuple[int, Array]]:
     """Scores [c, n] by rising class, the first of at least k classes; valid until the next."""
-    size = min(max(CHUNK_SCORES // len(queries), MIN_CHUNK, k), matrix.classes)
-    space = np.empty((size, len(queries)), queries.dtype)
-    for start in range(0, matrix.classes, size):
-        stop = min(start + size, matrix.classes)
-        scores = np.matmul(matrix.chunk(start, stop), queries.T, out=space[: stop - start])
-        bias = None if part.bias is None else part.bias[start:stop]
-        yield start, biased(scores, bias, matrix.dtype)
+    size = min(max(matrix.classes_at_once(_classes_wanted(queries)), k), matrix.classes)
+    for start, products in matrix.products(queries, size):
+        bias = None if part.bias is None else part.bias[start : start + len(products)]
+        yield start, biased(products, bias, matrix.dtype)
+
+
+def _classes_wanted(queries: Array) -> int:
+    return max(CHUNK_SCORES // max(1, len(queries)), MIN_CHUNK)
+
+
+def _every(matrix: ClassMatrix, queries: Array) -> Array:
+    """All products, [n, classes]."""
+    out = np.empty((len(queries), matrix.classes), queries.dtype)
+    size = max(1, matrix.classes_at_once(_classes_wanted(queries)))
+    step = matrix.queries_at_once(max(1, len(queries)))
+    for first in range(0, len(queries), step):
+        matrix.fill(out[first : first + step], queries[first : first + step], size)
+    return out

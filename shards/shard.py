@@ -8,9 +8,8 @@ from shardserve.batching.errors import InvalidArgument, ServingError
 from shardserve.shards import scoring
 from shardserve.shards.layout import Slice
 from shardserve.shards.loading import Progress
-from shardserve.shards.mapped import MappedStore
+from shardserve.shards.measures import Measure, RowTally, store_measures
 from shardserve.shards.messages import Array, LookupRequest, Op, Part, ScorePart
-from shardserve.shards.row_cache import CacheCounts
 from shardserve.shards.store import SliceStore, array_dtype
 from shardserve.shards.tables import TableSource
 from shardserve.shards.tiers import open_stores
@@ -21,13 +20,16 @@ _WAIT_COST = (1 << 20) + 1
 
 
 class Shard:
-    """Slices, each in its store, by slice id. Safe for many threads at once; never changes.
+    """Slices, each in its store, by slice id; `tables` names each one's table, for measures.
 
+    Safe for many threads at once; never changes, but for what it counts.
     It computes where it is called, and lets go of the interpreter's lock while it does.
     """
 
-    def __init__(self, stores: Sequence[SliceStore]) -> None:
+    def __init__(self, stores: Sequence[SliceStore], tables: Sequence[str] = ()) -> None:
         self.stores = tuple(stores)
+        self._tables = tuple(tables) or ("",) * len(self.stores)
+        self._looked_up = RowTally(len(self.stores))
         self._row_bytes = [_row_bytes(store) for store in stores]
         self._base_cost = [_WAIT_COST if store.may_wait else 0 for store in stores]
 
@@ -44,7 +46,8 @@ class Shard:
         `progress` is told of bytes as they come. `cache_bytes` is for hot rows of mapped slices.
         Raises as `open_stores` does.
         """
-        return cls(list(open_stores(sources, slices, progress, cache_bytes)))
+        stores = list(open_stores(sources, slices, progress, cache_bytes))
+        return cls(stores, [piece.table for piece in slices])
 
     @property
     def nbytes(self) -> int:
@@ -56,13 +59,9 @@ class Shard:
         """Whether some answers may have to wait for a disk or a device."""
         return any(store.may_wait for store in self.stores)
 
-    @property
-    def cache_counts(self) -> CacheCounts:
-        """What the caches of the mapped slices did so far, together."""
-        return sum(
-            (store.cache_counts for store in self.stores if isinstance(store, MappedStore)),
-            CacheCounts(),
-        )
+    def measures(self) -> list[Measure]:
+        """What the slices tell of themselves, as `store_measures` has it."""
+        return store_measures(self._tables, self.stores, self._looked_up.rows)
 
     def execute(self, request: LookupRequest) -> tuple[Array, ...]:
         """The answers to the request's parts, then to its scores. The arrays are the caller's.
@@ -71,7 +70,9 @@ class Shard:
         do not fit their slice or each other; Unimplemented for what the slice's store cannot do.
         """
         parts: tuple[Part | ScorePart, ...] = (*request.parts, *request.scores)
-        return tuple(self._answer(place, part) for place, part in enumerate(parts))
+        answers = tuple(self._answer(place, part) for place, part in enumerate(parts))
+        self._looked_up.add((part.slice_id, part.rows.size) for part in request.parts)
+        return answers
 
     def cost(self, request: LookupRequest) -> int:
         """Bytes that `execute` reads and writes, roughly. Never raises."""

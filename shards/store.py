@@ -14,7 +14,7 @@ import numpy.typing as npt
 from shardserve.shards.coded import CodedStore
 from shardserve.shards.halves import HALVES
 from shardserve.shards.kernels import RowKernels
-from shardserve.shards.storage import Precision
+from shardserve.shards.storage import Precision, Tier
 
 Array = npt.NDArray[Any]
 
@@ -43,8 +43,30 @@ class SliceStore(Protocol):
         ...
 
     @property
+    def tier(self) -> Tier:
+        """Where the rows are kept."""
+        ...
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the tier's memory that rows take now: of a mapped slice, the cached ones'."""
+        ...
+
+    @property
     def may_wait(self) -> bool:
         """Whether an answer may have to wait for a disk or a device."""
+        ...
+
+    @property
+    def in_place(self) -> bool:
+        """Whether `block` shows rows where they are kept, and costs nothing."""
+        ...
+
+    def block(self, first: int, last: int) -> Array:
+        """Rows [first, last), 0 <= first <= last <= rows: [last - first, columns].
+
+        Not to be written to. Raises DataLoss or Internal as `gather` does, where it has to fetch.
+        """
         ...
 
     def gather(self, rows: Array) -> Array:
@@ -71,6 +93,8 @@ class HostStore:
     """
 
     may_wait = False
+    tier = Tier.MEMORY
+    in_place = True
 
     def __init__(self, array: Array, dtype: str | None = None) -> None:
         self._kernels = RowKernels(array)
@@ -97,8 +121,11 @@ class HostStore:
     def nbytes(self) -> int:
         return self._kernels.table.nbytes
 
+    @property
+    def resident_bytes(self) -> int:
+        return self.nbytes
+
     def block(self, first: int, last: int) -> Array:
-        """Rows [first, last) where they are kept. Not to be written to."""
         return self._kernels.table[first:last]
 
     def gather(self, rows: Array) -> Array:

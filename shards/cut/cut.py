@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
@@ -25,18 +26,23 @@ from shardserve.shards.cut.variables import Variable, handle_tensor, named, rest
 from shardserve.shards.model import DEFAULT_THRESHOLD
 from shardserve.shards.tables import Table
 
+#: Variables that an error names at most.
+_NAMES = 20
+
 
 @dataclass(frozen=True)
 class CutRule:
     """Which variables to cut: those of at least `threshold` bytes, and those named in `always`.
 
     `only`, where it is set, names the tables to cut and overrides both: a layout knows its tables.
+    `named_in` is where they are named, for errors.
     """
 
     threshold: int = DEFAULT_THRESHOLD
     always: frozenset[str] = frozenset()
     never: frozenset[str] = frozenset()
     only: frozenset[str] | None = None
+    named_in: str = ""
 
     def wants(self, name: str, nbytes: int) -> bool:
         """Whether the variable is to be cut, if it can be."""
@@ -225,11 +231,14 @@ class _Cutter:
     def _check_named(self, groups: Mapping[str, list[Variable]]) -> None:
         names = sorted({*groups, *(table.name for table in self._partitioned.tables)})
         for name in sorted(self._rule.named - set(names)):
-            known = ", ".join(names) or "none"
             raise InvalidArgument(
-                f"table {name!r} is not a variable that a signature of "
-                f"{self._model.directory} reads; those are: {known}"
+                f"{self._named}table {name!r} is not a variable that a signature of "
+                f"{self._model.directory} reads; those are: {_some_of(names, name)}"
             )
+
+    @property
+    def _named(self) -> str:
+        return f"{self._rule.named_in}: " if self._rule.named_in else ""
 
     def _readers(self, variable: Variable) -> frozenset[str] | None:
         node = TableNode(variable.shared_name, variable.dtype, variable.shape or ())
@@ -270,7 +279,7 @@ class _Cutter:
             reason = "; ".join(uses.reasons) or hidden or "no lookup reads it"
         assert reason is not None
         if name in self._rule.named:
-            raise InvalidArgument(f"table {name!r} cannot be cut: {reason}")
+            raise InvalidArgument(f"{self._named}table {name!r} cannot be cut: {reason}")
         why = "; ".join(filter(None, (reason, note)))
         self._whole.append(
             WholeVariable(name, first.key, first.dtype, first.shape, first.nbytes, why)
@@ -295,6 +304,14 @@ class _Cutter:
         if not self._rule.wants(name, variable.nbytes):
             return "below the threshold, or not named in the layout"
         return stored if isinstance(stored, str) else None
+
+
+def _some_of(names: Sequence[str], like: str) -> str:
+    """Names, those that are like `like` first; all of them, if they are not many."""
+    alike = get_close_matches(like, names, n=_NAMES, cutoff=0.5)
+    ordered = [*alike, *(name for name in names if name not in alike)]
+    more = [f"and {len(names) - _NAMES} more"] if len(names) > _NAMES else []
+    return ", ".join([*ordered[:_NAMES], *more]) or "none"
 
 
 def _cleaned(model: InlinedModel, graph_def: graph_pb2.GraphDef) -> graph_pb2.GraphDef:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from shardserve.batching.errors import InvalidArgument
+from shardserve.batching.errors import InvalidArgument, ServingError
 from shardserve.shards.bundle import Bundle, open_bundle
-from shardserve.shards.checksums import verify_entries
+from shardserve.shards.checksums import entry_bytes, verify_entries
 from shardserve.shards.cut.cut import CutModel, CutRule, CutTable, cut_saved_model
 from shardserve.shards.cut.saved_model import checkpoint_prefix
 from shardserve.shards.cut.scorings import Scoring
@@ -19,28 +19,55 @@ from shardserve.shards.messages import Axis
 from shardserve.shards.model import ModelPlan, PlanOptions, fingerprint
 from shardserve.shards.plan import Plan, PlanRequest, plan_layout
 from shardserve.shards.row_counts import RowCounts
-from shardserve.shards.tables import TableSource
+from shardserve.shards.tables import Table, TableSource
+
+#: Is told how many bytes were verified since it was told last, and how many there are in all.
+Verified = Callable[[int, int], None]
 
 
-def plan_model(name: str, version: int, directory: Path, options: PlanOptions) -> ModelPlan:
-    """Plan one version of a model; `directory` is the version's own.
+def plan_model(
+    name: str,
+    version: int,
+    directory: Path,
+    options: PlanOptions,
+    verified: Verified | None = None,
+) -> ModelPlan:
+    """As `cut_and_plan`, without the cut."""
+    return cut_and_plan(name, version, directory, options, verified)[1]
+
+
+def cut_and_plan(
+    name: str,
+    version: int,
+    directory: Path,
+    options: PlanOptions,
+    verified: Verified | None = None,
+) -> tuple[CutModel, ModelPlan]:
+    """Plan one version of a model; `directory` is the version's own. The cut is as planned for.
 
     Reads `saved_model.pb`, the layout file and the checkpoint's index; of the variables nothing,
     unless checksums are to be verified. Raises NotFound or DataLoss naming a file that is missing,
-    cut off, damaged or does not match the graph, and InvalidArgument naming the table for a layout
-    that does not fit the model.
+    cut off, damaged or does not match the graph, and InvalidArgument naming the layout file and the
+    table for a layout that does not fit the model.
     """
     cut, layout = cut_and_layout(directory, options)
     if not layout.tables:
-        return ModelPlan(name, version, str(directory), options.tags, layout, {}, "")
+        return cut, ModelPlan(name, version, str(directory), options.tags, layout, {}, "")
     prefix = checkpoint_prefix(directory)
     bundle = open_bundle(str(prefix))
     sources = table_sources(bundle, cut.tables)
     if options.verify_checksums:
-        verify_entries(bundle, (run.key for table in cut.tables.values() for run in table.stored))
+        _verify(bundle, cut.tables, verified)
     index = prefix.with_name(prefix.name + ".index").read_bytes()
     digest = fingerprint(name, version, layout, sources, index)
-    return ModelPlan(name, version, str(directory), options.tags, layout, sources, digest)
+    plan = ModelPlan(name, version, str(directory), options.tags, layout, sources, digest)
+    return cut, plan
+
+
+def _verify(bundle: Bundle, tables: Mapping[str, CutTable], verified: Verified | None) -> None:
+    keys = {run.key for table in tables.values() for run in table.stored}
+    total = entry_bytes(bundle, keys)
+    verify_entries(bundle, keys, verified and (lambda nbytes: verified(nbytes, total)))
 
 
 def cut_and_layout(directory: Path, options: PlanOptions) -> tuple[CutModel, Layout]:
@@ -50,6 +77,16 @@ def cut_and_layout(directory: Path, options: PlanOptions) -> tuple[CutModel, Lay
     tables = {name: found.table for name, found in cut.tables.items()}
     if file is None:
         return cut, plan_tables(cut.tables, options).layout
+    try:
+        return cut, _layout_of(file, cut, tables, options)
+    except ServingError as error:
+        what = error.message.removeprefix("layout: ")
+        raise type(error)(f"{options.layout_file}: {what}") from error
+
+
+def _layout_of(
+    file: LayoutFile, cut: CutModel, tables: Mapping[str, Table], options: PlanOptions
+) -> Layout:
     layout = to_layout(file, tables)
     _check_hot_rows(layout, cut)
     if options.replicas is not None:
@@ -57,7 +94,7 @@ def cut_and_layout(directory: Path, options: PlanOptions) -> tuple[CutModel, Lay
         check(layout, tables)
     if options.memory_per_shard is not None:
         check_memory(layout, tables, options.memory_per_shard)
-    return cut, layout
+    return layout
 
 
 def _check_hot_rows(layout: Layout, cut: CutModel) -> None:
@@ -84,7 +121,7 @@ def cut_rule(options: PlanOptions, file: LayoutFile | None) -> CutRule:
     """A layout file names the tables to cut; without one the threshold decides."""
     if file is None:
         return CutRule(threshold=options.threshold)
-    return CutRule(only=frozenset(file.tables))
+    return CutRule(only=frozenset(file.tables), named_in=str(options.layout_file))
 
 
 def plan_tables(

@@ -13,11 +13,11 @@ from dataclasses import replace
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import dtypes
 
+from shardserve.shards.class_matrix import PRODUCTS
 from shardserve.shards.cut.graph import data_inputs, tensor
 from shardserve.shards.cut.scorings import Pick, Scale, Scoring
 from shardserve.shards.cut.shapes import ShapedGraph
 from shardserve.shards.messages import Axis
-from shardserve.shards.scoring import PRODUCTS
 
 #: The products, and the attributes that transpose their operands.
 _PRODUCTS = {

@@ -80,10 +80,18 @@ def test_a_layout_that_can_be_served_is_valid_and_its_loads_are_shown(
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ("{sharding: table, shards: [2]}", "table 'table_1': shard 2 is not in [0, 2)"),
+        ("{sharding: table, shards: [2]}", "{path}: table 'table_1': shard 2 is not in [0, 2)"),
         ("{sharding: column, slices: [{shard: 0, columns: [0, 9]}]}", "columns [9, 16) lie on no"),
         ("{sharding: table, shards: [0], tier: cloud}", "tables.table_1.tier"),
-        ("{sharding: table, shards: [0]}\n  absent: {sharding: table, shards: [0]}", "absent"),
+        (
+            "{sharding: table, shards: [0]}\n  table_9x: {sharding: table, shards: [0]}",
+            "{path}: table 'table_9x' is not a variable",
+        ),
+        (
+            "{sharding: table, shards: [0]}\n  table_1: {sharding: table, shards: [1]}",
+            "{path}: not YAML: line 6: 'table_1' is there twice",
+        ),
+        ("{sharding: table, shards: [0", "{path}: not YAML: line "),
     ],
 )
 def test_a_layout_that_cannot_be_served_is_refused_by_the_check_as_by_the_server(
@@ -95,7 +103,7 @@ def test_a_layout_that_cannot_be_served_is_refused_by_the_check_as_by_the_server
     assert run("plan", str(tiny_dlrm), f"--check={path}") == 1
 
     out, err = capsys.readouterr()
-    assert said in err
+    assert said.format(path=path) in err.replace("\n", " ")
     assert out == ""
 
 
@@ -144,6 +152,8 @@ def test_row_counts_of_a_table_that_does_not_exist_are_refused(
         (("serve", "--model_name=m", "--model_base_path=/absent"), 1, "/absent"),
         (("serve", "--model_name=m"), 2, "--model_base_path"),
         ((*SERVE, "--layout=/absent.yaml"), 1, "/absent.yaml"),
+        ((*SERVE, "--layout=/a.yaml", "--shards=2"), 1, "--shards is the layout's to say: /a.yaml"),
+        (("plan", "/m", "--check=/a.yaml", "--tier=mapped"), 1, "--tier is the layout's to say"),
         ((*SERVE, "--port=0"), 1, "--port"),
         ((*SERVE, "--engine=x"), 2, "--engine"),
         ((*SERVE, "--nonsense=1"), 2, "--nonsense"),

@@ -7,7 +7,7 @@ from shardserve.cluster.console import MAX_BARS, METRICS_PATH, Bar, announcement
 from shardserve.cluster.example import Example
 from shardserve.cluster.options import DoorOptions, Engine, ServeOptions
 from shardserve.cluster.placement import Seat
-from shardserve.cluster.progress import Progress
+from shardserve.cluster.progress import Phase, Progress, verified
 from shardserve.cluster.versions import VersionDirectory
 from shardserve.router.rest import MONITORING_PATH
 
@@ -18,9 +18,10 @@ FOUND = VersionDirectory(7, Path("/models/dlrm/7"))
 def test_each_seat_has_a_bar() -> None:
     seats = {Seat(0, 0): 100, Seat(1, 0): 50}
 
-    assert bars_of(Progress(1, totals=seats, loaded={Seat(1, 0): 20})) == [
-        Bar(Seat(0, 0), "shard 0 replica 0", 0, 100),
-        Bar(Seat(1, 0), "shard 1 replica 0", 20, 50),
+    progress = Progress(1, Phase.LOADING, totals=seats, loaded={Seat(1, 0): 20})
+    assert bars_of(progress) == [
+        Bar("shard 0 replica 0", 0, 100),
+        Bar("shard 1 replica 0", 20, 50),
     ]
 
 
@@ -28,9 +29,14 @@ def test_many_seats_share_one_bar() -> None:
     seats = {Seat(shard, 0): 10 for shard in range(MAX_BARS + 1)}
     loaded = {Seat(0, 0): 10, Seat(3, 0): 5}
 
-    assert bars_of(Progress(1, totals=seats, loaded=loaded)) == [
-        Bar(None, f"{MAX_BARS + 1} shard actors", 15, 10 * (MAX_BARS + 1))
+    assert bars_of(Progress(1, Phase.LOADING, totals=seats, loaded=loaded)) == [
+        Bar(f"{MAX_BARS + 1} shard actors", 15, 10 * (MAX_BARS + 1))
     ]
+
+
+def test_the_verification_of_checksums_has_a_bar() -> None:
+    progress = verified(verified(Progress(0), 10, 100), 20, 100)
+    assert bars_of(progress) == [Bar("checksums", 30, 100)]
 
 
 def test_the_announcement_names_every_port_and_the_example() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -72,6 +73,25 @@ def test_the_local_engine_answers_as_tensorflow_does(
 
     np.testing.assert_allclose(over_rest, expected, rtol=1e-5)
     np.testing.assert_allclose(over_grpc, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("engine", "seats"), [("on_ray", 4), ("local", 3)])
+def test_the_metrics_page_of_either_engine_has_what_its_shards_tell(
+    engine: str, seats: int, request: pytest.FixtureRequest, example: tuple[list[Any], Any]
+) -> None:
+    started: Server = request.getfixturevalue(engine)
+    predict_over_rest(f"127.0.0.1:{started.rest}", "m", example[0])
+
+    _, _, page = http(f"http://127.0.0.1:{started.rest}/monitoring/prometheus/metrics", "GET", None)
+
+    found = {
+        family.name: family.samples for family in text_string_to_metric_families(page.decode())
+    }
+    resident = found[":shardserve:resident_bytes"]
+    assert len({(one.labels["shard"], one.labels["replica"]) for one in resident}) == seats
+    assert {(one.labels["model_name"], one.labels["tier"]) for one in resident} == {("m", "memory")}
+    assert all(one.value > 0 and one.labels["table"] for one in resident)
+    assert sum(one.value for one in found[":shardserve:looked_up_row_count"]) > 0
 
 
 def test_the_local_engine_loads_no_ray(local: Server) -> None:

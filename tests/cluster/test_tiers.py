@@ -12,7 +12,6 @@ from shardserve.cluster.progress import Phase
 from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.layout_file import dump_layout, to_file
 from shardserve.shards.model import PlanOptions
-from shardserve.shards.row_cache import CacheCounts
 from shardserve.shards.storage import Storage, Tier
 from tests.cluster.runs import running
 from tests.cluster.test_ray import CUT, predict, routed
@@ -35,7 +34,14 @@ async def test_mapped_tables_are_served_and_shards_tell_what_their_caches_did(
         async with routed(run) as servable:
             for _ in range(2):
                 np.testing.assert_array_equal(await predict(servable), expected)
-        counts = CacheCounts()
-        for seat, _ in (await run.table()).by_seat():
-            counts += (await run.process_of(seat)).cache
-        assert counts.hits >= counts.misses > 0
+        told = await run.controller.measures.remote()
+        sums = {
+            name: sum(m.value for m in told if m.name == name) for name in (m.name for m in told)
+        }
+        hits, misses = sums["row_cache_hit_count"], sums["row_cache_miss_count"]
+        assert hits >= misses > 0
+        assert hits + misses == sums["looked_up_row_count"]
+        assert 0 < sums["resident_bytes"] == sums["row_cache_bytes"] <= 2 << 20
+        assert sums["process_resident_bytes"] > 20 << 20
+        shards = {dict(measure.labels)["shard"] for measure in told}
+        assert shards == {str(shard) for shard in range(planned.layout.shards)}

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shardserve.batching.errors import Code
 from shardserve.router import logs
 from shardserve.router.metrics import BUCKETS, MAX_SERIES, Counter, Histogram, Metrics
+from shardserve.shards.measures import Measure, MeasureKind
 
 
 @pytest.fixture
@@ -154,3 +155,22 @@ def test_a_level_leaves_out_what_is_below_it() -> None:
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(ValueError, match="log level 'loud'"):
         logs.configure("loud")
+
+
+def test_what_shards_tell_of_themselves_stands_there_under_its_name(
+    registry: CollectorRegistry,
+) -> None:
+    hits = Measure("row_cache_hit_count", MeasureKind.COUNTER, 7, (("table", 'a"b'),))
+    told = [
+        hits.labelled(shard=0),
+        Measure("process_resident_bytes", MeasureKind.GAUGE, 9),
+        hits.labelled(shard=1),
+    ]
+    lines = Metrics(registry).page(told).decode().splitlines()
+    first = lines.index("# TYPE :shardserve:row_cache_hit_count counter")
+    assert lines[first + 1 : first + 5] == [
+        r':shardserve:row_cache_hit_count{shard="0",table="a\"b"} 7',
+        r':shardserve:row_cache_hit_count{shard="1",table="a\"b"} 7',
+        "# TYPE :shardserve:process_resident_bytes gauge",
+        ":shardserve:process_resident_bytes{} 9",
+    ]

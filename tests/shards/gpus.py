@@ -11,7 +11,7 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,17 +98,19 @@ class EmulatedGpu:
     """A `Device` whose memory is the host's."""
 
     def hold(self, nbytes: int) -> np.ndarray:
-        return _aligned(nbytes)
+        return aligned(nbytes)
 
     def compile(self, call: Call) -> None:
         assert hasattr(_compiled(call.code), call.name)
 
+    def release_unused(self) -> None: ...
+
     def perform(self, memory: np.ndarray, call: Call) -> tuple[np.ndarray, int]:
         starts, nbytes = packed(call.arrays)
-        sent = _aligned(nbytes)
+        sent = aligned(nbytes)
         for array, start in zip(call.arrays, starts, strict=True):
             sent[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
-        result = _aligned(call.dtype.itemsize * int(np.prod(call.shape)))
+        result = aligned(call.dtype.itemsize * int(np.prod(call.shape)))
         missed = np.full(1, ALL_FOUND, np.uint64)
         known = {
             Place.TABLE: memory.ctypes.data,
@@ -116,19 +118,26 @@ class EmulatedGpu:
             Place.MISSED: missed.ctypes.data,
         }
         addresses = [sent.ctypes.data + start for start in starts]
-        arguments = np.array(list(words(call, known, addresses)), np.int64)
-        library = _compiled(call.code)
-        library.run(
-            ctypes.cast(library[call.name], ctypes.c_void_p),
-            arguments.ctypes.data_as(ctypes.c_void_p),
-            len(arguments),
-            (ctypes.c_int * 2)(*call.geometry.grid),
-            (ctypes.c_int * 2)(*call.geometry.block),
-        )
+        arguments = list(words(call, known, addresses))
+        launched(call.code, call.name, call.geometry.grid, call.geometry.block, arguments)
         return result.view(call.dtype).reshape(call.shape), int(missed[0])
 
 
-def _aligned(nbytes: int) -> np.ndarray:
+def launched(
+    code: str, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]
+) -> None:
+    """Run all threads of a launch."""
+    library = _compiled(code)
+    library.run(
+        ctypes.cast(library[name], ctypes.c_void_p),
+        np.array(arguments, np.int64).ctypes.data_as(ctypes.c_void_p),
+        len(arguments),
+        (ctypes.c_int * 2)(*grid),
+        (ctypes.c_int * 2)(*block),
+    )
+
+
+def aligned(nbytes: int) -> np.ndarray:
     """As a device gives memory: no more bytes than asked for, and aligned."""
     raw = np.full(nbytes + 256, 0xAA, np.uint8)
     start = -raw.ctypes.data % 256

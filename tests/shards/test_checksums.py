@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shardserve.batching.errors import DataLoss, NotFound
 from shardserve.shards import checksums
 from shardserve.shards.bundle import open_bundle
-from shardserve.shards.checksums import verify_entries
+from shardserve.shards.checksums import entry_bytes, verify_entries
 from tests.checkpoints import numbered, save, save_boxes
 
 DTYPES = (np.float32, np.float16, np.int64, np.uint8)
@@ -63,3 +63,16 @@ def test_a_file_that_became_shorter_is_refused(tmp_path):
     file.unlink()
     with pytest.raises(NotFound, match="no such data file"):
         verify_entries(bundle, ["emb"])
+
+
+def test_progress_is_told_of_every_byte_and_may_end_the_reading(prefix):
+    bundle = open_bundle(prefix)
+    steps: list[int] = []
+    verify_entries(bundle, bundle.entries, steps.append)
+    assert sum(steps) == entry_bytes(bundle, bundle.entries) > 0
+
+    def stop(_nbytes: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verify_entries(bundle, bundle.entries, stop)

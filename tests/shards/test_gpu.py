@@ -36,7 +36,7 @@ from shardserve.shards.rows import RowHash, RowMod, RowRange
 from shardserve.shards.shard import Shard
 from shardserve.shards.storage import Precision, Storage, Tier, coded_row_bytes
 from shardserve.shards.store import HostStore
-from tests.shards.gpus import devices, on_gpu
+from tests.shards.gpus import EmulatedGpu, devices, on_gpu, why_no_emulation
 from tests.shards.stores import written
 
 on_each_device = pytest.mark.parametrize("device", devices().values(), ids=devices())
@@ -60,8 +60,11 @@ def test_a_row_of_128_floats_is_one_warps_and_a_narrow_one_part_of_one():
 
 
 def test_what_is_too_wide_for_a_grid_is_refused():
-    with pytest.raises(ValueError, match="too wide"):
+    with pytest.raises(InvalidArgument, match="rows are too wide for tier 'gpu'"):
         geometry(1, 33 * 65_536)
+    if why_no_emulation() is None:
+        with pytest.raises(InvalidArgument, match="too wide"):
+            GpuStore(EmulatedGpu(), 0, 4 * 33 * 65_536, "float32", Precision.INT8)
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=5))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardserve.batching.errors import DataLoss, NotFound
-from shardserve.shards import reads
+from shardserve.shards import reads, row_files
 from shardserve.shards.bundle import open_bundle
 from shardserve.shards.layout import Slice
 from shardserve.shards.loading import load_slice
@@ -20,6 +20,7 @@ from shardserve.shards.reads import Run, Scatter, plan_reads
 from shardserve.shards.rows import HotRows, RowHash, RowMod, RowRange, RowSet
 from shardserve.shards.tables import Extent, Table, TableSource
 from tests.checkpoints import Array, numbered, save, save_boxes
+from tests.shards.stores import dealt_out
 
 ROWS, COLUMNS = 300, 12
 TENSOR = numbered((ROWS, COLUMNS))
@@ -86,17 +87,7 @@ def test_a_slice_has_its_elements_however_the_checkpoint_is_cut(
 @settings(max_examples=60, deadline=None)
 @given(piece=pieces(), parts=st.integers(1, 7), chunk=st.integers(1, 40))
 def test_rows_that_lie_a_step_apart_come_to_their_places(piece, parts, chunk, tmp_path_factory):
-    path = tmp_path_factory.mktemp("steps") / "data"
-    runs = [TENSOR[part::parts] for part in range(parts)]
-    path.write_bytes(b"".join(run.tobytes() for run in runs))
-    offsets = np.cumsum([0, *(run.nbytes for run in runs)])
-    source = TableSource(
-        Table("emb", "float32", ROWS, (COLUMNS,)),
-        tuple(
-            Extent(str(path), int(offsets[part]), part, ROWS, 0, COLUMNS, parts)
-            for part in range(parts)
-        ),
-    )
+    source = dealt_out(tmp_path_factory.mktemp("steps") / "data", TENSOR, parts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reads, "SCATTER_ROWS", chunk)
         loaded = load_slice(source, piece)
@@ -178,6 +169,20 @@ def checkpoint(tmp_path: Path) -> tuple[TableSource, Path]:
 
 
 KINDS = [RowRange(0, ROWS), RowMod(1, 2, ROWS), RowHash(1, 2, ROWS)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(piece=pieces(), dense=st.integers(0, 500), block=st.integers(48, 2000))
+def test_rows_are_the_same_whether_read_one_by_one_or_picked_from_blocks(
+    piece, dense, block, tmp_path_factory
+):
+    prefix = save(tmp_path_factory.mktemp("blocks") / "v", {"emb": TENSOR})
+    source = open_bundle(prefix).source("emb", "emb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_files, "DENSE_BYTES", dense)
+        patch.setattr(row_files, "BLOCK_BYTES", block)
+        loaded = load_slice(source, piece)
+    np.testing.assert_array_equal(loaded, expected(piece))
 
 
 @pytest.mark.parametrize("rows", KINDS)

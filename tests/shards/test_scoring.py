@@ -11,27 +11,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardserve.batching.errors import InvalidArgument, Unimplemented
-from shardserve.shards import scoring
+from shardserve.shards import class_matrix, scoring
 from shardserve.shards.best import unpack
 from shardserve.shards.messages import Axis, LookupRequest, Op, Part, ScorePart
 from shardserve.shards.replicas import ReplicatedChannel
+from shardserve.shards.rows import RowHash, RowRange
 from shardserve.shards.server import serve_in_thread
 from shardserve.shards.session import ServerLimits
 from shardserve.shards.shard import Shard
+from shardserve.shards.storage import Precision
 from shardserve.shards.store import HostStore
+from tests.shards.gpus import devices, on_gpu
 from tests.shards.plane import CREDENTIALS
+from tests.shards.stores import coded, mapped
 
+COPIED = {
+    "mapped": mapped(lambda rows: RowRange(0, rows)),
+    "mapped, scattered": mapped(lambda rows: RowHash(2, 3, 3 * rows), column_start=1),
+    "coded": lambda _: coded(Precision.FLOAT16),
+    **{name: lambda _, device=device: on_gpu(device) for name, device in devices().items()},
+}
 WHOLE = np.random.default_rng(0).integers(-2, 3, (9, 5))
-
-
-class _Copies:
-    """A store that only gathers: where rows are kept is nobody's business."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self._store = HostStore(array)
-        self.rows, self.columns, self.dtype = array.shape[0], array.shape[1], array.dtype.name
-        self.nbytes = array.nbytes
-        self.gather, self.pool = self._store.gather, self._store.pool
 
 
 def stored(dtype: str) -> HostStore:
@@ -43,14 +43,14 @@ def stored(dtype: str) -> HostStore:
 
 def queries(width: int, dtype: str = "float32", n: int = 3) -> np.ndarray:
     drawn = np.random.default_rng(1).integers(-3, 4, (n, width))
-    return drawn.astype(scoring.PRODUCTS[dtype])
+    return drawn.astype(class_matrix.PRODUCTS[dtype])
 
 
 def picked(scores: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
-@pytest.mark.parametrize("dtype", scoring.PRODUCTS)
+@pytest.mark.parametrize("dtype", class_matrix.PRODUCTS)
 @pytest.mark.parametrize("axis", Axis)
 def test_scores_are_the_product(dtype, axis):
     asked = queries(5 if axis is Axis.ROWS else 9, dtype)
@@ -59,7 +59,7 @@ def test_scores_are_the_product(dtype, axis):
     np.testing.assert_array_equal(found, asked @ (WHOLE.T if axis is Axis.ROWS else WHOLE))
 
 
-@pytest.mark.parametrize("dtype", scoring.PRODUCTS)
+@pytest.mark.parametrize("dtype", class_matrix.PRODUCTS)
 @pytest.mark.parametrize("axis", Axis)
 @pytest.mark.parametrize("k", [1, 3, 5, 100])
 def test_the_best_are_the_highest_and_of_equal_ones_the_first(dtype, axis, k):
@@ -88,13 +88,30 @@ def test_many_queries_and_many_classes_are_scored_in_pieces(n, classes, k, axis)
     np.testing.assert_array_equal(best.indices, picked(asked @ table.T, k))
 
 
+@pytest.mark.parametrize("make", COPIED.values(), ids=COPIED)
 @pytest.mark.parametrize("axis", Axis)
 @pytest.mark.parametrize("k", [0, 4])
-def test_a_store_that_only_gathers_answers_the_same(axis, k):
+@pytest.mark.parametrize("copied", [1, 50, 1 << 20])
+def test_a_store_whose_rows_have_to_be_fetched_answers_the_same_from_a_few_at_a_time(
+    make, axis, k, copied, monkeypatch, tmp_path
+):
     array = WHOLE.astype(np.float32)
+    store = make(tmp_path)(array, "float32")
+    asked: list[int] = []
+    block = store.block
+
+    def recorded(first: int, last: int) -> np.ndarray:
+        asked.append((last - first) * array.shape[1] * array.itemsize)
+        return block(first, last)
+
+    monkeypatch.setattr(class_matrix, "COPY_BYTES", copied)
+    monkeypatch.setattr(class_matrix, "SUM_BYTES", copied)
+    monkeypatch.setattr(store, "block", recorded)
     part = ScorePart(0, queries(5 if axis is Axis.ROWS else 9), axis, k)
-    found, expected = (scoring.answer(store, part) for store in (_Copies(array), HostStore(array)))
+    found, expected = (scoring.answer(one, part) for one in (store, HostStore(array)))
     np.testing.assert_array_equal(found.view(np.int32), expected.view(np.int32))
+    least = array.itemsize * array.shape[1] * (k if axis is Axis.ROWS and k else 1)
+    assert max(asked) <= max(copied, least)
 
 
 def test_products_of_half_precision_are_rounded_before_the_best_are_picked():

@@ -119,6 +119,20 @@ def test_it_gathers_rows(store, table, dtype):
     np.testing.assert_array_equal(store.gather(rows), table[rows])
 
 
+@pytest.mark.parametrize(("first", "last"), [(0, 100), (17, 60), (99, 100), (5, 5)])
+def test_it_gives_blocks_of_rows(store, table, first, last):
+    np.testing.assert_array_equal(store.block(first, last), table[first:last])
+
+
+def test_it_says_where_rows_are_and_what_they_take_of_memory(store, kind):
+    store.gather(np.array([3, 3]))
+    tier = kind.partition(",")[0] if kind.startswith(("mapped", "gpu")) else "memory"
+    assert store.tier == tier
+    assert store.in_place is (kind == "memory")
+    cached = {"mapped, with a cache": 64, "mapped, with a small cache": 64}.get(kind, 0)
+    assert store.resident_bytes == (cached if tier == "mapped" else store.nbytes)
+
+
 def test_it_pools_rows(store, table):
     rows, offsets = np.array([5, 6, 5, 99]), np.array([0, 2, 2, 4])
     expected = [table[5] + table[6], np.zeros(16), table[5] + table[99]]

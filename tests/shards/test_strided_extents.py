@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from hypothesis import given, settings
@@ -13,24 +12,14 @@ from shardserve.shards.coded import CodedStore
 from shardserve.shards.loading import load_coded, load_slice
 from shardserve.shards.mapped import MappedStore
 from shardserve.shards.storage import Precision, Storage
-from shardserve.shards.tables import Extent, Table, TableSource
-from tests.shards.test_loading import COLUMNS, ROWS, TENSOR, expected, pieces
-
-
-def dealt_out(path: Path, parts: int) -> TableSource:
-    """TENSOR in `parts` runs: row r is in run r % parts."""
-    extents = []
-    with path.open("wb") as file:
-        for part in range(parts):
-            extents.append(Extent(str(path), file.tell(), part, ROWS, 0, COLUMNS, parts))
-            file.write(TENSOR[part::parts].tobytes())
-    return TableSource(Table("emb", str(TENSOR.dtype), ROWS, (COLUMNS,)), tuple(extents))
+from tests.shards.stores import dealt_out
+from tests.shards.test_loading import TENSOR, expected, pieces
 
 
 @settings(max_examples=40, deadline=None)
 @given(piece=pieces(), parts=st.integers(1, 7))
 def test_every_store_answers_a_slices_rows(piece, parts, tmp_path_factory):
-    source = dealt_out(tmp_path_factory.mktemp("dealt") / "data", parts)
+    source = dealt_out(tmp_path_factory.mktemp("dealt") / "data", TENSOR, parts)
     held = expected(piece)
     np.testing.assert_array_equal(load_slice(source, piece), held)
     rows = np.arange(len(held))[::-1].astype(np.int64)
