@@ -10,7 +10,11 @@ from pathlib import Path
 from tensorflow.core.framework import graph_pb2
 
 from shardserve.batching.errors import InvalidArgument
+from shardserve.shards.cut.bodies import Bodies, unshare
+from shardserve.shards.cut.call_outs import AskedShape, CallOut
+from shardserve.shards.cut.calling import with_call_outs
 from shardserve.shards.cut.graph import Graph, split, tensor
+from shardserve.shards.cut.inside import InsideFinder
 from shardserve.shards.cut.motifs import MotifFinder, TableNode, Uses
 from shardserve.shards.cut.partitioned import PartitionedTable, Strategy, find_partitioned
 from shardserve.shards.cut.picks import with_separate_outputs
@@ -54,8 +58,9 @@ class CutRule:
 class CutTable:
     """A variable that became a table, where the checkpoint has it, and all lookups that read it.
 
-    Or several variables, which the graph partitions ids over by `strategy`. `note` says why a
-    variable that looks like one of several is a table of its own.
+    `call_outs` are lookups that running graphs make themselves. Or several variables, which the
+    graph partitions ids over by `strategy`. `note` says why a variable that looks like one of
+    several is a table of its own.
     """
 
     table: Table
@@ -63,6 +68,12 @@ class CutTable:
     lookups: tuple[AnyLookup, ...]
     strategy: Strategy | None = None
     note: str = ""
+    call_outs: tuple[CallOut, ...] = ()
+
+    @property
+    def all_lookups(self) -> tuple[AnyLookup, ...]:
+        """Those of rounds, and those called out."""
+        return (*self.lookups, *(one.lookup for one in self.call_outs))
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,8 @@ class CutModel:
     """A SavedModel after the cut.
 
     `graph_def` holds what the stages run. `variables` are the variable nodes left in it, which the
-    router restores. `programs` has one program for each signature.
+    router restores. `programs` has one program for each signature. A node that calls out says in
+    its token which of `call_outs` it is.
     """
 
     inlined: InlinedModel
@@ -90,6 +102,7 @@ class CutModel:
     whole: tuple[WholeVariable, ...]
     programs: Mapping[str, Program]
     variables: tuple[Variable, ...]
+    call_outs: tuple[CallOut, ...]
     graph_def: graph_pb2.GraphDef = field(repr=False)
 
     def program_for(self, signature: str, outputs: Collection[str]) -> Program:
@@ -126,6 +139,9 @@ def cut_saved_model(directory: Path, rule: CutRule, tags: tuple[str, ...] = ("se
     table_dtypes = {name: cut.table.dtype for name, cut in decided.tables.items()}
     lookups = decided.lookups
     dtypes = {t: _dtype(lookup, t, table_dtypes[lookup.table]) for t, lookup in lookups.items()}
+    graph_def = with_call_outs(
+        graph_def, decided.call_outs, decided.shapes_inside, decided.cut_nodes, table_dtypes
+    )
     graph_def = with_separate_outputs(graph_def, lookups.values(), table_dtypes)
     graph_def = without_tables(graph_def, dtypes, decided.shapes, decided.cut_nodes)
     return _assembled(decided, graph_def)
@@ -135,8 +151,8 @@ def cut_saved_model(directory: Path, rule: CutRule, tags: tuple[str, ...] = ("se
 class _Decided:
     """What is cut and what is not.
 
-    `shapes` has the value of each tensor that asks for a table's shape; `cut_nodes` are the cut
-    variables' nodes.
+    `shapes` has the value of each tensor that asks for a table's shape, `shapes_inside` of those in
+    loops and branches; `cut_nodes` are the cut variables' nodes.
     """
 
     model: InlinedModel
@@ -144,7 +160,13 @@ class _Decided:
     whole: tuple[WholeVariable, ...]
     variables: tuple[Variable, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    shapes_inside: Mapping[AskedShape, tuple[int, ...]]
     cut_nodes: frozenset[str]
+
+    @property
+    def call_outs(self) -> tuple[CallOut, ...]:
+        """All call-outs, numbered as the graph's nodes are."""
+        return tuple(one for cut in self.tables.values() for one in cut.call_outs)
 
     @property
     def lookups(self) -> dict[str, AnyLookup]:
@@ -172,6 +194,7 @@ def _assembled(decided: _Decided, without: graph_pb2.GraphDef) -> CutModel:
         whole=decided.whole,
         programs=programs,
         variables=tuple(v for v in decided.variables if v.node in left),
+        call_outs=decided.call_outs,
         graph_def=graph_def,
     )
 
@@ -183,14 +206,17 @@ class _Cutter:
         outputs = [i.name for s in model.signatures.values() for i in s.outputs.values()]
         self._variables = restored_variables(Graph(graph_def), model.restore_op)
         self._graph_def = _cleaned(model, graph_def)
+        unshare(self._graph_def)
         self._graph = ShapedGraph(self._graph_def, outputs)
         self._live = self._graph.ancestors(self._graph.outputs)
         self._finder = MotifFinder(self._graph, self._live)
+        self._inside = InsideFinder(self._finder, Bodies(self._graph_def))
         self._partitioned = find_partitioned(
             self._graph, self._live, self._variables, self._readers
         )
         self._tables: dict[str, CutTable] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._shapes_inside: dict[AskedShape, tuple[int, ...]] = {}
         self._cut_nodes: set[str] = set()
         self._whole: list[WholeVariable] = []
 
@@ -209,6 +235,7 @@ class _Cutter:
             whole=tuple(self._whole),
             variables=tuple(self._variables.values()),
             shapes=self._shapes,
+            shapes_inside=self._shapes_inside,
             cut_nodes=frozenset(self._cut_nodes),
         )
         return decided, self._graph_def
@@ -233,8 +260,8 @@ class _Cutter:
 
     def _readers(self, variable: Variable) -> frozenset[str] | None:
         node = TableNode(variable.shared_name, variable.dtype, variable.shape or ())
-        uses = self._finder.uses(handle_tensor(variable), node, is_ref=variable.is_ref)
-        if uses.reasons or uses.shapes:
+        uses = self._finder.uses(handle_tensor(variable), node, is_value=variable.is_ref)
+        if uses.reasons or uses.shapes or uses.entries:
             return None
         return frozenset(lookup.node for lookup in uses.lookups)
 
@@ -257,17 +284,18 @@ class _Cutter:
         reason = self._reason_to_keep(name, first, stored)
         note = self._partitioned.reasons.get(first.node, "")
         if reason is None and first.shape is not None and isinstance(stored, StoredRows):
-            uses = self._uses(name, variables)
-            hidden = None
-            if uses.lookups and name not in self._rule.named:
-                hidden = hidden_layer(uses.lookups, first.shape)
-            if uses.lookups and not uses.reasons and not hidden:
-                table = Table(name, first.dtype, first.shape[0], first.shape[1:])
-                self._tables[name] = CutTable(table, (stored,), uses.lookups, note=note)
+            node = TableNode(name, first.dtype, first.shape)
+            uses = self._uses(node, variables)
+            inside = self._inside.uses(uses.entries, node)
+            table = Table(name, first.dtype, first.shape[0], first.shape[1:])
+            cut = CutTable(table, (stored,), uses.lookups, None, note, tuple(inside.call_outs))
+            reason = self._reason_against(cut, [*uses.reasons, *inside.reasons])
+            if reason is None:
+                self._tables[name] = cut
                 self._shapes |= dict.fromkeys(uses.shapes, first.shape)
+                self._shapes_inside |= dict.fromkeys(inside.shapes, first.shape)
                 self._cut_nodes.update(variable.node for variable in variables)
                 return
-            reason = "; ".join(uses.reasons) or hidden or "no lookup reads it"
         assert reason is not None
         if name in self._rule.named:
             raise InvalidArgument(f"table {name!r} cannot be cut: {reason}")
@@ -276,13 +304,23 @@ class _Cutter:
             WholeVariable(name, first.key, first.dtype, first.shape, first.nbytes, why)
         )
 
-    def _uses(self, name: str, variables: list[Variable]) -> Uses:
-        node = TableNode(name, variables[0].dtype, variables[0].shape or ())
-        found = [self._finder.uses(handle_tensor(v), node, is_ref=v.is_ref) for v in variables]
+    def _reason_against(self, cut: CutTable, reasons: list[str]) -> str | None:
+        """Why the table cannot be, or is not worth to be, what it would be."""
+        if reasons:
+            return "; ".join(reasons)
+        if not cut.all_lookups:
+            return "no lookup reads it"
+        if cut.table.name in self._rule.named:
+            return None
+        return hidden_layer(cut.all_lookups, (cut.table.rows, *cut.table.row_shape))
+
+    def _uses(self, node: TableNode, variables: list[Variable]) -> Uses:
+        found = [self._finder.uses(handle_tensor(v), node, is_value=v.is_ref) for v in variables]
         return Uses(
             lookups=tuple(lookup for use in found for lookup in use.lookups),
             shapes=tuple(shape for use in found for shape in use.shapes),
             reasons=tuple(why for use in found for why in use.reasons),
+            entries=tuple(entry for use in found for entry in use.entries),
         )
 
     def _reason_to_keep(

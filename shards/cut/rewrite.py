@@ -31,7 +31,7 @@ def without_tables(
     graph = Graph(graph_def)
     cut = {split(t)[0]: _placeholder(split(t)[0], d) for t, d in lookup_outputs.items()}
     fixed = {
-        split(t)[0]: _constant(graph.nodes[split(t)[0]], shape) for t, shape in shape_values.items()
+        split(t)[0]: shape_constant(graph.nodes[split(t)[0]], shape) for t, shape in shape_values.items()
     }
     kept = graph.downstream([*cut, *fixed])
     gone = graph.downstream(tables) - kept
@@ -41,7 +41,7 @@ def without_tables(
     rewritten.node.extend(
         cut.get(name)
         or fixed.get(name)
-        or _with_controls(node, lambda c: c not in gone and c not in cut)
+        or with_controls(node, lambda c: c not in gone and c not in cut)
         for name, node in graph.nodes.items()
         if name not in gone
     )
@@ -149,7 +149,7 @@ class _Effects:
         return self._known[start]
 
 
-def _with_controls(
+def with_controls(
     node: node_def_pb2.NodeDef, wanted: Callable[[str], bool]
 ) -> node_def_pb2.NodeDef:
     """The node with only those control inputs."""
@@ -172,7 +172,10 @@ def _placeholder(name: str, dtype: str) -> node_def_pb2.NodeDef:
     return node
 
 
-def _constant(asked: node_def_pb2.NodeDef, shape: tuple[int, ...]) -> node_def_pb2.NodeDef:
+def shape_constant(
+    asked: node_def_pb2.NodeDef, shape: tuple[int, ...]
+) -> node_def_pb2.NodeDef:
+    """What takes the place of a node that asks for a table's shape."""
     out_type = asked.attr["out_type"].type or types_pb2.DT_INT32
     node = node_def_pb2.NodeDef(name=asked.name, op="Const")
     node.attr["dtype"].type = out_type
