@@ -12,7 +12,7 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 
 from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
 from shardserve.shards.cut.inlining import NotInlinable, inlined
-from shardserve.shards.cut.ops import check_ops, fill_in_defaults
+from shardserve.shards.cut.ops import check_no_python, check_ops, fill_in_defaults
 from shardserve.shards.cut.rewrite import drop_idle_controls
 
 INIT_SIGNATURE = "__saved_model_init_op"
@@ -79,7 +79,8 @@ def inline(
 
     In the graph only While and If still run functions, every attribute is there, and control inputs
     that order nothing with an effect are gone. Raises as `read_meta_graph` does, NotFound for an
-    operation that TensorFlow does not have, and DataLoss for a function that is damaged.
+    operation that TensorFlow does not have, Unimplemented for one that calls Python, and DataLoss
+    for a function that is damaged.
     """
     meta_graph = read_meta_graph(directory, tags)
     check_ops(directory / "saved_model.pb", meta_graph.graph_def)
@@ -100,6 +101,7 @@ def inline(
     except (KeyError, IndexError) as error:
         path = directory / "saved_model.pb"
         raise DataLoss(f"{path}: a function refers to {error}, which it does not have") from None
+    check_no_python(directory / "saved_model.pb", graph_def)
     fill_in_defaults(graph_def)
     drop_idle_controls(graph_def)
     model = InlinedModel(directory, _without_graph(meta_graph), restore_op, init_op, assets)

@@ -82,8 +82,10 @@ class _Planner:
         fetches = [
             t for t in dict.fromkeys(map(tensor, tensors)) if self.known_as(t) not in self._known
         ]
-        self._fetches[number].extend(fetches)
         self._trace(fetches, number)
+        # What an earlier stage is found to make is known now, and only fed.
+        fed = set(self._feeds[number])
+        self._fetches[number].extend(name for name in fetches if name not in fed)
         self._known.update(fetches)
         self._known.update(output for lookup in lookups for output in outputs_of(lookup))
         self._rounds.append(

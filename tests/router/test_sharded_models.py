@@ -27,12 +27,16 @@ from shardserve.shards.local import LocalChannel
 from shardserve.shards.model import ModelPlan
 from shardserve.shards.shard import Shard
 from shardserve.shards.tables import TableSource
-from tests import saved_models_more, saved_models_tf1
+from tests import saved_models_flow, saved_models_more, saved_models_tf1
 from tests.layouts import layout_of, random_layout
 from tests.saved_models import THRESHOLD, Feeds, ModelCase
 from tests.uncut import Uncut
 
-CASES = {case.name: case for case in (*saved_models_tf1.CASES, *saved_models_more.CASES)}
+CASES = {
+    case.name: case
+    for module in (saved_models_tf1, saved_models_more, saved_models_flow)
+    for case in module.CASES
+}
 SHARDS = 3
 
 Answers = dict[str, np.ndarray]
