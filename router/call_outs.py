@@ -109,9 +109,7 @@ class Caller:
         self._is_closed = False
         self._error: ServingError | None = None
 
-    def run(
-        self, stage: Stage, values: Sequence[Array]
-    ) -> tuple[list[Array], dict[str, float]]:
+    def run(self, stage: Stage, values: Sequence[Array]) -> tuple[list[Array], dict[str, float]]:
         """The stage on `values`, and the seconds of each of `STAGES` that its call-outs took.
 
         What a call-out raised keeps its code and words: TensorFlow passes on neither.
@@ -150,9 +148,7 @@ class Caller:
         for one in asked:
             one.cancel()
 
-    def _start(
-        self, asking: Callable[[], Any]
-    ) -> Future[dict[int, LookupReply]]:
+    def _start(self, asking: Callable[[], Any]) -> Future[dict[int, LookupReply]]:
         with self._lock:
             if self._is_closed or self._loop.is_closed():
                 raise Cancelled("the request is over")

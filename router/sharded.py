@@ -216,8 +216,9 @@ class _Work:
         if stage is None:
             return 0.0
         values = [self._known[name] for name in stage.feeds]
+        spent: dict[str, float] = {}
         if self._caller is None:
-            results, spent = stage(*values), {}
+            results = stage(*values)
         else:
             results, spent = self._caller.run(stage, values)
         self._known.update(zip(stage.fetches, results, strict=True))

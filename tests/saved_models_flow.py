@@ -47,7 +47,8 @@ class Branches(tf.Module):
         value = tf.convert_to_tensor(self.outside)
 
         def pooled(table: Any, combiner: str) -> Any:
-            bags = tf.RaggedTensor.from_row_splits(ids, [0, tf.size(ids, tf.int64)]).to_sparse()
+            splits = [0, tf.size(ids, tf.int64)]
+            bags = tf.RaggedTensor.from_row_splits(ids, splits, validate=False).to_sparse()
             return tf.nn.embedding_lookup_sparse(table, bags, None, combiner=combiner)
 
         return {

@@ -41,7 +41,10 @@ def runs_functions(node: NodeDef) -> bool:
 
 def is_compiled(node: NodeDef, functions: Mapping[str, FunctionDef]) -> bool:
     """Whether XLA is to compile what the node runs, as one."""
-    attributes = [node.attr, *(functions[f.name].attr for f in _run_by(node) if f.name in functions)]
+    attributes = [
+        node.attr,
+        *(functions[f.name].attr for f in _run_by(node) if f.name in functions),
+    ]
     return any(_COMPILED in one and one[_COMPILED].b for one in attributes)
 
 

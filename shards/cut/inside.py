@@ -131,5 +131,3 @@ def _named(node: NodeDef) -> str:
 
 def _passes_on(node: NodeDef) -> bool:
     return node.op in SWITCHES or bool(node.attr["is_constant"].b)
-
-

@@ -31,7 +31,8 @@ def without_tables(
     graph = Graph(graph_def)
     cut = {split(t)[0]: _placeholder(split(t)[0], d) for t, d in lookup_outputs.items()}
     fixed = {
-        split(t)[0]: shape_constant(graph.nodes[split(t)[0]], shape) for t, shape in shape_values.items()
+        split(t)[0]: shape_constant(graph.nodes[split(t)[0]], shape)
+        for t, shape in shape_values.items()
     }
     kept = graph.downstream([*cut, *fixed])
     gone = graph.downstream(tables) - kept
@@ -172,9 +173,7 @@ def _placeholder(name: str, dtype: str) -> node_def_pb2.NodeDef:
     return node
 
 
-def shape_constant(
-    asked: node_def_pb2.NodeDef, shape: tuple[int, ...]
-) -> node_def_pb2.NodeDef:
+def shape_constant(asked: node_def_pb2.NodeDef, shape: tuple[int, ...]) -> node_def_pb2.NodeDef:
     """What takes the place of a node that asks for a table's shape."""
     out_type = asked.attr["out_type"].type or types_pb2.DT_INT32
     node = node_def_pb2.NodeDef(name=asked.name, op="Const")

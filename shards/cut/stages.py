@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tensorflow.core.framework import types_pb2
-from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from shardserve.shards.cut.call_outs import REQUEST
 from shardserve.shards.cut.graph import (
