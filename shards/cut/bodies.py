@@ -1,4 +1,4 @@
-"""The functions that loops, branches and calls run, each as a graph that can be read and changed."""
+"""The functions that loops, branches and calls run, each as a graph to read and to change."""
 
 from __future__ import annotations
 
