@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import text_format
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tensorflow.core.protobuf import saved_model_pb2
 
-from shardserve.batching.errors import InvalidArgument
+from shardserve.batching.errors import DataLoss, InvalidArgument
 from shardserve.router.session import StageThreads
 from shardserve.router.sharded import ShardedServable
 from shardserve.shards.layout import Layout
@@ -185,3 +188,27 @@ def test_a_thousand_tables_answer_as_one_does(kind, many_tables, many_sources, m
         expected = many_uncut.answer("serving_default", feeds)
         assert_same(ask(servable, "serving_default", feeds), expected)
     servable.close()
+
+
+@pytest.mark.parametrize("kind", ["row_mod", "column", "grid"])
+def test_a_model_in_text_form_answers_as_the_binary_one(kind, directory, tmp_path, threads):
+    path = Path(shutil.copytree(directory("vocabulary"), tmp_path / "text"))
+    binary = path / "saved_model.pb"
+    model = saved_model_pb2.SavedModel.FromString(binary.read_bytes())
+    (path / "saved_model.pbtxt").write_text(text_format.MessageToString(model))
+    binary.unlink()
+    sources = tables_of(path)
+    layout = layout_of(kind, {name: s.table for name, s in sources.items()}, SHARDS)
+    servable = served(path, layout, sources, threads)
+    feeds = {"words": np.array([[b"red", b"unknown"]], object)}
+    uncut = Uncut(path)
+    expected = uncut.answer("serving_default", feeds)
+    assert_same(ask(servable, "serving_default", feeds), expected)
+    uncut.close()
+    servable.close()
+
+
+def test_a_text_form_that_is_cut_off_is_refused_naming_the_file(tmp_path):
+    (tmp_path / "saved_model.pbtxt").write_text('meta_graphs { graph_def { node { name: "x')
+    with pytest.raises(DataLoss, match=r"saved_model\.pbtxt: not a SavedModel, or cut off"):
+        tables_of(tmp_path)
