@@ -15,7 +15,7 @@ from shardserve.shards.cut.graph import Graph, split, tensor
 from shardserve.shards.cut.inside import InsideFinder
 from shardserve.shards.cut.motifs import MotifFinder, TableNode, Uses
 from shardserve.shards.cut.partitioned import PartitionedTable, find_partitioned
-from shardserve.shards.cut.rewrite import pruned_to
+from shardserve.shards.cut.rewrite import bypass_identity_n, pruned_to
 from shardserve.shards.cut.saved_model import InlinedModel
 from shardserve.shards.cut.scorings import hidden_layer
 from shardserve.shards.cut.shapes import ShapedGraph
@@ -199,4 +199,5 @@ def _cleaned(model: InlinedModel, graph_def: graph_pb2.GraphDef) -> graph_pb2.Gr
     roots = [*outputs, *inputs, *model.assets]
     if model.init_op is not None:
         roots.append(model.init_op)
+    bypass_identity_n(graph_def)
     return pruned_to(graph_def, [tensor(name) for name in roots])

@@ -11,6 +11,7 @@ from shardserve.shards.cut.graph import (
     ITERATES,
     Graph,
     control_inputs,
+    data_inputs,
     has_effect,
     may_write,
     split,
@@ -61,6 +62,24 @@ def drop_idle_controls(graph_def: graph_pb2.GraphDef) -> None:
     effects = _Effects(Graph(graph_def))
     for node in graph_def.node:
         effects.prune(node)
+
+
+def bypass_identity_n(graph_def: graph_pb2.GraphDef) -> None:
+    """Let each node, in place, read what an IdentityN passes on from where that has it.
+
+    One often passes on rows of a table and the table itself, which nothing reads there.
+    """
+    passing = {
+        node.name: data_inputs(node)
+        for node in graph_def.node
+        if node.op == "IdentityN" and not control_inputs(node)
+    }
+    for node in graph_def.node:
+        for place, name in enumerate(node.input):
+            op, slot = split(name)
+            while op in passing:
+                op, slot = split(passing[op][slot])
+                node.input[place] = f"{op}:{slot}"
 
 
 def pruned_to(graph_def: graph_pb2.GraphDef, tensors: Iterable[str]) -> graph_pb2.GraphDef:
