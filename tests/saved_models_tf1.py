@@ -132,7 +132,7 @@ def concatenated(*, use_resource: bool) -> dict[str, tuple[Tensors, Tensors]]:
         ),
         "best": tf.math.top_k(tf.matmul(as_tensor[:, 0], kernel), 3).indices,
         "read_alone": tf.gather(tf.convert_to_tensor(read_alone), grid)
-        + tf.reduce_sum(list(read_alone)[0]),
+        + tf.reduce_sum(next(iter(read_alone))),
     }
     word = v1.placeholder(tf.string, [None], "word")
     hashed = tf.strings.to_hash_bucket_fast(word, ROWS)

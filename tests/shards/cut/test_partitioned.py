@@ -19,7 +19,6 @@ from tests.saved_models_tf1 import (
     ROWS,
     export_graph,
     listed,
-    numbers,
     partitioned,
     sliced,
 )
