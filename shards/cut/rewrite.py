@@ -74,7 +74,7 @@ def bypass_identity_n(graph_def: graph_pb2.GraphDef) -> None:
         for node in graph_def.node
         if node.op == "IdentityN" and not control_inputs(node)
     }
-    for node in graph_def.node:
+    for node in graph_def.node if passing else ():
         for place, name in enumerate(node.input):
             op, slot = split(name)
             while op in passing:
