@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
 from shardserve.batching.errors import FailedPrecondition, error_of
+from shardserve.router.call_outs import Caller, CallOuts
 from shardserve.router.once import OnceCache
 from shardserve.router.repeats import Repeats
 from shardserve.router.rounds import Fanout, SplitRound, ask
 from shardserve.router.servable import RequestContext, Signature
 from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFlowRunner
 from shardserve.router.whole import signature_def_map_of, signatures_of
+from shardserve.shards.cut.call_outs import REQUEST
 from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
 from shardserve.shards.cut.program import Program, StagePlan
 from shardserve.shards.cut.saved_model import checkpoint_prefix
@@ -29,6 +32,8 @@ from shardserve.shards.model import ModelPlan
 Array = npt.NDArray[Any]
 
 MAX_COMPILED_PROGRAMS = 256
+#: Requests of a model that can be in a stage that calls out at a time.
+WAITING_THREADS = 16
 #: Ids in a round, or elements to merge, up to which splitting and merging stay on the event loop:
 #: handing over to a thread and back costs about what they cost then.
 INLINE_IDS = 2048
@@ -50,9 +55,14 @@ def load_sharded(
     if cut is None:
         rule = CutRule(only=frozenset(plan.layout.tables))
         cut = cut_saved_model(Path(plan.directory), rule, plan.tags)
+    far = not any(isinstance(channel, LocalChannel) for channel in channels)
+    tables = {name: source.table for name, source in plan.sources.items()}
+    fanout = Fanout(plan.layout, tables, Repeats() if far else None)
+    call_outs = CallOuts(cut.call_outs, fanout, channels)
+    call_outs.connect(cut.graph_def)
     runner = TensorFlowRunner(threads, _graph_of(cut), parallelism)
     _initialise(runner, cut)
-    return ShardedServable(plan, cut, channels, runner)
+    return ShardedServable(plan, cut, channels, runner, fanout, call_outs)
 
 
 @dataclass(frozen=True)
@@ -79,14 +89,16 @@ class ShardedServable:
         cut: CutModel,
         channels: Sequence[ShardChannel],
         runner: TensorFlowRunner,
+        fanout: Fanout,
+        call_outs: CallOuts,
     ) -> None:
         self.name = plan.name
         self.version = plan.version
         self.signatures: Mapping[str, Signature] = signatures_of(cut.inlined.meta_graph)
         self.signature_def_map = signature_def_map_of(cut.inlined.meta_graph)
-        tables = {name: source.table for name, source in plan.sources.items()}
-        far = not any(isinstance(channel, LocalChannel) for channel in channels)
-        self._fanout = Fanout(plan.layout, tables, Repeats() if far else None)
+        self._fanout = fanout
+        self._call_outs = call_outs
+        self._waiting = StageThreads(WAITING_THREADS) if cut.call_outs else None
         self._cut = cut
         self._channels = tuple(channels)
         self._runner = runner
@@ -104,18 +116,23 @@ class ShardedServable:
         """See `Servable.run`."""
         compiled = await self._compiled.get((signature, tuple(sorted(outputs))), context)
         known = {compiled.program.inputs[alias]: value for alias, value in inputs.items()}
-        work = _Work(self._fanout, known, context)
-        for step in compiled.steps:
-            split = await self._perform(work, step)
-            work.take(split, await ask(split, self._channels, context))
-        await self._finish(work, compiled.dense)
+        caller = self._call_outs.open(context)
+        try:
+            work = _Work(self._fanout, known, context, caller)
+            for step in compiled.steps:
+                split = await self._perform(work, step)
+                work.take(split, await ask(split, self._channels, context))
+            await self._finish(work, compiled.dense)
+        finally:
+            if caller is not None:
+                self._call_outs.close(caller)
         return {alias: known[compiled.program.outputs[alias]] for alias in outputs}
 
     async def _perform(self, work: _Work, step: _Step) -> SplitRound:
         """Merge what came, run the ids stage, split the next round; a little of it on the loop."""
         if step.stage is None and work.is_small(step.lookups):
             return work.next_round(step)
-        split: SplitRound = await self._runner.threads.run(
+        split: SplitRound = await self._threads_for(step.stage).run(
             lambda: work.next_round(step), work.context, None
         )
         return split
@@ -124,7 +141,14 @@ class ShardedServable:
         if dense is None and work.is_small(()):
             work.merge()
         else:
-            await self._runner.threads.run(lambda: work.finish(dense), work.context, None)
+            threads = self._threads_for(dense)
+            await threads.run(lambda: work.finish(dense), work.context, None)
+
+    def _threads_for(self, stage: Stage | None) -> StageThreads:
+        """A stage that calls out mostly waits, and must not keep others from theirs."""
+        if self._waiting is not None and stage is not None and REQUEST in stage.feeds:
+            return self._waiting
+        return self._runner.threads
 
     def _compile(self, key: tuple[str, tuple[str, ...]]) -> _Compiled:
         program = self._cut.program_for(*key)
@@ -136,14 +160,25 @@ class ShardedServable:
 
     def close(self) -> None:
         """Free the session. No request may be running any more."""
+        if self._waiting is not None:
+            self._waiting.close()
         self._runner.close()
 
 
 class _Work:
     """One request on its way: the tensors known, and the round that is still to be merged."""
 
-    def __init__(self, fanout: Fanout, known: dict[str, Array], context: RequestContext) -> None:
+    def __init__(
+        self,
+        fanout: Fanout,
+        known: dict[str, Array],
+        context: RequestContext,
+        caller: Caller | None,
+    ) -> None:
         self.context = context
+        self._caller = caller
+        if caller is not None:
+            known[REQUEST] = np.array(caller.number, np.int64)
         self._fanout = fanout
         self._known = known
         self._pending: tuple[SplitRound, dict[int, Any]] | None = None
@@ -171,21 +206,31 @@ class _Work:
     def next_round(self, step: _Step) -> SplitRound:
         self.merge()
         started = time.monotonic()
-        self._run(step.stage)
+        called = self._run(step.stage)
         split = self._fanout.split(step.lookups, self._known)
-        self.context.spend("ids", time.monotonic() - started)
+        self.context.spend("ids", time.monotonic() - started - called)
         return split
 
     def finish(self, dense: Stage | None) -> None:
         self.merge()
         started = time.monotonic()
-        self._run(dense)
-        self.context.spend("dense", time.monotonic() - started)
+        called = self._run(dense)
+        self.context.spend("dense", time.monotonic() - started - called)
 
-    def _run(self, stage: Stage | None) -> None:
-        if stage is not None:
-            values = stage(*(self._known[name] for name in stage.feeds))
-            self._known.update(zip(stage.fetches, values, strict=True))
+    def _run(self, stage: Stage | None) -> float:
+        """Run it; the seconds that call-outs took, which are spent on their own stages."""
+        if stage is None:
+            return 0.0
+        values = [self._known[name] for name in stage.feeds]
+        spent: dict[str, float] = {}
+        if self._caller is None:
+            results = stage(*values)
+        else:
+            results, spent = self._caller.run(stage, values)
+        self._known.update(zip(stage.fetches, results, strict=True))
+        for name, seconds in spent.items():
+            self.context.spend(name, seconds)
+        return sum(spent.values())
 
 
 def _graph_of(cut: CutModel) -> tf.Graph:

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tensorflow.core.framework import types_pb2
-from tensorflow.core.framework.node_def_pb2 import NodeDef
-from tensorflow.python.framework import op_def_registry
 
+from shardserve.shards.cut.call_outs import REQUEST
 from shardserve.shards.cut.graph import (
     ITERATES,
     Graph,
@@ -24,6 +23,7 @@ from shardserve.shards.cut.graph import (
     tensor,
 )
 from shardserve.shards.cut.levels import rounds_of
+from shardserve.shards.cut.op_outputs import output_type
 from shardserve.shards.cut.program import Program, Round, StagePlan
 from shardserve.shards.cut.scorings import AnyLookup, Scoring, outputs_of
 
@@ -60,7 +60,8 @@ def plan_program(
 class _Planner:
     def __init__(self, graph: Graph, inputs: Mapping[str, str]) -> None:
         self._graph = graph
-        self._known = {tensor(name) for name in inputs.values()}
+        # Known from the start, too: which request it is.
+        self._known = {REQUEST, *(tensor(name) for name in inputs.values())}
         self._ran: dict[str, int] = {}
         self._feeds: list[list[str]] = []
         self._fetches: list[list[str]] = []
@@ -80,8 +81,10 @@ class _Planner:
         fetches = [
             t for t in dict.fromkeys(map(tensor, tensors)) if self.known_as(t) not in self._known
         ]
-        self._fetches[number].extend(fetches)
         self._trace(fetches, number)
+        # What an earlier stage is found to make is known now, and only fed.
+        fed = set(self._feeds[number])
+        self._fetches[number].extend(name for name in fetches if name not in fed)
         self._known.update(fetches)
         self._known.update(output for lookup in lookups for output in outputs_of(lookup))
         self._rounds.append(
@@ -187,18 +190,4 @@ def _with_operands(lookup: AnyLookup, known: Mapping[str, str]) -> AnyLookup:
 def _can_carry(graph: Graph, name: str) -> bool:
     op, slot = split(name)
     node = graph.nodes[op]
-    return _output_type(node, slot) not in _NOT_CARRIED
-
-
-def _output_type(node: NodeDef, slot: int) -> int:
-    """The DataType of a node's output, from its op's definition."""
-    definition = op_def_registry.get(node.op)
-    types: list[int] = []
-    for output in definition.output_arg if definition is not None else ():
-        if output.type_list_attr:
-            types.extend(node.attr[output.type_list_attr].list.type)
-        else:
-            kind = node.attr[output.type_attr].type if output.type_attr else output.type
-            count = int(node.attr[output.number_attr].i) if output.number_attr else 1
-            types.extend([kind] * count)
-    return types[slot] if slot < len(types) else types_pb2.DT_RESOURCE
+    return output_type(node, slot) not in _NOT_CARRIED
