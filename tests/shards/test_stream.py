@@ -138,7 +138,7 @@ async def test_a_shard_that_falls_silent_loses_its_calls_not_their_deadlines() -
     ):
         (session,) = server._sessions
         session._transport.pause_reading()
-        with pytest.raises(Unavailable, match="the shard fell silent"):
+        with pytest.raises(Unavailable, match="the server fell silent"):
             await stream.lookup(gather(1), in_(60.0))
 
 
