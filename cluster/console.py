@@ -1,8 +1,8 @@
-"""What a person sees while a model starts: one line for each step, one bar for each shard."""
+"""What a person sees while a model starts: one line for each step, one bar for each actor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from shardserve.cluster.example import Example
 from shardserve.cluster.options import Engine, ServeOptions
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.progress import Phase, Progress
+from shardserve.cluster.stage_placement import AnySeat, StageSeat
 from shardserve.cluster.versions import VersionDirectory
 
 #: With more seats than this, one bar stands for all of them.
@@ -24,9 +25,9 @@ METRICS_PATH = "/monitoring/prometheus/metrics"
 
 _WORDS = {
     Phase.PLANNING: "planning: reading the graph and the checkpoint's index",
-    Phase.PLACING: "placing the shards",
-    Phase.LOADING: "loading the slices",
-    Phase.READY: "the shards are ready; starting the routers",
+    Phase.PLACING: "placing the actors",
+    Phase.LOADING: "loading the actors' parts of the model",
+    Phase.READY: "the actors are ready; starting the routers",
 }
 
 
@@ -48,7 +49,7 @@ class StartDisplay:
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
-        self._tasks: dict[Seat | None, TaskID] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._said = ""
 
     def step(self, text: str) -> None:
@@ -65,28 +66,36 @@ class StartDisplay:
         if progress.phase not in (Phase.LOADING, Phase.READY):
             return
         for bar in bars_of(progress):
-            if bar.seat not in self._tasks:
-                self._tasks[bar.seat] = self._bars.add_task(bar.text, total=bar.total)
-            self._bars.update(self._tasks[bar.seat], completed=bar.loaded)
+            if bar.text not in self._tasks:
+                self._tasks[bar.text] = self._bars.add_task(bar.text, total=bar.total)
+            self._bars.update(self._tasks[bar.text], completed=bar.done)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """Bytes loaded of all bytes; of every seat together where `seat` is None."""
+    """Bytes done of all bytes, of what `text` names: no two bars of one start have the same."""
 
-    seat: Seat | None
     text: str
-    loaded: int
+    done: int
     total: int
 
 
 def bars_of(progress: Progress) -> list[Bar]:
     """What to draw for a snapshot."""
-    totals, loaded = progress.totals, progress.loaded
-    if len(totals) > MAX_BARS:
-        text = f"{len(totals)} shard actors"
-        return [Bar(None, text, sum(loaded.values()), sum(totals.values()))]
-    return [Bar(seat, str(seat), loaded.get(seat, 0), totals[seat]) for seat in sorted(totals)]
+    stages = sorted(seat for seat in progress.totals if isinstance(seat, StageSeat))
+    shards = sorted(seat for seat in progress.totals if isinstance(seat, Seat))
+    return [
+        *_seat_bars("shard actors", shards, progress),
+        *_seat_bars("stage actors", stages, progress),
+    ]
+
+
+def _seat_bars(every: str, seats: Sequence[AnySeat], progress: Progress) -> list[Bar]:
+    bars = [Bar(str(s), progress.loaded.get(s, 0), progress.totals[s]) for s in seats]
+    if len(bars) <= MAX_BARS:
+        return bars
+    done, total = sum(bar.done for bar in bars), sum(bar.total for bar in bars)
+    return [Bar(f"{len(bars)} {every}", done, total)]
 
 
 def announce(

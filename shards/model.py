@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardserve.shards.layout import Layout, Slice
+from shardserve.shards.stage_groups import StageGroup
 from shardserve.shards.storage import PLAIN, Storage
 from shardserve.shards.tables import TableSource
 
@@ -40,7 +41,8 @@ class ModelPlan:
 
     `sources` has each table of the layout. `fingerprint` is equal for equal plans over equal
     checkpoints; a router and a shard of different fingerprints refuse each other. A model with
-    nothing to cut has a layout without tables, and needs no shards.
+    nothing to cut has a layout without tables, and needs no shards. `stage_groups` are the actors
+    of the regions that routers do not run themselves.
     """
 
     name: str
@@ -50,11 +52,16 @@ class ModelPlan:
     layout: Layout
     sources: Mapping[str, TableSource]
     fingerprint: str
+    stage_groups: tuple[StageGroup, ...] = ()
 
     @property
     def is_whole(self) -> bool:
         """Whether nothing is cut."""
         return not self.layout.tables
+
+    def stage_group(self, name: str) -> StageGroup:
+        """The group of this name. Raises KeyError."""
+        return {group.name: group for group in self.stage_groups}[name]
 
     def slices_of_shard(self, shard: int) -> tuple[Slice, ...]:
         """The slices on one shard; a slice's place is its id in messages."""

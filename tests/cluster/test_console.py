@@ -8,6 +8,7 @@ from shardserve.cluster.example import Example
 from shardserve.cluster.options import DoorOptions, Engine, ServeOptions
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.progress import Progress
+from shardserve.cluster.stage_placement import StageSeat
 from shardserve.cluster.versions import VersionDirectory
 from shardserve.router.rest import MONITORING_PATH
 
@@ -19,8 +20,8 @@ def test_each_seat_has_a_bar() -> None:
     seats = {Seat(0, 0): 100, Seat(1, 0): 50}
 
     assert bars_of(Progress(1, totals=seats, loaded={Seat(1, 0): 20})) == [
-        Bar(Seat(0, 0), "shard 0 replica 0", 0, 100),
-        Bar(Seat(1, 0), "shard 1 replica 0", 20, 50),
+        Bar("shard 0 replica 0", 0, 100),
+        Bar("shard 1 replica 0", 20, 50),
     ]
 
 
@@ -29,7 +30,17 @@ def test_many_seats_share_one_bar() -> None:
     loaded = {Seat(0, 0): 10, Seat(3, 0): 5}
 
     assert bars_of(Progress(1, totals=seats, loaded=loaded)) == [
-        Bar(None, f"{MAX_BARS + 1} shard actors", 15, 10 * (MAX_BARS + 1))
+        Bar(f"{MAX_BARS + 1} shard actors", 15, 10 * (MAX_BARS + 1))
+    ]
+
+
+def test_stage_actors_have_bars_after_the_shards() -> None:
+    totals = {StageSeat("tower", 0): 40, Seat(0, 0): 100, StageSeat("clean", 0): 0}
+
+    assert [bar.text for bar in bars_of(Progress(1, totals=totals))] == [
+        "shard 0 replica 0",
+        "stage actor clean 0",
+        "stage actor tower 0",
     ]
 
 
