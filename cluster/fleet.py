@@ -64,11 +64,12 @@ async def place(
     table = await asyncio.to_thread(placement_group_table, group)
     nodes = table["bundles_to_node_id"]
     count = len(places)
-    chosen: dict[AnySeat, int] = dict(
-        assign_alike(places, bundles[:count], [nodes[index] for index in range(count)])
-    )
-    chosen |= {seat: index for index, seat in enumerate(stages, count)}
-    return {seat: _start(group, index, seat, controller) for seat, index in chosen.items()}
+    chosen = assign_alike(places, bundles[:count], [nodes[index] for index in range(count)])
+    every: dict[AnySeat, int] = {
+        **chosen,
+        **dict(zip(stages, range(count, len(bundles)), strict=True)),
+    }
+    return {seat: _start(group, index, seat, controller) for seat, index in every.items()}
 
 
 def _start(group: PlacementGroup, bundle: int, seat: AnySeat, controller: str) -> Any:

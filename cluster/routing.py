@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from ray.exceptions import RayError
 
@@ -69,8 +70,7 @@ class Routing:
 
     async def connected(self) -> None:
         """Return when each shard, and each group of stage actors, has a replica connected."""
-        every = (*self.channels, *self.stages.values())
-        await asyncio.gather(*(channel.connected() for channel in every))
+        await asyncio.gather(*(channel.connected() for channel in self._every()))
 
     async def follow(
         self,
@@ -93,8 +93,11 @@ class Routing:
 
     async def close(self) -> None:
         """Close every channel."""
-        for channel in (*self.channels, *self.stages.values()):
+        for channel in self._every():
             await channel.close()
+
+    def _every(self) -> list[Replicas[Any, Any]]:
+        return [*self.channels, *self.stages.values()]
 
 
 def _fingerprints(table: RoutingTable) -> tuple[str, ...]:

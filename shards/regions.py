@@ -10,11 +10,15 @@ from shardserve.batching.parameters import BatchingParameters
 
 @dataclass(frozen=True)
 class ActorOptions:
-    """The Ray actors that run a region, instead of the routers; what each of them reserves."""
+    """The Ray actors that run a region, instead of the routers; what each of them reserves.
+
+    Regions that name the same `group` run on the same actors, in turns; "" is a group of its own.
+    """
 
     count: int = 1
     num_cpus: float = 1.0
     num_gpus: float = 0.0
+    group: str = ""
 
     def __post_init__(self) -> None:
         if self.count < 1:
