@@ -123,7 +123,7 @@ class Controller:
         if isinstance(seat, StageSeat):
             group = plan.stage_group(seat.group)
             credentials = stage_credentials(self._secret, group)
-            return StageSpec(self._run.name, seat, plan, credentials)
+            return StageSpec(self._run.name, seat, plan, credentials, self._secret)
         return ShardSpec(
             self._run.name,
             seat,

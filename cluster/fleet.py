@@ -65,11 +65,9 @@ async def place(
     nodes = table["bundles_to_node_id"]
     count = len(places)
     chosen = assign_alike(places, bundles[:count], [nodes[index] for index in range(count)])
-    every: dict[AnySeat, int] = {
-        **chosen,
-        **dict(zip(stages, range(count, len(bundles)), strict=True)),
-    }
-    return {seat: _start(group, index, seat, controller) for seat, index in every.items()}
+    others = zip(stages, range(count, len(bundles)), strict=True)
+    every: list[tuple[AnySeat, int]] = [*chosen.items(), *others]
+    return {seat: _start(group, index, seat, controller) for seat, index in every}
 
 
 def _start(group: PlacementGroup, bundle: int, seat: AnySeat, controller: str) -> Any:

@@ -24,10 +24,10 @@ _RETRY_SECONDS = 0.5
 class Routing:
     """One channel for each shard and each group of stage actors of the table's plan.
 
-    Belongs to the running event loop.
+    Without `stages` there are none to stage actors. Belongs to the running event loop.
     """
 
-    def __init__(self, table: RoutingTable, secret: bytes) -> None:
+    def __init__(self, table: RoutingTable, secret: bytes, *, stages: bool = True) -> None:
         self._table = table
         self.channels = [
             ReplicatedChannel(
@@ -45,7 +45,7 @@ class Routing:
                 stage_credentials(secret, group),
                 STAGES,
             )
-            for group in table.plan.stage_groups
+            for group in (table.plan.stage_groups if stages else ())
         }
 
     @property

@@ -1,34 +1,50 @@
-"""One replica of a group of stage actors: a Ray actor that runs regions of a model on one device.
+"""One of a group's stage actors: a Ray actor that runs regions of a model on one device.
 
-All routers' requests for its regions meet in its queues. What it has to be it asks its controller.
+All routers' requests for its regions meet in its queues.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 import ray
 
 from shardserve.cluster.private_directory import socket_path
+from shardserve.cluster.routing import Routing
 from shardserve.cluster.stage_placement import StageSeat
 from shardserve.cluster.stream_actor import StreamActor
+from shardserve.cluster.table import RoutingTable
 from shardserve.shards.handshake import Credentials
 from shardserve.shards.model import ModelPlan
 from shardserve.shards.server import RunningServer, StreamServer, start_in_thread
+from shardserve.shards.stage_groups import StageGroup
 from shardserve.shards.stage_work import StageService
+
+if TYPE_CHECKING:
+    from shardserve.router.stage_host import StageHost
+    from shardserve.router.stage_loading import LoadedStages
+
+#: Batches at once on a GPU: one runs while the next one's tensors are made and moved.
+_GPU_SLOTS = 2
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """All that a stage actor is. `run` tells apart the sockets of different runs of the server."""
+    """All that a stage actor is. `run` tells apart the sockets of different runs of the server.
+
+    The secret is for the shards that its regions may look up in.
+    """
 
     run: str
     seat: StageSeat
     plan: ModelPlan
     credentials: Credentials
+    secret: bytes
 
 
 class StageActor(StreamActor[StageSpec]):
@@ -36,19 +52,46 @@ class StageActor(StreamActor[StageSpec]):
 
     def serve(self, spec: StageSpec) -> RunningServer:
         """See `StreamActor.serve`."""
-        # A GPU may be shared with other processes, which TensorFlow leaves nothing otherwise.
-        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-        from shardserve.router.stage_loading import load_stages  # noqa: PLC0415 (TensorFlow)
-
-        group = spec.plan.stage_group(spec.seat.group)
-        host = load_stages(spec.plan, group, cores=max(1, math.ceil(group.num_cpus)))
+        loaded = _load(spec.plan, spec.plan.stage_group(spec.seat.group))
+        table: RoutingTable = ray.get(self._controller.wait_for_table.remote(-1))
         socket = socket_path(spec.run, f"{_short(spec.seat.group)}-{spec.seat.replica}")
         socket.unlink(missing_ok=True)  # It is there if the process before this one was killed.
-        return start_in_thread(
-            lambda: StreamServer(StageService(host()), spec.credentials),
-            unix_path=str(socket),
-            host=ray.util.get_node_ip_address(),
-        )
+
+        def make() -> StreamServer:
+            host = self._host(loaded, table, spec.secret)
+            return StreamServer(StageService(host), spec.credentials)
+
+        return start_in_thread(make, unix_path=str(socket), host=ray.util.get_node_ip_address())
+
+    def _host(self, loaded: LoadedStages, table: RoutingTable, secret: bytes) -> StageHost:
+        """On the event loop of the server."""
+        channels = []
+        if loaded.needs_shards:
+            routing = Routing(table, secret, stages=False)
+            self._following = asyncio.ensure_future(routing.follow(self._next_table))
+            channels = routing.channels
+        return loaded.host(channels)
+
+    async def _next_table(self, known: int) -> RoutingTable:
+        table: RoutingTable = await self._controller.wait_for_table.remote(known)
+        return table
+
+
+def _load(plan: ModelPlan, group: StageGroup) -> LoadedStages:
+    # Otherwise TensorFlow takes all of a GPU that others may have a part in.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    from shardserve.router.session import (  # noqa: PLC0415 (TensorFlow)
+        Parallelism,
+        StageThreads,
+        start_tensorflow,
+    )
+    from shardserve.router.stage_loading import load_stages  # noqa: PLC0415
+
+    cores = max(1, math.ceil(group.num_cpus))
+    parallelism = Parallelism(intra_op_threads=cores)
+    start_tensorflow(parallelism)
+    slots = max(cores, _GPU_SLOTS) if group.num_gpus else cores
+    return load_stages(plan, group, StageThreads(slots), parallelism)
 
 
 def _short(group: str) -> str:

@@ -102,6 +102,10 @@ class Regions:
         self._runners = runners
         self._inputs = inputs
 
+    def runner(self, name: str) -> RegionRunner:
+        """Who runs the region of this name. Raises KeyError."""
+        return self._runners[name]
+
     async def run(
         self, call: RegionCall, known: Mapping[str, Array], context: RequestContext
     ) -> dict[str, Array]:

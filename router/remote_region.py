@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from shardserve.router.regions import RegionRunner
 from shardserve.router.servable import Array, RequestContext
+from shardserve.shards.stage_groups import StageGroup
 from shardserve.shards.stage_messages import StageChannel, StageRequest
 
 
@@ -33,3 +35,14 @@ class RemoteRegion:
         context.spend("dense", reply.run_seconds)
         context.spend("wire", max(0.0, passed - reply.queue_seconds - reply.run_seconds))
         return list(reply.tensors)
+
+
+def remote_regions(
+    groups: Iterable[StageGroup], actors: Mapping[str, StageChannel]
+) -> dict[str, RegionRunner]:
+    """Who runs each region that has actors, by its name; `actors` are by their group's."""
+    return {
+        region: RemoteRegion(region, actors[group.name])
+        for group in groups
+        for region in group.regions
+    }

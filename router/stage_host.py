@@ -4,36 +4,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
-from shardserve.batching.driver import BatchDevice
 from shardserve.batching.errors import NotFound
 from shardserve.router.regions import RegionRunner
 from shardserve.router.servable import RequestContext
 from shardserve.shards.stage_messages import StageReply, StageRequest
 
 
-class StageHost:
-    """Runs regions for whoever asks. Implements `StageExecutor`.
+class HostedRegion(RegionRunner, Protocol):
+    """A region with a queue in this process."""
 
-    `regions` are by the names that requests have for them; their batches take turns on `device`,
-    whatever model or version they are of. `close` lets go of what they run on.
+    async def drain(self) -> None:
+        """Accept no more; return when all that was accepted has ended."""
+        ...
+
+
+class StageHost:
+    """Runs regions for whoever asks, of any model and version. Implements `StageExecutor`.
+
+    `regions` are by the names that requests have for them, those that call others before these.
+    `close` lets go of what they run on.
     """
 
     def __init__(
-        self,
-        device: BatchDevice,
-        regions: Mapping[str, RegionRunner],
-        close: Callable[[], None] = lambda: None,
+        self, regions: Mapping[str, HostedRegion], close: Callable[[], None] = lambda: None
     ) -> None:
-        self._device = device
-        self._regions = regions
+        self.regions = regions
         self.close = close
 
     async def run(self, request: StageRequest, arrived: float, deadline: float) -> StageReply:
         """See `StageExecutor.run`. Raises NotFound for a stage that is not here."""
-        region = self._regions.get(request.stage)
+        region = self.regions.get(request.stage)
         if region is None:
-            known = ", ".join(sorted(self._regions))
+            known = ", ".join(sorted(self.regions))
             raise NotFound(f"there is no stage {request.stage!r} here, only {known or 'none'}")
         context = RequestContext(request.stage, deadline)
         outputs = await region.run(request.tensors, request.rows, context)
@@ -42,4 +46,5 @@ class StageHost:
 
     async def drain(self) -> None:
         """See `StageExecutor.drain`."""
-        await self._device.drain()
+        for region in self.regions.values():
+            await region.drain()

@@ -58,6 +58,7 @@ class StageService:
 
     async def drain(self) -> None:
         """See `Service.drain`."""
+        await asyncio.sleep(0)  # What has just come gets its turn to be accepted.
         await self._executor.drain()
 
     def close(self) -> None:

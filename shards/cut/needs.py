@@ -1,13 +1,34 @@
-"""What of a cut model's graph a program runs, and which variables it reads."""
+"""What of a cut model its regions need, where they are all that is run of it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
+from tensorflow.core.protobuf import meta_graph_pb2
+
+from shardserve.shards.cut.cut import CutModel
 from shardserve.shards.cut.graph import Graph, control_inputs, data_inputs, split
 from shardserve.shards.cut.program import Program, StagePlan
 from shardserve.shards.cut.regions import CutRegion
 from shardserve.shards.cut.variables import Variable
+
+
+def only_regions(cut: CutModel, names: Iterable[str]) -> CutModel:
+    """The model without signatures: the regions of these names, those that they call, and the
+    variables that these and the init op read."""
+    regions = with_called(names, cut.regions)
+    graph = Graph(cut.graph_def)
+    nodes = nodes_run(graph, [one.program for one in regions.values()])
+    if cut.inlined.init_op is not None:
+        nodes |= graph.ancestors([cut.inlined.init_op])
+    return replace(
+        cut,
+        inlined=replace(cut.inlined, meta_graph=meta_graph_pb2.MetaGraphDef()),
+        programs={},
+        regions=regions,
+        variables=read_by(nodes, cut.variables),
+    )
 
 
 def with_called(names: Iterable[str], regions: Mapping[str, CutRegion]) -> dict[str, CutRegion]:

@@ -1,0 +1,74 @@
+"""Loads what stage actors need of a model: the regions of their group, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import cast
+
+from shardserve.batching.driver import BatchDevice
+from shardserve.router.restoring import graph_of, initialise
+from shardserve.router.session import Parallelism, StageThreads, TensorFlowRunner
+from shardserve.router.sharded import ShardedServable, StageBatching
+from shardserve.router.stage_host import HostedRegion, StageHost
+from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
+from shardserve.shards.cut.needs import only_regions
+from shardserve.shards.messages import ShardChannel
+from shardserve.shards.model import ModelPlan
+from shardserve.shards.stage_groups import StageGroup
+
+
+@dataclass(frozen=True)
+class LoadedStages:
+    """A session with what a group's regions read, and how to run them."""
+
+    plan: ModelPlan
+    group: StageGroup
+    cut: CutModel
+    runner: TensorFlowRunner
+
+    @property
+    def needs_shards(self) -> bool:
+        """Whether some region looks up in tables that lie on shards."""
+        return any(r.lookups for one in self.cut.regions.values() for r in one.program.rounds)
+
+    def host(self, channels: Sequence[ShardChannel]) -> StageHost:
+        """The group's regions, on one device with as many slots as there are threads.
+
+        Call it on the event loop that they are to run on. `channels` lead to the plan's shards.
+        """
+        device = BatchDevice(self.runner.threads.count)
+        batching = StageBatching(device)
+        servable = ShardedServable(self.plan, self.cut, channels, self.runner, batching)
+        regions = {
+            name: cast(HostedRegion, servable.region(name))
+            for name in _callers_first(self.cut)
+            if name in self.group.regions
+        }
+        return StageHost(regions, servable.close)
+
+
+def load_stages(
+    plan: ModelPlan, group: StageGroup, threads: StageThreads, parallelism: Parallelism
+) -> LoadedStages:
+    """Load a plan's model as far as the group's regions need it, straight from the checkpoint.
+
+    Blocks while TensorFlow loads. Raises a `ServingError` that names the file, the table or the
+    region when the model does not match the plan.
+    """
+    rule = CutRule(only=frozenset(plan.layout.tables))
+    cut = cut_saved_model(Path(plan.directory), rule, plan.tags, plan.stages.regions)
+    needed = only_regions(cut, group.regions)
+    runner = TensorFlowRunner(threads, graph_of(needed), parallelism)
+    initialise(runner, needed)
+    return LoadedStages(plan, group, needed, runner)
+
+
+def _callers_first(cut: CutModel) -> list[str]:
+    called = {
+        name: [call.region for r in one.program.rounds for call in r.regions]
+        for name, one in cut.regions.items()
+    }
+    return list(TopologicalSorter(called).static_order())[::-1]
