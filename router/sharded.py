@@ -24,11 +24,10 @@ from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFl
 from shardserve.router.whole import signature_def_map_of, signatures_of
 from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
 from shardserve.shards.cut.program import Program, Round, StagePlan
-from shardserve.shards.cut.regions import CutRegion, Region, RegionCall
+from shardserve.shards.cut.regions import CutRegion, RegionCall
 from shardserve.shards.cut.scorings import AnyLookup
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
-from shardserve.shards.stages import Stages
 
 Array = npt.NDArray[Any]
 
@@ -49,13 +48,13 @@ def load_sharded(
 ) -> ShardedServable:
     """Load a plan's model, but for its tables: those are asked of `channels`, one for each shard.
 
-    Its stages are batched as `batching` says; None: only its regions are. Blocks while TensorFlow
-    loads; call it on a thread. Raises a `ServingError` that names the file, the table or the region
-    when the model does not match the plan.
+    Its stages take turns with those of other models on the device of `batching`; None: it has one
+    of its own. Blocks while TensorFlow loads; call it on a thread. Raises a `ServingError` that
+    names the file, the table or the region when the model does not match the plan.
     """
     batching = batching or StageBatching(BatchDevice(threads.count))
     rule = CutRule(only=frozenset(plan.layout.tables))
-    cut = cut_saved_model(Path(plan.directory), rule, plan.tags, batching.regions)
+    cut = cut_saved_model(Path(plan.directory), rule, plan.tags, plan.stages.regions)
     runner = TensorFlowRunner(threads, graph_of(cut), parallelism)
     initialise(runner, cut)
     return ShardedServable(plan, cut, channels, runner, batching)
@@ -63,20 +62,10 @@ def load_sharded(
 
 @dataclass(frozen=True)
 class StageBatching:
-    """What a model's stages are batched in, and how.
-
-    `ids` and `dense` None: not batched. `regions` are the operator's, of which those in `remote`
-    are run by others.
-    """
+    """What the stages of a router's models are batched in; `remote` regions are run by others."""
 
     device: BatchDevice
-    stages: Stages = field(default_factory=Stages)
     remote: Mapping[str, RegionRunner] = field(default_factory=dict)
-
-    @property
-    def regions(self) -> tuple[Region, ...]:
-        """The regions that the operator names."""
-        return tuple(self.stages.regions.values())
 
 
 @dataclass(frozen=True)
@@ -126,12 +115,13 @@ class ShardedServable:
         self._channels = tuple(channels)
         self._runner = runner
         self._batching = batching
+        self._stages = plan.stages
         self._joined = 0
         self._regions = self._regions_of(cut)
         self._compiled = OnceCache(runner.threads, self._compile, MAX_COMPILED_PROGRAMS)
         for name, signature in self.signatures.items():
             self._compiled.prepare((name, tuple(sorted(signature.outputs))))
-        dense = batching.stages.dense
+        dense = plan.stages.dense
         self._front = None if dense is None else BatchedServable(_Walking(self), dense)
 
     async def run(
@@ -223,11 +213,10 @@ class ShardedServable:
     def _compile(self, key: tuple[str, tuple[str, ...]]) -> _Compiled:
         """The program of a signature, its stages joined where they may be."""
         program = self._cut.program_for(*key)
-        stages = self._batching.stages
         dense_joins = not self._cut.why_not_joined(program.dense.feeds)
         steps = tuple(self._step(r, "ids", self._ids_parameters(r.stage)) for r in program.rounds)
         last = Round(program.dense, ())
-        dense = self._step(last, "dense", stages.dense if dense_joins else None)
+        dense = self._step(last, "dense", self._stages.dense if dense_joins else None)
         return _Compiled(program, steps, dense, at_front=not dense_joins)
 
     def _step(self, part: Round, kind: str, parameters: BatchingParameters | None) -> _Step:
@@ -240,10 +229,10 @@ class ShardedServable:
         return _Step(stage, joined, part.lookups, part.regions)
 
     def _ids_parameters(self, plan: StagePlan) -> BatchingParameters | None:
-        if self._batching.stages.ids is None:
+        if self._stages.ids is None:
             return None
         joins = not self._cut.why_not_joined((*plan.feeds, *plan.fetches))
-        return self._batching.stages.ids if joins else None
+        return self._stages.ids if joins else None
 
     def _stage(self, plan: StagePlan) -> Stage | None:
         return self._runner.make_callable(plan.feeds, plan.fetches) if plan.fetches else None
