@@ -21,8 +21,10 @@ from shardserve.router.servable import Servable
 from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
 from shardserve.router.sharded import StageBatching, load_sharded
 from shardserve.router.whole import load_whole
+from shardserve.shards.batched_channel import BatchedChannel
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
+from shardserve.shards.replicas import ReplicatedChannel
 
 
 def start_threads(options: DoorOptions) -> StageThreads:
@@ -43,13 +45,25 @@ def load_servable(
     Its stages are batched as the plan says; regions in `remote` are run there. Blocks while
     TensorFlow loads. Raises as `load_sharded` and `load_whole` do.
     """
-    parallelism = _parallelism(options)
+    parallelism, dense = _parallelism(options), plan.stages.dense
+    device = BatchDevice(threads.count if dense is None else dense.num_batch_threads)
     if plan.is_whole and not plan.has_regions:
         directory = Path(plan.directory)
         whole = load_whole(plan.name, plan.version, directory, threads, plan.tags, parallelism)
-        return whole if options.batching is None else BatchedServable(whole, options.batching)
-    batching = StageBatching(BatchDevice(threads.count), remote or {})
-    return load_sharded(plan, channels, threads, parallelism, batching)
+        return whole if dense is None else BatchedServable(whole, dense, device)
+    batching = StageBatching(device, remote or {})
+    return load_sharded(plan, _batched(plan, channels), threads, parallelism, batching)
+
+
+def _batched(plan: ModelPlan, channels: Sequence[ShardChannel]) -> Sequence[ShardChannel]:
+    """The channels, those to other processes with queues; here there is nothing to send."""
+    lookups = plan.stages.lookups
+    if lookups is None:
+        return channels
+    return [
+        BatchedChannel(one, lookups) if isinstance(one, ReplicatedChannel) else one
+        for one in channels
+    ]
 
 
 def _parallelism(options: DoorOptions) -> Parallelism:

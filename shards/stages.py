@@ -22,7 +22,7 @@ class LookupBatching:
 
     max_batch_size: int = 1 << 18
     max_batch_bytes: int = 4 << 20
-    max_in_flight_batches: int = 4
+    max_in_flight_batches: int = 2
     max_enqueued_batches: int = 64
 
     def __post_init__(self) -> None:

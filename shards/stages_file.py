@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -94,17 +94,19 @@ class StageEntries(Strict):
 
 
 class ActorsEntry(Strict):
-    """The Ray actors that run a region; see `ActorOptions`."""
+    """The Ray actors that run a region; see `ActorOptions`.
+
+    Regions that name the same group share its actors, one device each.
+    """
 
     count: _Count = 1
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
-    group: _RegionName | Literal[""] = ""
+    group: _RegionName | None = None
 
     def options(self) -> ActorOptions:
         """As plain data."""
-        names = {one.name for one in fields(ActorOptions)}
-        return ActorOptions(**{name: value for name, value in self if name in names})
+        return ActorOptions(self.count, self.num_cpus, self.num_gpus, self.group or "")
 
 
 class RegionEntry(Strict):
@@ -125,7 +127,7 @@ class StagesFile(Strict):
 
     version: Literal[1] = 1
     stages: StageEntries = StageEntries()
-    regions: dict[_RegionName, RegionEntry] = {}
+    regions: dict[_RegionName, RegionEntry] = Field(default_factory=dict)
 
 
 def read_stages_file(path: Path) -> StagesFile:
@@ -138,7 +140,8 @@ def stages_of(directory: Path, options: BatchingOptions) -> Stages:
 
     Raises NotFound or InvalidArgument naming the file, and the place in it.
     """
-    stages = Stages(dense=_of_model(directory, options))
+    dense = _of_model(directory, options)
+    stages = Stages(lookups=None if dense is None else LookupBatching(), dense=dense)
     if options.stages_file is None:
         return stages
     server = stages.dense or options.parameters or BatchingParameters()

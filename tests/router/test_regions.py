@@ -66,9 +66,8 @@ def directory(tmp_path_factory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="module")
-def uncut(directory) -> Iterator[Callable[[str], Uncut]]:
-    loaded = functools.cache(lambda name: Uncut(directory(name)))
-    yield loaded
+def uncut(directory) -> Callable[[str], Uncut]:
+    return functools.cache(lambda name: Uncut(directory(name)))
 
 
 @pytest.fixture
