@@ -1,0 +1,169 @@
+"""Regions on Ray actors of their own, as a router finds and uses them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shardserve.batching.errors import ResourceExhausted, Unavailable
+from shardserve.cluster.options import DoorOptions
+from shardserve.cluster.progress import Phase
+from shardserve.cluster.routing import Routing
+from shardserve.cluster.serving import load_servable
+from shardserve.cluster.stage_placement import StageSeat
+from shardserve.router.remote_region import remote_regions
+from shardserve.router.servable import Array, RequestContext, Servable
+from shardserve.router.session import StageThreads
+from shardserve.shards.model import PlanOptions
+from shardserve.shards.stages import BatchingOptions
+from tests import stage_models
+from tests.cluster.runs import SECRET, ModelRun, running
+from tests.stage_models import CLEAN, TOWER
+from tests.uncut import Uncut
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+LITTLE = {"num_cpus": 0.1}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("staged") / "1"
+    stage_models.export(path)
+    return path
+
+
+def options(
+    directory: Path, file: Path, clean: dict[str, object], tower: dict[str, object]
+) -> PlanOptions:
+    stage_models.write_stages(file, directory, clean, tower)
+    return PlanOptions(batching=BatchingOptions(stages_file=file))
+
+
+@asynccontextmanager
+async def routed(run: ModelRun) -> AsyncIterator[Servable]:
+    """A router's servable over a run's stage actors, that follows the run's tables."""
+    routing = Routing(await run.table(), SECRET)
+    following = asyncio.ensure_future(routing.follow(run.table))
+    threads = StageThreads(1)
+    plan = routing.table.plan
+    remote = remote_regions(plan.stage_groups, routing.stages)
+    servable = await asyncio.to_thread(
+        load_servable, plan, routing.channels, threads, DoorOptions(), remote
+    )
+    await routing.connected()
+    try:
+        yield servable
+    finally:
+        following.cancel()
+        await routing.close()
+        threads.close()
+
+
+async def answer(servable: Servable, rows: int, seed: int) -> Array:
+    (output,) = servable.signatures["serving_default"].outputs
+    context = RequestContext("test", time.monotonic() + 10.0)
+    feeds = stage_models.feeds(rows, seed)
+    return (await servable.run("serving_default", feeds, [output], context))[output]
+
+
+async def test_preprocessing_and_tower_on_actors_answer_what_tensorflow_does(
+    directory: Path, tmp_path: Path
+) -> None:
+    wanted = options(
+        directory, tmp_path / "stages.yaml", {"actors": LITTLE}, {"actors": {**LITTLE, "count": 2}}
+    )
+    async with running(directory, wanted) as run:
+        progress = await run.finished_start()
+        assert progress.phase is Phase.READY, progress.failure
+        assert set(progress.loaded) == {
+            StageSeat(CLEAN, 0),
+            StageSeat(TOWER, 0),
+            StageSeat(TOWER, 1),
+        }
+        async with routed(run) as servable:
+            answers = await asyncio.gather(*(answer(servable, n, n) for n in range(1, 9)))
+            expected = await asyncio.to_thread(_uncut, directory)
+            for found, right in zip(answers, expected, strict=True):
+                np.testing.assert_allclose(found, right, rtol=1e-5)
+
+
+def _uncut(directory: Path) -> list[Array]:
+    uncut = Uncut(directory)
+    found = [
+        next(iter(uncut.answer("serving_default", stage_models.feeds(n, n)).values()))
+        for n in range(1, 9)
+    ]
+    uncut.close()
+    return found
+
+
+async def test_a_killed_stage_actor_costs_no_answer_while_there_is_another_and_comes_back(
+    directory: Path, tmp_path: Path
+) -> None:
+    alike = {"actors": {**LITTLE, "count": 2, "group": "both"}}
+    wanted = options(directory, tmp_path / "stages.yaml", alike, alike)
+    async with running(directory, wanted) as run:
+        assert (await run.finished_start()).phase is Phase.READY
+        seat = StageSeat("both", 0)
+        before = (await run.table()).at(seat)
+        assert before is not None
+        async with routed(run) as servable:
+            expected = await answer(servable, 2, 1)
+            await run.kill(seat)
+            for _ in range(20):
+                np.testing.assert_array_equal(await answer(servable, 2, 1), expected)
+            table = await run.table_in_which(seat, before.instance)
+            assert table.is_servable
+            np.testing.assert_array_equal(await answer(servable, 2, 1), expected)
+
+
+async def test_a_stage_actor_that_is_the_only_one_is_unavailable_until_it_is_back(
+    directory: Path, tmp_path: Path
+) -> None:
+    wanted = options(directory, tmp_path / "stages.yaml", {}, {"actors": LITTLE})
+    async with running(directory, wanted) as run:
+        assert (await run.finished_start()).phase is Phase.READY
+        seat = StageSeat(TOWER, 0)
+        before = (await run.table()).at(seat)
+        assert before is not None
+        async with routed(run) as servable:
+            expected = await answer(servable, 2, 1)
+            await run.kill(seat)
+            error = None
+            while error is None:
+                error = (await outcome(servable))[1]
+            assert isinstance(error, Unavailable)
+            await run.table_in_which(seat, before.instance)
+            found = None
+            while found is None:
+                found, error = await outcome(servable)
+            np.testing.assert_array_equal(found, expected)
+
+
+async def outcome(servable: Servable) -> tuple[Array | None, Unavailable | None]:
+    """An answer, or that there is none at the moment."""
+    try:
+        return await answer(servable, 2, 1), None
+    except Unavailable as error:
+        return None, error
+
+
+async def test_stage_actors_that_the_cluster_has_no_room_for_are_refused_naming_their_region(
+    directory: Path, tmp_path: Path
+) -> None:
+    many = {"actors": {"count": 3, "num_gpus": 1}}
+    wanted = options(directory, tmp_path / "stages.yaml", {}, many)
+    async with running(directory, wanted) as run:
+        progress = await run.finished_start()
+
+        assert progress.failure is not None
+        assert progress.failure.code == ResourceExhausted.code
+        assert "3 stage actors of 1 CPU and 1 GPU" in progress.failure.message
+        assert "for region tower, do not fit" in progress.failure.message
