@@ -10,8 +10,7 @@ from typing import Any, Protocol, TypeVar
 import numpy.typing as npt
 
 from shardserve.batching.driver import BatchDevice
-from shardserve.batching.tasks import Batch
-from shardserve.batching.tensor_stage import TensorStage
+from shardserve.batching.tensor_stage import TensorBatch, TensorStage
 from shardserve.batching.tensors import rows_of
 from shardserve.router.batch_context import batch_context
 from shardserve.router.servable import RequestContext
@@ -68,9 +67,7 @@ class LocalRegion:
         """Accept no more; return when all that was accepted has ended."""
         await self._stage.drain()
 
-    async def _run_batch(
-        self, joined: list[Array], batch: Batch[Sequence[Array]]
-    ) -> Sequence[Array]:
+    async def _run_batch(self, joined: list[Array], batch: TensorBatch) -> Sequence[Array]:
         captured = batch.tasks[0].context.captured
         with batch_context(batch, lambda call: call.request) as context:
             return await self._run_program([*joined, *captured], context)

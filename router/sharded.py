@@ -14,7 +14,7 @@ from shardserve.batching.driver import BatchDevice
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.tensors import rows_of
 from shardserve.router.batched import BatchedServable
-from shardserve.router.joined_stage import JoinedStage
+from shardserve.router.joined_stage import JoinedStage, StageQueue
 from shardserve.router.once import OnceCache
 from shardserve.router.regions import LocalRegion, RegionRunner, Regions, together
 from shardserve.router.restoring import graph_of, initialise
@@ -32,8 +32,6 @@ from shardserve.shards.model import ModelPlan
 Array = npt.NDArray[Any]
 
 MAX_COMPILED_PROGRAMS = 256
-#: Stages that have a queue. Clients choose the outputs, hence the programs: it is bounded.
-MAX_JOINED_STAGES = 128
 #: Ids in a round, or elements to merge, up to which splitting and merging stay on the event loop:
 #: handing over to a thread and back costs about what they cost then.
 INLINE_IDS = 2048
@@ -115,8 +113,8 @@ class ShardedServable:
         self._channels = tuple(channels)
         self._runner = runner
         self._batching = batching
-        self._stages = plan.stages
-        self._joined = 0
+        self._ids = self._queue("ids", plan.stages.ids)
+        self._dense = self._queue("dense", plan.stages.dense)
         self._regions = self._regions_of(cut)
         self._compiled = OnceCache(runner.threads, self._compile, MAX_COMPILED_PROGRAMS)
         for name, signature in self.signatures.items():
@@ -214,25 +212,26 @@ class ShardedServable:
         """The program of a signature, its stages joined where they may be."""
         program = self._cut.program_for(*key)
         dense_joins = not self._cut.why_not_joined(program.dense.feeds)
-        steps = tuple(self._step(r, "ids", self._ids_parameters(r.stage)) for r in program.rounds)
+        steps = tuple(self._step(part, self._ids_queue(part.stage)) for part in program.rounds)
         last = Round(program.dense, ())
-        dense = self._step(last, "dense", self._stages.dense if dense_joins else None)
+        dense = self._step(last, self._dense if dense_joins else None)
         return _Compiled(program, steps, dense, at_front=not dense_joins)
 
-    def _step(self, part: Round, kind: str, parameters: BatchingParameters | None) -> _Step:
+    def _step(self, part: Round, queue: StageQueue | None) -> _Step:
         stage = self._stage(part.stage)
-        joined = None
-        if stage is not None and parameters is not None and self._joined < MAX_JOINED_STAGES:
-            self._joined += 1
-            device, threads = self._batching.device, self._runner.threads
-            joined = JoinedStage(device, f"{self.name}/{kind}", parameters, threads, stage, kind)
+        joined = None if stage is None or queue is None else JoinedStage(queue, stage)
         return _Step(stage, joined, part.lookups, part.regions)
 
-    def _ids_parameters(self, plan: StagePlan) -> BatchingParameters | None:
-        if self._stages.ids is None:
+    def _queue(self, kind: str, parameters: BatchingParameters | None) -> StageQueue | None:
+        if parameters is None:
             return None
-        joins = not self._cut.why_not_joined((*plan.feeds, *plan.fetches))
-        return self._stages.ids if joins else None
+        device, threads = self._batching.device, self._runner.threads
+        return StageQueue(device, f"{self.name}/{kind}", parameters, threads, kind)
+
+    def _ids_queue(self, plan: StagePlan) -> StageQueue | None:
+        if self._ids is None or self._cut.why_not_joined((*plan.feeds, *plan.fetches)):
+            return None
+        return self._ids
 
     def _stage(self, plan: StagePlan) -> Stage | None:
         return self._runner.make_callable(plan.feeds, plan.fetches) if plan.fetches else None
