@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from shardserve.router.stage_host import StageHost
     from shardserve.router.stage_loading import LoadedStages
 
-#: Batches at once on a GPU: one runs while the next one's tensors are made and moved.
-_GPU_SLOTS = 2
-
 
 @dataclass(frozen=True)
 class StageSpec:
@@ -87,11 +84,11 @@ def _load(plan: ModelPlan, group: StageGroup) -> LoadedStages:
     )
     from shardserve.router.stage_loading import load_stages  # noqa: PLC0415
 
-    cores = max(1, math.ceil(group.num_cpus))
-    parallelism = Parallelism(intra_op_threads=cores)
+    parallelism = Parallelism(intra_op_threads=max(1, math.ceil(group.num_cpus)))
     start_tensorflow(parallelism)
-    slots = max(cores, _GPU_SLOTS) if group.num_gpus else cores
-    return load_stages(plan, group, StageThreads(slots), parallelism)
+    # For as many batches as the device may find out that it should have in flight.
+    threads = StageThreads(2 * (os.cpu_count() or 1))
+    return load_stages(plan, group, threads, parallelism)
 
 
 def _short(group: str) -> str:

@@ -35,11 +35,11 @@ class LoadedStages:
         return any(r.lookups for one in self.cut.regions.values() for r in one.program.rounds)
 
     def host(self, channels: Sequence[ShardChannel]) -> StageHost:
-        """The group's regions, on one device with as many slots as there are threads.
+        """The group's regions, on one device; as many batches are in flight as keep it busy.
 
         Call it on the event loop that they are to run on. `channels` lead to the plan's shards.
         """
-        device = BatchDevice(self.runner.threads.count)
+        device = BatchDevice(None)
         batching = StageBatching(device)
         servable = ShardedServable(self.plan, self.cut, channels, self.runner, batching)
         regions = {
