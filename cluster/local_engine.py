@@ -56,11 +56,23 @@ def _load(
     wanted = replace(options.plan, replicas=1)
     plan = plan_model(options.model_name, found.version, found.path, wanted)
     stop.check()
+    for warning in warnings_of(plan):
+        display.step(warning)
+    plan = replace(plan, stage_groups=())
     pool = ThreadPoolExecutor(thread_name_prefix="lookup")
     channels = [LocalChannel(shard, pool) for shard in loading.shards_of(plan)]
     servable = load_servable(plan, channels, threads, options.doors)
     stop.check()
     return Serving(servable, threads, options.doors)
+
+
+def warnings_of(plan: ModelPlan) -> list[str]:
+    """What this engine does otherwise than it was asked to."""
+    return [
+        f"warning: region {region} runs in this process: it has actors only with --engine=ray"
+        for group in plan.stage_groups
+        for region in group.regions
+    ]
 
 
 class _Loading:

@@ -58,7 +58,7 @@ class Router:
             routing.channels,
             threads,
             options,
-            remote_regions(table.plan.stage_groups, routing.stages),
+            remote_regions(table.plan, routing.stages),
         )
         self._serving = Serving(servable, threads, options)
         self._ingress = Ingress(self._serving.rest, self._serving.prediction)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from shardserve.cluster.stage_placement import StageSeat
 from shardserve.cluster.stream_actor import StreamActor
 from shardserve.cluster.table import RoutingTable
 from shardserve.shards.handshake import Credentials
+from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
 from shardserve.shards.server import RunningServer, StreamServer, start_in_thread
 from shardserve.shards.stage_groups import StageGroup
@@ -62,12 +64,14 @@ class StageActor(StreamActor[StageSpec]):
 
     def _host(self, loaded: LoadedStages, table: RoutingTable, secret: bytes) -> StageHost:
         """On the event loop of the server."""
-        channels = []
+        channels: Sequence[ShardChannel] = ()
         if loaded.needs_shards:
             routing = Routing(table, secret, stages=False)
             self._following = asyncio.ensure_future(routing.follow(self._next_table))
             channels = routing.channels
-        return loaded.host(channels)
+        from shardserve.router.stage_loading import host_of  # noqa: PLC0415 (TensorFlow)
+
+        return host_of((loaded, channels))
 
     async def _next_table(self, known: int) -> RoutingTable:
         table: RoutingTable = await self._controller.wait_for_table.remote(known)

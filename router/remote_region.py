@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from shardserve.router.regions import RegionRunner
 from shardserve.router.servable import Array, RequestContext
-from shardserve.shards.stage_groups import StageGroup
+from shardserve.shards.model import ModelPlan
+from shardserve.shards.stage_groups import stage_name
 from shardserve.shards.stage_messages import StageChannel, StageRequest
 
 
 class RemoteRegion:
-    """Runs region `name` on whichever actor of its group answers. Implements `RegionRunner`.
+    """Runs the stage of this name on whichever actor answers. Implements `RegionRunner`.
 
     The actor batches: requests of all routers meet there. What fails there fails here, with the
     same code and the same words. An actor that is lost costs nothing while there is another: a
@@ -37,12 +38,10 @@ class RemoteRegion:
         return list(reply.tensors)
 
 
-def remote_regions(
-    groups: Iterable[StageGroup], actors: Mapping[str, StageChannel]
-) -> dict[str, RegionRunner]:
-    """Who runs each region that has actors, by its name; `actors` are by their group's."""
+def remote_regions(plan: ModelPlan, actors: Mapping[str, StageChannel]) -> dict[str, RegionRunner]:
+    """Who runs each of the plan's regions that has actors, by its name; `actors` are by group."""
     return {
-        region: RemoteRegion(region, actors[group.name])
-        for group in groups
+        region: RemoteRegion(stage_name(plan.name, plan.version, region), actors[group.name])
+        for group in plan.stage_groups
         for region in group.regions
     }

@@ -17,7 +17,7 @@ from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
 from shardserve.shards.cut.needs import only_regions
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
-from shardserve.shards.stage_groups import StageGroup
+from shardserve.shards.stage_groups import StageGroup, stage_name
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,43 @@ class LoadedStages:
         """Whether some region looks up in tables that lie on shards."""
         return any(r.lookups for one in self.cut.regions.values() for r in one.program.rounds)
 
-    def host(self, channels: Sequence[ShardChannel]) -> StageHost:
-        """The group's regions, on one device; as many batches are in flight as keep it busy.
+    def regions(
+        self, device: BatchDevice, channels: Sequence[ShardChannel]
+    ) -> dict[str, HostedRegion]:
+        """The group's regions by their `stage_name`, those that call others before these.
 
         Call it on the event loop that they are to run on. `channels` lead to the plan's shards.
         """
-        device = BatchDevice(None)
         batching = StageBatching(device)
         servable = ShardedServable(self.plan, self.cut, channels, self.runner, batching)
-        regions = {
-            name: cast(HostedRegion, servable.region(name))
+        return {
+            stage_name(self.plan.name, self.plan.version, name): cast(
+                HostedRegion, servable.region(name)
+            )
             for name in _callers_first(self.cut)
             if name in self.group.regions
         }
-        return StageHost(regions, servable.close)
+
+    def close(self) -> None:
+        """Free the session. No region may run any more."""
+        self.runner.close()
+
+
+def host_of(*loaded: tuple[LoadedStages, Sequence[ShardChannel]]) -> StageHost:
+    """All these models' regions on one device; as many batches are in flight as keep it busy.
+
+    Call it on the event loop that they are to run on. Each comes with the channels to its shards.
+    """
+    device = BatchDevice(None)
+    regions: dict[str, HostedRegion] = {}
+    for one, channels in loaded:
+        regions |= one.regions(device, channels)
+
+    def close() -> None:
+        for one, _ in loaded:
+            one.close()
+
+    return StageHost(regions, close)
 
 
 def load_stages(

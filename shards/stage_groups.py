@@ -21,3 +21,8 @@ class StageGroup:
     num_gpus: float
     nbytes: int
     fingerprint: str
+
+
+def stage_name(model: str, version: int, region: str) -> str:
+    """By what requests name a region: an actor may run those of many models and versions."""
+    return f"{model}/{version}/{region}"

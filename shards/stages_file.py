@@ -25,7 +25,7 @@ PER_MODEL_FILE = "batching_params.pbtxt"
 
 _Count = Annotated[int, Field(ge=1)]
 _Number = Annotated[int, Field(ge=0)]
-_RegionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9.][A-Za-z0-9_.\-]*$", max_length=128)]
+_RegionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9.][A-Za-z0-9_.\-/]*$", max_length=256)]
 _Tensors = Annotated[list[str], Field(min_length=1)]
 
 
@@ -113,13 +113,22 @@ class RegionEntry(Strict):
     """A part of the graph, from its input tensors to its output tensors.
 
     Tensors are named as `saved_model_cli` and `shardserve inspect --stages` show them, or by a
-    signature's aliases.
+    signature's aliases. A region that the model marks is named without them, to give it actors; it
+    is batched as the model says.
     """
 
-    inputs: _Tensors
-    outputs: _Tensors
+    inputs: _Tensors | None = None
+    outputs: _Tensors | None = None
     batching: BatchingEntry = BatchingEntry()
     actors: ActorsEntry | None = None
+
+    @model_validator(mode="after")
+    def _is_marked_or_has_ends(self) -> RegionEntry:
+        if (self.inputs is None) != (self.outputs is None):
+            raise ValueError("inputs and outputs go together")
+        if self.inputs is None and self.batching != BatchingEntry():
+            raise ValueError("a region without inputs and outputs is batched as the model says")
+        return self
 
 
 class StagesFile(Strict):
@@ -175,8 +184,8 @@ def _with_file(stages: Stages, file: StagesFile, server: BatchingParameters) -> 
 def _region(name: str, entry: RegionEntry, server: BatchingParameters) -> Region:
     return Region(
         name=name,
-        inputs=tuple(entry.inputs),
-        outputs=tuple(entry.outputs),
+        inputs=tuple(entry.inputs or ()),
+        outputs=tuple(entry.outputs or ()),
         batching=entry.batching.parameters(f"regions.{name}.batching", server),
         actors=entry.actors.options() if entry.actors else None,
     )

@@ -63,6 +63,7 @@ def gate_regions(
 ) -> GatedRegions:
     """Gate the regions that the model marks and those that are `named`, in place.
 
+    A named one without inputs and outputs says who runs the one of that name that the model marks.
     Raises InvalidArgument naming the region for a tensor that the graph does not have, a region
     that is not closed, and two that overlap.
     """
@@ -73,20 +74,29 @@ def gate_regions(
     found: dict[str, Gated] = {}
     regions: dict[str, Region] = {}
     likeness: dict[str, Hashable] = {}
+    bare = {region.name: region for region in named if not region.inputs}
     for mark in model.marked:
         graph = Graph(graph_def)
         if not _is_live(graph, mark, gating, wanted):
             continue
         region = _marked_region(graph, mark)
         _add(region, gating, found, likeness)
+        if mark.name in bare:
+            region = replace(region, actors=bare[mark.name].actors)
         regions[mark.name], likeness[mark.name] = region, mark.likeness
     for region in named:
+        if region.name in bare:
+            continue
         if region.name in regions:
             raise InvalidArgument(f"region {region.name!r}: the model has one of that name")
         region = _resolved(Graph(graph_def), model, region)
         _add(region, gating, found, likeness)
         regions[region.name] = region
-    return GatedRegions(_together(Graph(graph_def), regions, found, likeness), gating.moved)
+    together = _together(Graph(graph_def), regions, found, likeness)
+    for name in bare.keys() - together.keys():
+        known = ", ".join(name for name in together if name in likeness) or "none"
+        raise InvalidArgument(f"region {name!r}: the model marks none of that name, but {known}")
+    return GatedRegions(together, gating.moved)
 
 
 def _is_live(graph: Graph, mark: MarkedRegion, gating: Gating, wanted: Collection[str]) -> bool:

@@ -53,7 +53,7 @@ async def routed(run: ModelRun) -> AsyncIterator[Servable]:
     following = asyncio.ensure_future(routing.follow(run.table))
     threads = StageThreads(1)
     plan = routing.table.plan
-    remote = remote_regions(plan.stage_groups, routing.stages)
+    remote = remote_regions(plan, routing.stages)
     servable = await asyncio.to_thread(
         load_servable, plan, routing.channels, threads, DoorOptions(), remote
     )

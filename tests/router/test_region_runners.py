@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,10 @@ from shardserve.router.remote_region import RemoteRegion, remote_regions
 from shardserve.router.servable import Array, RequestContext
 from shardserve.router.session import Parallelism, StageThreads
 from shardserve.router.stage_host import StageHost
-from shardserve.router.stage_loading import load_stages
+from shardserve.router.stage_loading import host_of, load_stages
 from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.model import ModelPlan, PlanOptions
+from shardserve.shards.stage_groups import stage_name
 from shardserve.shards.stages import BatchingOptions
 from tests import stage_models
 from tests.shards.plane import until
@@ -36,6 +38,7 @@ from tests.uncut import Uncut
 BATCHING = {"max_batch_size": 16, "batch_timeout_micros": 0, "max_enqueued_batches": 100}
 KINDS = ("local", "remote")
 LONG = 60.0
+STAGE = stage_name("model", 1, TOWER)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def plan_of(directory: Path, tmp_path: Path, **tower: object) -> ModelPlan:
 
 def hosted(plan: ModelPlan, threads: StageThreads) -> StageHost:
     (group,) = plan.stage_groups
-    return load_stages(plan, group, threads, Parallelism()).host([])
+    return host_of((load_stages(plan, group, threads, Parallelism()), ()))
 
 
 @asynccontextmanager
@@ -79,12 +82,12 @@ async def runners(
     """Who runs the plan's regions, by name."""
     host = hosted(plan, threads)
     if kind == "local":
-        yield dict(host.regions)
+        yield {name: host.regions[stage_name("model", 1, name)] for name in (CLEAN, TOWER)}
         await host.drain()
         host.close()
         return
     async with stages(host) as (_, address), channel_to(address) as channel:
-        yield remote_regions(plan.stage_groups, {"both": channel})
+        yield remote_regions(plan, {"both": channel})
 
 
 @pytest.fixture(params=KINDS)
@@ -211,9 +214,32 @@ async def test_requests_of_two_routers_meet_in_one_batch(directory, tmp_path, th
         # Neither fills a batch by itself, and the batch would wait for longer than they do.
         x = np.ones((1, 9), np.float32)
         answers = await asyncio.gather(
-            run(RemoteRegion(TOWER, one), x), run(RemoteRegion(TOWER, other), x)
+            run(RemoteRegion(STAGE, one), x), run(RemoteRegion(STAGE, other), x)
         )
         np.testing.assert_array_equal(*answers)
+
+
+async def test_models_and_versions_on_one_actor_answer_each_for_itself_on_one_device(
+    directory, tmp_path, tmp_path_factory, threads
+) -> None:
+    other = tmp_path_factory.mktemp("other") / "2"
+    stage_models.export(other, seed=6)
+    plans = [
+        plan_of(directory, tmp_path),
+        replace(plan_of(directory, tmp_path), name="again"),
+        replace(plan_of(other, tmp_path), version=2),
+    ]
+    loaded = [load_stages(p, p.stage_groups[0], threads, Parallelism()) for p in plans]
+    host = host_of(*((one, ()) for one in loaded))
+    async with stages(host) as (_, address), channel_to(address) as channel:
+        asked = [both(remote_regions(p, {"both": channel}), 3, n) for n in range(9) for p in plans]
+        answers = await asyncio.gather(*asked)
+    for where, path in enumerate((directory, directory, other)):
+        uncut = Uncut(path)
+        for n, answer in enumerate(answers[where::3]):
+            expected = uncut.answer("serving_default", stage_models.feeds(3, n))
+            np.testing.assert_allclose(answer, *expected.values(), rtol=1e-5)
+        uncut.close()
 
 
 async def test_a_stage_that_the_actor_does_not_have_is_not_found(
@@ -221,7 +247,9 @@ async def test_a_stage_that_the_actor_does_not_have_is_not_found(
 ) -> None:
     host = hosted(plan_of(directory, tmp_path), threads)
     async with stages(host) as (_, address), channel_to(address) as channel:
-        with pytest.raises(NotFound, match="no stage 'other' here, only clean, tower"):
+        with pytest.raises(
+            NotFound, match="no stage 'other' here, only model/1/clean"
+        ):
             await run(RemoteRegion("other", channel), np.ones((1, 9), np.float32))
 
 
@@ -231,7 +259,7 @@ async def test_what_waits_in_a_stage_actors_queue_is_answered_when_it_stops(
     host = hosted(plan_of(directory, tmp_path, batch_timeout_micros=60_000_000), threads)
     async with stages(host) as (server, address), channel_to(address) as channel:
         asked = [
-            asyncio.create_task(run(RemoteRegion(TOWER, channel), np.ones((1, 9), np.float32)))
+            asyncio.create_task(run(RemoteRegion(STAGE, channel), np.ones((1, 9), np.float32)))
             for _ in range(3)
         ]
         await until(lambda: server.in_flight == 3)
