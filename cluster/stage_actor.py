@@ -10,8 +10,9 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -67,15 +68,18 @@ class StageActor(StreamActor[StageSpec]):
         channels: Sequence[ShardChannel] = ()
         if loaded.needs_shards:
             routing = Routing(table, secret, stages=False)
-            self._following = asyncio.ensure_future(routing.follow(self._next_table))
+            tables = partial(_next_table, self._controller)
+            self._following = asyncio.ensure_future(routing.follow(tables))
             channels = routing.channels
         from shardserve.router.stage_loading import host_of  # noqa: PLC0415 (TensorFlow)
 
         return host_of((loaded, channels))
 
-    async def _next_table(self, known: int) -> RoutingTable:
-        table: RoutingTable = await self._controller.wait_for_table.remote(known)
-        return table
+
+async def _next_table(controller: Any, known: int) -> RoutingTable:
+    """Not a method: Ray would take the class for one whose methods all run on one event loop."""
+    table: RoutingTable = await controller.wait_for_table.remote(known)
+    return table
 
 
 def _load(plan: ModelPlan, group: StageGroup) -> LoadedStages:
