@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from shardserve.batching.driver import BatchDevice
+from shardserve.batching.driver import BatchDevice, StageCounts
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.tensors import rows_of
 from shardserve.router.batched import BatchedServable
@@ -23,6 +23,7 @@ from shardserve.router.servable import RequestContext, Signature
 from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFlowRunner
 from shardserve.router.whole import signature_def_map_of, signatures_of
 from shardserve.router.work import Compiled, Step, Work
+from shardserve.shards.batched_channel import BatchedChannel
 from shardserve.shards.cut.call_outs import REQUEST
 from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
 from shardserve.shards.cut.program import Round, StagePlan
@@ -152,6 +153,19 @@ class ShardedServable:
         compiled = await self._compiled.get((signature, tuple(sorted(outputs))), context)
         return await self.walk(compiled, inputs, outputs, context)
 
+    def stage_counts(self) -> dict[str, StageCounts]:
+        """See `Servable.stage_counts`."""
+        found = {f"{self.name}/{name}": counts for name, counts in self._regions.counts().items()}
+        for queue in (self._ids, self._dense):
+            if queue is not None:
+                found[queue.name] = queue.counts()
+        for shard, channel in enumerate(self._channels):
+            if isinstance(channel, BatchedChannel):
+                found[f"{self.name}/lookups/{shard}"] = channel.counts()
+        if self._front is not None:
+            found |= self._front.stage_counts()
+        return found
+
     async def _ask(self, work: Work, split: SplitRound, step: Step) -> None:
         """Lookups and regions of one round, at once."""
         if not step.regions:
@@ -267,6 +281,10 @@ class ShardedServable:
 
 class _Walking:
     """A sharded servable as `BatchedServable` runs it: from the first stage to the last."""
+
+    def stage_counts(self) -> dict[str, StageCounts]:
+        """See `Servable.stage_counts`: the servable says them itself."""
+        return {}
 
     def __init__(self, servable: ShardedServable) -> None:
         self.name = servable.name
