@@ -59,12 +59,12 @@ class StageQueue(Generic[T]):
         allowed = self._allowed
         return allowed[bisect.bisect_left(allowed, size)] if allowed else size
 
-    def gives_way(self) -> bool:
+    def gives_way(self, now: float) -> bool:
         """Whether tasks of high priority of the same key are to run first."""
         if self.priority is Priority.HIGH:
             return False
         high = self.stage.sibling(self)
-        return high is not None and high.ready
+        return high is not None and high.is_due(now)
 
     def sizes(self, size: int) -> tuple[list[int], bool]:
         """The pieces of a task that does not join whole, and if the first fills the open batch.

@@ -87,10 +87,11 @@ class TensorStage:
         if actions:
             device.perform(actions)
         try:
-            return await reply
+            result: list[Array] = await reply
         except asyncio.CancelledError:
             self._batcher.cancel(call)
             raise
+        return result
 
     def counts(self) -> StageCounts:
         """What this stage has done."""

@@ -121,7 +121,7 @@ class Waiting(Generic[T]):
             queue = self._ready.popleft()
             if not queue.is_due(now):
                 queue.ready = False
-            elif queue.gives_way():
+            elif queue.gives_way(now):
                 self._ready.append(queue)
             else:
                 return queue

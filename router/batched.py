@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.likeness import Likeness
 from shardserve.batching.parameters import BatchingParameters
+from shardserve.batching.stage import StageCounts
 from shardserve.batching.tensor_stage import TensorBatch, TensorStage
 from shardserve.batching.tensors import rows_of
 from shardserve.router.batch_context import batch_context
@@ -68,6 +69,10 @@ class BatchedServable:
             context=_Request(inputs, context),
         )
         return dict(zip(group.outputs, results, strict=True))
+
+    def stage_counts(self) -> dict[str, StageCounts]:
+        """See `Servable.stage_counts`; "requests" is the stage of whole requests."""
+        return {**self._servable.stage_counts(), f"{self.name}/requests": self._stage.counts()}
 
     async def drain(self) -> None:
         """Accept no more requests; return when those accepted have been answered."""

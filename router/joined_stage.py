@@ -29,7 +29,7 @@ class StageQueue:
         spend: str,
     ) -> None:
         self._device = device
-        self._name = name
+        self.name = name
         self._parameters = parameters
         self._threads = threads
         self._spend = spend
@@ -39,7 +39,7 @@ class StageQueue:
         """Made by the first request, on the event loop: programs are compiled on threads."""
         return TensorStage(
             self._device,
-            self._name,
+            self.name,
             self._parameters,
             self._run,
             lambda group: cast(JoinedStage, group).stage.fetches,

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
-from shardserve.batching.driver import BatchDevice
+from shardserve.batching.driver import BatchDevice, StageCounts
 from shardserve.batching.tensor_stage import TensorBatch, TensorStage
 from shardserve.batching.tensors import rows_of
 from shardserve.router.batch_context import batch_context
@@ -63,6 +63,10 @@ class LocalRegion:
         inputs = tensors[: self._inputs]
         return await self._stage(inputs, rows, context.deadline, group=group, context=call)
 
+    def counts(self) -> StageCounts:
+        """What has been done so far."""
+        return self._stage.counts()
+
     async def drain(self) -> None:
         """Accept no more; return when all that was accepted has ended."""
         await self._stage.drain()
@@ -102,6 +106,11 @@ class Regions:
     def runner(self, name: str) -> RegionRunner:
         """Who runs the region of this name. Raises KeyError."""
         return self._runners[name]
+
+    def counts(self) -> dict[str, StageCounts]:
+        """What those that are run here have done, by name."""
+        local = {n: one for n, one in self._runners.items() if isinstance(one, LocalRegion)}
+        return {name: one.counts() for name, one in local.items()}
 
     async def run(
         self, call: RegionCall, known: Mapping[str, Array], context: RequestContext

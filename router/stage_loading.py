@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import cast
 
 from shardserve.batching.driver import BatchDevice
+from shardserve.router.call_outs import CallOuts
 from shardserve.router.restoring import graph_of, initialise
+from shardserve.router.rounds import Fanout
 from shardserve.router.session import Parallelism, StageThreads, TensorFlowRunner
 from shardserve.router.sharded import ShardedServable, StageBatching
 from shardserve.router.stage_host import HostedRegion, StageHost
@@ -42,7 +44,12 @@ class LoadedStages:
         Call it on the event loop that they are to run on. `channels` lead to the plan's shards.
         """
         batching = StageBatching(device)
-        servable = ShardedServable(self.plan, self.cut, channels, self.runner, batching)
+        tables = {name: source.table for name, source in self.plan.sources.items()}
+        fanout = Fanout(self.plan.layout, tables)
+        call_outs = CallOuts((), fanout, channels)
+        servable = ShardedServable(
+            self.plan, self.cut, channels, self.runner, batching, fanout, call_outs
+        )
         return {
             stage_name(self.plan.name, self.plan.version, name): cast(
                 HostedRegion, servable.region(name)

@@ -16,7 +16,8 @@ from shardserve.shards.cut.variables import Variable
 
 def only_regions(cut: CutModel, names: Iterable[str]) -> CutModel:
     """The model without signatures: the regions of these names, those that they call, and the
-    variables that these and the init op read."""
+    variables that these and the init op read. None of the regions may call out.
+    """
     regions = with_called(names, cut.regions)
     graph = Graph(cut.graph_def)
     nodes = nodes_run(graph, [one.program for one in regions.values()])
@@ -27,6 +28,7 @@ def only_regions(cut: CutModel, names: Iterable[str]) -> CutModel:
         inlined=replace(cut.inlined, meta_graph=meta_graph_pb2.MetaGraphDef()),
         programs={},
         regions=regions,
+        call_outs=(),
         variables=read_by(nodes, cut.variables),
     )
 
@@ -47,7 +49,7 @@ def nodes_run(graph: Graph, programs: Iterable[Program]) -> set[str]:
     """The nodes that the programs' stages run; none of what the regions do that they call."""
     found: set[str] = set()
     for program in programs:
-        for stage in (*(r.stage for r in program.rounds), program.dense):
+        for stage in program.stages:
             found |= _between(graph, stage)
     return found
 

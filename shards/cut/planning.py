@@ -86,7 +86,7 @@ def _scored(tables: Mapping[str, CutTable]) -> dict[str, Axis]:
     return {
         name: lookup.axis
         for name, cut in tables.items()
-        for lookup in cut.lookups
+        for lookup in cut.all_lookups
         if isinstance(lookup, Scoring)
     }
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 
 from shardserve.batching.errors import InvalidArgument
+from shardserve.shards.cut.call_outs import REQUEST
 from shardserve.shards.cut.cut import CutModel
 from shardserve.shards.cut.graph import Graph, may_write
 from shardserve.shards.cut.needs import nodes_run, read_by, with_called
@@ -18,8 +19,9 @@ from shardserve.shards.stage_groups import StageGroup
 def stage_groups(cut: CutModel, plan_fingerprint: str) -> tuple[StageGroup, ...]:
     """The groups of actors that the model's regions name, by name.
 
-    Raises InvalidArgument naming the region for one that writes to what others read, which has
-    its place in the routers, and for regions of one group that ask for different actors.
+    Raises InvalidArgument naming the region for one that writes to what others read, or looks up
+    in a loop or a branch, which has its place in the routers; and for regions of one group that ask
+    for different actors.
     """
     groups: dict[str, list[Region]] = {}
     for one in cut.regions.values():
@@ -40,6 +42,7 @@ def _group(
     called = with_called([region.name for region in regions], cut.regions)
     nodes = nodes_run(graph, [one.program for one in called.values()])
     _check_writes(graph, nodes, name)
+    _check_call_outs(called)
     weights = sum(variable.nbytes for variable in read_by(nodes, cut.variables))
     parts = sorted((r.name, r.inputs, r.captured, r.outputs) for r in _regions(called))
     return StageGroup(
@@ -77,6 +80,15 @@ def _check_writes(graph: Graph, nodes: Iterable[str], name: str) -> None:
             f"stage actors {name!r}: {writers[0]} may write what others read, so its region has "
             "to run in the router"
         )
+
+
+def _check_call_outs(called: Mapping[str, CutRegion]) -> None:
+    for name, one in called.items():
+        if any(REQUEST in stage.feeds for stage in one.program.stages):
+            raise InvalidArgument(
+                f"region {name!r} looks up in a table in a loop or a branch, so it has to run in "
+                "the router"
+            )
 
 
 def _digest(cut: CutModel, plan_fingerprint: str) -> str:

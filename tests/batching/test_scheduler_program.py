@@ -85,7 +85,8 @@ class Program(RuleBasedStateMachine):
         self.stopped: set[Batch[tuple[str, bool]]] = set()
         self.ended: Counter[Task[tuple[str, bool]]] = Counter()
         self.offered: list[Task[tuple[str, bool]]] = []
-        self.bad_left: set[Task[tuple[str, bool]]] = set()
+        #: Those that were in a batch that failed, and run again.
+        self.again: set[Task[tuple[str, bool]]] = set()
 
     # What happens.
 
@@ -137,6 +138,7 @@ class Program(RuleBasedStateMachine):
         elif isinstance(error, InvalidArgument) and len(batch.tasks) > 1:
             for task in living:
                 self.left[_whole(task)] += task.size
+                self.again.add(_whole(task))
         self.carry_out(self.core.finished(batch, self.now, error))
         if crash:
             assert not any(_whole(task) in self.left for task in living)
@@ -202,19 +204,19 @@ class Program(RuleBasedStateMachine):
         high = [task for task in batch.tasks if task.context[1] is Priority.HIGH]
         low = [task for task in batch.tasks if task.context[1] is Priority.LOW]
         assert batch.tasks == [*high, *low]
-        if not high:
+        if batch.queue.priority is Priority.LOW:
             sibling = batch.queue.stage.sibling(batch.queue)
             assert sibling is None or not sibling.is_due(self.now)
-        elif low:
+        if high and low:
             assert parameters.mixed_priority_policy is not MixedPriorityPolicy.ISOLATE
 
     def check_turn(self, task: Task[tuple[str, bool]]) -> None:
         """First come, first served, but for parts of what has failed and runs again."""
         for other, waiting in self.left.items():
-            if other is task:
+            if other is task or task in self.again:
                 return
             if (other.payload[0], other.context) == (task.payload[0], task.context):
-                assert not waiting
+                assert not waiting or other in self.again
 
     def check_refusal(self, task: Task[tuple[str, bool]], error: ServingError) -> None:
         stage = task.payload[0]

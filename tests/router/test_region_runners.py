@@ -247,9 +247,7 @@ async def test_a_stage_that_the_actor_does_not_have_is_not_found(
 ) -> None:
     host = hosted(plan_of(directory, tmp_path), threads)
     async with stages(host) as (_, address), channel_to(address) as channel:
-        with pytest.raises(
-            NotFound, match="no stage 'other' here, only model/1/clean"
-        ):
+        with pytest.raises(NotFound, match="no stage 'other' here, only model/1/clean"):
             await run(RemoteRegion("other", channel), np.ones((1, 9), np.float32))
 
 
