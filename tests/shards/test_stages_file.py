@@ -93,7 +93,8 @@ def test_a_models_own_parameters_count_but_for_the_threads(tmp_path):
         ),
         ("stages: {lookups: {batch_timeout_micros: 3}}", "stages.lookups.batch_timeout_micros"),
         ("regions: {r: {inputs: [], outputs: [y]}}", "regions.r.inputs"),
-        ("regions: {r: {outputs: [y]}}", "regions.r.inputs: Field required"),
+        ("regions: {r: {outputs: [y]}}", "regions.r: .*inputs and outputs go together"),
+        ("regions: {r: {actors: {}, batching: {max_batch_size: 3}}}", "batched as the model says"),
         ("regions: {'a b': {inputs: [x], outputs: [y]}}", "regions.a b"),
         ("regions: {r: {inputs: [x], outputs: [y], actors: {count: 0}}}", "regions.r.actors.count"),
         (
