@@ -80,14 +80,16 @@ def _has_other(table: RoutingTable, seat: AnySeat, instance: str) -> bool:
 
 
 @asynccontextmanager
-async def running(directory: Path, options: PlanOptions) -> AsyncIterator[ModelRun]:
+async def running(
+    directory: Path, options: PlanOptions, seconds: float = LONGEST_SECONDS
+) -> AsyncIterator[ModelRun]:
     """A run of the model in a version directory, that ends with the block."""
     name = f"test-{secrets.token_hex(4)}"
     run = Run(name, Wanted("model", 1, directory, options), can_grow=False)
     actor = ray.remote(Controller).options(name=name, num_cpus=0, max_restarts=-1)
     controller = actor.remote(run, SECRET)
     try:
-        async with asyncio.timeout(LONGEST_SECONDS):
+        async with asyncio.timeout(seconds):
             yield ModelRun(name, controller)
     finally:
         await controller.end.remote()

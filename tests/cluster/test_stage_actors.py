@@ -17,6 +17,7 @@ from shardserve.cluster.progress import Phase
 from shardserve.cluster.routing import Routing
 from shardserve.cluster.serving import load_servable
 from shardserve.cluster.stage_placement import StageSeat
+from shardserve.cluster.table import RoutingTable
 from shardserve.router.remote_region import remote_regions
 from shardserve.router.servable import Array, RequestContext, Servable
 from shardserve.router.session import StageThreads
@@ -24,12 +25,9 @@ from shardserve.shards.model import PlanOptions
 from shardserve.shards.stages import BatchingOptions
 from tests import stage_models
 from tests.cluster.runs import SECRET, ModelRun, running
-from tests.stage_models import CLEAN, TOWER
 from tests.uncut import Uncut
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-LITTLE = {"num_cpus": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -73,25 +71,45 @@ async def answer(servable: Servable, rows: int, seed: int) -> Array:
     return (await servable.run("serving_default", feeds, [output], context))[output]
 
 
-async def test_preprocessing_and_tower_on_actors_answer_what_tensorflow_does(
+async def test_regions_on_actors_answer_as_tensorflow_does_whatever_actor_dies(
     directory: Path, tmp_path: Path
 ) -> None:
-    wanted = options(
-        directory, tmp_path / "stages.yaml", {"actors": LITTLE}, {"actors": {**LITTLE, "count": 2}}
-    )
-    async with running(directory, wanted) as run:
+    two = {"actors": {"num_cpus": 0.1, "count": 2, "group": "both"}}
+    wanted = options(directory, tmp_path / "stages.yaml", two, two)
+    async with running(directory, wanted, seconds=110.0) as run:
         progress = await run.finished_start()
         assert progress.phase is Phase.READY, progress.failure
-        assert set(progress.loaded) == {
-            StageSeat(CLEAN, 0),
-            StageSeat(TOWER, 0),
-            StageSeat(TOWER, 1),
-        }
+        seats = StageSeat("both", 0), StageSeat("both", 1)
+        assert set(progress.loaded) == set(seats)
         async with routed(run) as servable:
             answers = await asyncio.gather(*(answer(servable, n, n) for n in range(1, 9)))
             expected = await asyncio.to_thread(_uncut, directory)
             for found, right in zip(answers, expected, strict=True):
                 np.testing.assert_allclose(found, right, rtol=1e-5)
+
+            before = await run.table()
+            await run.kill(seats[0])
+            for _ in range(20):  # There is another: nothing is lost.
+                np.testing.assert_array_equal(await answer(servable, 2, 2), answers[1])
+
+            await run.kill(seats[1])
+            error = None
+            while error is None:  # There is no other.
+                error = (await outcome(servable))[1]
+            assert isinstance(error, Unavailable)
+
+            for seat in seats:
+                await run.table_in_which(seat, instance_of(before, seat))
+            found = None
+            while found is None:
+                found, error = await outcome(servable)
+            np.testing.assert_array_equal(found, answers[1])
+
+
+def instance_of(table: RoutingTable, seat: StageSeat) -> str:
+    address = table.at(seat)
+    assert address is not None
+    return address.instance
 
 
 def _uncut(directory: Path) -> list[Array]:
@@ -102,49 +120,6 @@ def _uncut(directory: Path) -> list[Array]:
     ]
     uncut.close()
     return found
-
-
-async def test_a_killed_stage_actor_costs_no_answer_while_there_is_another_and_comes_back(
-    directory: Path, tmp_path: Path
-) -> None:
-    alike = {"actors": {**LITTLE, "count": 2, "group": "both"}}
-    wanted = options(directory, tmp_path / "stages.yaml", alike, alike)
-    async with running(directory, wanted) as run:
-        assert (await run.finished_start()).phase is Phase.READY
-        seat = StageSeat("both", 0)
-        before = (await run.table()).at(seat)
-        assert before is not None
-        async with routed(run) as servable:
-            expected = await answer(servable, 2, 1)
-            await run.kill(seat)
-            for _ in range(20):
-                np.testing.assert_array_equal(await answer(servable, 2, 1), expected)
-            table = await run.table_in_which(seat, before.instance)
-            assert table.is_servable
-            np.testing.assert_array_equal(await answer(servable, 2, 1), expected)
-
-
-async def test_a_stage_actor_that_is_the_only_one_is_unavailable_until_it_is_back(
-    directory: Path, tmp_path: Path
-) -> None:
-    wanted = options(directory, tmp_path / "stages.yaml", {}, {"actors": LITTLE})
-    async with running(directory, wanted) as run:
-        assert (await run.finished_start()).phase is Phase.READY
-        seat = StageSeat(TOWER, 0)
-        before = (await run.table()).at(seat)
-        assert before is not None
-        async with routed(run) as servable:
-            expected = await answer(servable, 2, 1)
-            await run.kill(seat)
-            error = None
-            while error is None:
-                error = (await outcome(servable))[1]
-            assert isinstance(error, Unavailable)
-            await run.table_in_which(seat, before.instance)
-            found = None
-            while found is None:
-                found, error = await outcome(servable)
-            np.testing.assert_array_equal(found, expected)
 
 
 async def outcome(servable: Servable) -> tuple[Array | None, Unavailable | None]:
