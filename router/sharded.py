@@ -26,6 +26,7 @@ from shardserve.router.work import Compiled, Step, Work
 from shardserve.shards.batched_channel import BatchedChannel
 from shardserve.shards.cut.call_outs import REQUEST
 from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
+from shardserve.shards.cut.joining import why_at_front, why_not_ids
 from shardserve.shards.cut.program import Round, StagePlan
 from shardserve.shards.cut.regions import CutRegion, RegionCall
 from shardserve.shards.messages import ShardChannel
@@ -97,6 +98,7 @@ class ShardedServable:
         self._channels = tuple(channels)
         self._runner = runner
         self._batching = batching
+        self._stages = plan.stages
         self._ids = self._queue("ids", plan.stages.ids)
         self._dense = self._queue("dense", plan.stages.dense)
         self._regions = self._regions_of(cut)
@@ -220,11 +222,11 @@ class ShardedServable:
     def _compile(self, key: tuple[str, tuple[str, ...]]) -> Compiled:
         """The program of a signature, its stages joined where they may be."""
         program = self._cut.program_for(*key)
-        dense_joins = not self._cut.why_not_joined(program.dense.feeds)
+        dense = self._stages.dense
+        at_front = dense is not None and bool(why_at_front(self._cut, program, dense))
         steps = tuple(self._step(part, self._ids_queue(part.stage)) for part in program.rounds)
-        last = Round(program.dense, ())
-        dense = self._step(last, self._dense if dense_joins else None)
-        return Compiled(program, steps, dense, at_front=not dense_joins)
+        last = self._step(Round(program.dense, ()), None if at_front else self._dense)
+        return Compiled(program, steps, last, at_front)
 
     def _step(self, part: Round, queue: StageQueue | None) -> Step:
         stage = self._stage(part.stage)
@@ -238,7 +240,8 @@ class ShardedServable:
         return StageQueue(device, f"{self.name}/{kind}", parameters, threads, kind)
 
     def _ids_queue(self, plan: StagePlan) -> StageQueue | None:
-        if self._ids is None or self._cut.why_not_joined((*plan.feeds, *plan.fetches)):
+        ids = self._stages.ids
+        if ids is None or why_not_ids(self._cut, plan, ids):
             return None
         return self._ids
 
