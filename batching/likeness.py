@@ -15,7 +15,8 @@ from shardserve.batching.tensors import Array
 #: Forms and likenesses that are remembered. Clients choose the shapes.
 MAX_FORMS = 1024
 
-shape_of, dtype_of = attrgetter("shape"), attrgetter("dtype")
+#: A tensor's shape and dtype.
+looks_of = attrgetter("shape", "dtype")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -35,12 +36,11 @@ class Likeness:
 class Form:
     """What a call's tensors look like, row count included, and so whom it may be joined with.
 
-    `size` is its room in a batch, `nbytes` what the tensors hold, without the strings of those at
-    the places `strings`.
+    `looks` has each tensor's `looks_of`. `size` is its room in a batch, `nbytes` what the tensors
+    hold, without the strings of those at the places `strings`.
     """
 
-    shapes: list[tuple[int, ...]]
-    dtypes: list[np.dtype[Any]]
+    looks: list[tuple[tuple[int, ...], np.dtype[Any]]]
     likeness: Likeness
     size: int
     nbytes: int
@@ -72,8 +72,7 @@ class Forms:
         if len(self.known) >= MAX_FORMS:
             self.known.clear()
         form = self.known[group, rows] = Form(
-            shapes=[tensor.shape for tensor in tensors],
-            dtypes=[tensor.dtype for tensor in tensors],
+            looks=[looks_of(tensor) for tensor in tensors],
             likeness=self._likeness(group, rows, lines, tensors),
             size=max(1, rows),
             nbytes=sum([tensor.nbytes for tensor in tensors]),
