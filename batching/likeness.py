@@ -15,8 +15,7 @@ from shardserve.batching.tensors import Array
 #: Forms and likenesses that are remembered. Clients choose the shapes.
 MAX_FORMS = 1024
 
-#: A tensor's shape and dtype.
-looks_of = attrgetter("shape", "dtype")
+shape_of, dtype_of = attrgetter("shape"), attrgetter("dtype")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -36,11 +35,13 @@ class Likeness:
 class Form:
     """What a call's tensors look like, row count included, and so whom it may be joined with.
 
-    `looks` has each tensor's `looks_of`. `size` is its room in a batch, `nbytes` what the tensors
+    `count` is how many they are, `size` is its room in a batch, `nbytes` what the tensors
     hold, without the strings of those at the places `strings`.
     """
 
-    looks: list[tuple[tuple[int, ...], np.dtype[Any]]]
+    count: int
+    shapes: list[tuple[int, ...]]
+    dtypes: list[np.dtype[Any]]
     likeness: Likeness
     size: int
     nbytes: int
@@ -72,7 +73,9 @@ class Forms:
         if len(self.known) >= MAX_FORMS:
             self.known.clear()
         form = self.known[group, rows] = Form(
-            looks=[looks_of(tensor) for tensor in tensors],
+            count=len(tensors),
+            shapes=[tensor.shape for tensor in tensors],
+            dtypes=[tensor.dtype for tensor in tensors],
             likeness=self._likeness(group, rows, lines, tensors),
             size=max(1, rows),
             nbytes=sum([tensor.nbytes for tensor in tensors]),

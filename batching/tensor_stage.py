@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, TypeAlias, cast
 
 from shardserve.batching.driver import BatchDevice, Batcher, Call, StageCounts
-from shardserve.batching.likeness import Forms, Likeness, looks_of
+from shardserve.batching.likeness import Forms, Likeness, dtype_of, shape_of
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.tasks import Batch, Priority, Task
 from shardserve.batching.tensors import Array, check_rows, fold, join, split, unfold
@@ -52,6 +52,7 @@ class TensorStage:
             name, parameters, self._run_batch, self._join_results
         )
         self._stage = self._batcher.stage
+        self._queues = self._stage.by_priority
 
     async def __call__(
         self,
@@ -71,13 +72,24 @@ class TensorStage:
         """
         # As lean as can be: a tenth of a microsecond here is one for each request.
         form = self._known.get((group, rows))
-        if form is None or [*map(looks_of, tensors)] != form.looks:
+        if (
+            form is None
+            or len(tensors) != form.count
+            or (
+                tensors[0].shape != form.shapes[0] or tensors[0].dtype is not form.dtypes[0]
+                if form.count == 1
+                else [*map(shape_of, tensors)] != form.shapes
+                or [*map(dtype_of, tensors)] != form.dtypes
+            )
+        ):
             form = self._forms.form(group, rows, tensors)
         nbytes = form.nbytes_of(tensors) if form.strings else form.nbytes
         device = self._device
         reply = device.new_future()
         call = Call(reply, tensors, form.size, deadline, nbytes, context)
-        queue = self._stage.queue(form.likeness, priority)
+        queue = self._queues[priority].get(form.likeness)
+        if queue is None:
+            queue = self._stage.queue(form.likeness, priority)
         actions = device.scheduler.offer(queue, call, monotonic())
         if actions:
             device.perform(actions)

@@ -13,16 +13,19 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from shardserve.batching.memory import settle_memory
 from shardserve.batching.tensors import Array
 
 MAX_BATCH = 1024
 WARM_UP = 0.5
+#: Questions of a caller between two looks at whether to go on.
+TURNS = 16
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,16 @@ def shardserve(run: Run) -> dict[str, float]:
         parameters = BatchingParameters(max_batch_size=MAX_BATCH)
         outputs = [f"y{place}" for place in range(run.tensors)]
         stage = TensorStage(BatchDevice(1), "identity", parameters, identity, outputs)
-        return await _closed_loop(run, lambda tensors: stage(tensors, 1))
+        clock = _Clock(run)
+
+        async def caller() -> None:
+            tensors = run.request()
+            while clock.goes_on(TURNS):
+                for _ in range(TURNS):
+                    await stage(tensors, 1)
+
+        await asyncio.gather(*[caller() for _ in range(run.standing)])
+        return clock.figures()
 
     return uvloop.run(measure())
 
@@ -70,7 +82,16 @@ def serve_batch(run: Run) -> dict[str, float]:
 
     async def measure() -> dict[str, float]:
         batched = serve.batch(identity, max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)
-        return await _closed_loop(run, batched)
+        clock = _Clock(run)
+
+        async def caller() -> None:
+            tensors = run.request()
+            while clock.goes_on(TURNS):
+                for _ in range(TURNS):
+                    await batched(tensors)
+
+        await asyncio.gather(*[caller() for _ in range(run.standing)])
+        return clock.figures()
 
     return uvloop.run(measure())
 
@@ -123,7 +144,7 @@ def litserve(run: Run) -> dict[str, float]:
         """Each asks again when it is answered, until the time is over."""
 
         def send(self, item: object, consumer_id: int) -> None:
-            requests.put(request if clock.goes_on() else (None, None, None, None))
+            requests.put(request if clock.goes_on(1) else (None, None, None, None))
 
     api = Identity(max_batch_size=MAX_BATCH, batch_timeout=0.0)
     api.pre_setup()
@@ -152,11 +173,11 @@ class _Clock:
         self._began: tuple[int, float, float] | None = None
         self._ended: tuple[int, float, float] | None = None
 
-    def goes_on(self) -> bool:
-        """One more answer. Whether to ask again."""
-        self._answers += 1
+    def goes_on(self, answers: int) -> bool:
+        """So many answers more. Whether to ask again."""
+        self._answers += answers
         # A look at the clock costs as much as some of what is measured.
-        if self._answers % 256:
+        if self._answers % (4 * TURNS):
             return self._ended is None
         now = time.perf_counter()
         if self._began is None:
@@ -174,28 +195,11 @@ class _Clock:
         return {"per_core": answers / processor, "per_second": answers / seconds}
 
 
-async def _closed_loop(
-    run: Run, ask: Callable[[list[Array]], Awaitable[object]]
-) -> dict[str, float]:
-    clock = _Clock(run)
-
-    async def caller() -> None:
-        tensors = run.request()
-        goes_on = clock.goes_on
-        await ask(tensors)
-        while goes_on():
-            await ask(tensors)
-
-    await asyncio.gather(*[caller() for _ in range(run.standing)])
-    return clock.figures()
-
-
 def _threads(run: Run, ask: Callable[[], object]) -> dict[str, float]:
     clock = _Clock(run)
 
     def caller() -> None:
-        ask()
-        while clock.goes_on():
+        while clock.goes_on(1):
             ask()
 
     threads = [threading.Thread(target=caller) for _ in range(run.standing)]
@@ -235,6 +239,7 @@ def _numpy_identity(requests: list[list[Array]]) -> list[list[Array]]:
 def main(name: str, tensors: str, standing: str, seconds: str) -> None:
     """Measure one subject on one core, the memory as in the server."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    settle_memory()
     run = Run(int(tensors), int(standing), float(seconds))
     print(json.dumps(SUBJECTS[name](run)))
 
