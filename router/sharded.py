@@ -10,11 +10,10 @@ from typing import Any
 import numpy.typing as npt
 
 from shardserve.batching.driver import BatchDevice, StageCounts
-from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.tensors import rows_of
 from shardserve.router.batched import BatchedServable
 from shardserve.router.call_outs import CallOuts
-from shardserve.router.joined_stage import JoinedStage, StageQueue
+from shardserve.router.compiling import Compiler
 from shardserve.router.once import OnceCache
 from shardserve.router.regions import LocalRegion, RegionRunner, Regions, together
 from shardserve.router.restoring import graph_of, initialise
@@ -26,7 +25,6 @@ from shardserve.router.work import Compiled, Step, Work
 from shardserve.shards.batched_channel import BatchedChannel
 from shardserve.shards.cut.call_outs import REQUEST
 from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
-from shardserve.shards.cut.program import Round, StagePlan
 from shardserve.shards.cut.regions import CutRegion, RegionCall
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
@@ -97,10 +95,9 @@ class ShardedServable:
         self._channels = tuple(channels)
         self._runner = runner
         self._batching = batching
-        self._ids = self._queue("ids", plan.stages.ids)
-        self._dense = self._queue("dense", plan.stages.dense)
+        self._compiler = Compiler(self.name, cut, runner, batching.device, plan.stages)
         self._regions = self._regions_of(cut)
-        self._compiled = OnceCache(runner.threads, self._compile, MAX_COMPILED_PROGRAMS)
+        self._compiled = OnceCache(runner.threads, self._compiler.signature, MAX_COMPILED_PROGRAMS)
         for name, signature in self.signatures.items():
             self._compiled.prepare((name, tuple(sorted(signature.outputs))))
         dense = plan.stages.dense
@@ -156,9 +153,7 @@ class ShardedServable:
     def stage_counts(self) -> dict[str, StageCounts]:
         """See `Servable.stage_counts`."""
         found = {f"{self.name}/{name}": counts for name, counts in self._regions.counts().items()}
-        for queue in (self._ids, self._dense):
-            if queue is not None:
-                found[queue.name] = queue.counts()
+        found |= self._compiler.counts()
         for shard, channel in enumerate(self._channels):
             if isinstance(channel, BatchedChannel):
                 found[f"{self.name}/lookups/{shard}"] = channel.counts()
@@ -217,34 +212,6 @@ class ShardedServable:
         else:
             await self._runner.threads.run(work.merge, work.context, None)
 
-    def _compile(self, key: tuple[str, tuple[str, ...]]) -> Compiled:
-        """The program of a signature, its stages joined where they may be."""
-        program = self._cut.program_for(*key)
-        dense_joins = not self._cut.why_not_joined(program.dense.feeds)
-        steps = tuple(self._step(part, self._ids_queue(part.stage)) for part in program.rounds)
-        last = Round(program.dense, ())
-        dense = self._step(last, self._dense if dense_joins else None)
-        return Compiled(program, steps, dense, at_front=not dense_joins)
-
-    def _step(self, part: Round, queue: StageQueue | None) -> Step:
-        stage = self._stage(part.stage)
-        joined = None if stage is None or queue is None else JoinedStage(queue, stage)
-        return Step(stage, joined, part.lookups, part.regions)
-
-    def _queue(self, kind: str, parameters: BatchingParameters | None) -> StageQueue | None:
-        if parameters is None:
-            return None
-        device, threads = self._batching.device, self._runner.threads
-        return StageQueue(device, f"{self.name}/{kind}", parameters, threads, kind)
-
-    def _ids_queue(self, plan: StagePlan) -> StageQueue | None:
-        if self._ids is None or self._cut.why_not_joined((*plan.feeds, *plan.fetches)):
-            return None
-        return self._ids
-
-    def _stage(self, plan: StagePlan) -> Stage | None:
-        return self._runner.make_callable(plan.feeds, plan.fetches) if plan.fetches else None
-
     def _regions_of(self, cut: CutModel) -> Regions:
         runners = {
             name: self._batching.remote.get(name) or self._local_region(one)
@@ -254,15 +221,10 @@ class ShardedServable:
 
     def _local_region(self, one: CutRegion) -> LocalRegion:
         """Runs a region here. Batches that wait for others' have slots of their own."""
-        program = one.program
-        steps = tuple(
-            Step(self._stage(r.stage), None, r.lookups, r.regions) for r in program.rounds
-        )
-        dense = Step(self._stage(program.dense), None, (), ())
-        compiled = Compiled(program, steps, dense)
+        compiled = self._compiler.region(one.program)
         names = [str(number) for number in range(len(one.region.outputs))]
         device = self._batching.device
-        if program.rounds or REQUEST in program.dense.feeds:
+        if one.program.rounds or REQUEST in one.program.dense.feeds:
             device = BatchDevice(one.region.batching.num_batch_threads)
 
         async def run(tensors: Sequence[Array], context: RequestContext) -> list[Array]:
@@ -286,13 +248,13 @@ class ShardedServable:
 class _Walking:
     """A sharded servable as `BatchedServable` runs it: from the first stage to the last."""
 
-    def stage_counts(self) -> dict[str, StageCounts]:
-        """See `Servable.stage_counts`: the servable says them itself."""
-        return {}
-
     def __init__(self, servable: ShardedServable) -> None:
         self.name = servable.name
         self.version = servable.version
         self.signatures = servable.signatures
         self.signature_def_map = servable.signature_def_map
         self.run = servable.walk_signature
+
+    def stage_counts(self) -> dict[str, StageCounts]:
+        """See `Servable.stage_counts`: the servable says them itself."""
+        return {}
