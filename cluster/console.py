@@ -1,8 +1,8 @@
-"""What a person sees while a model starts: one line for each step, one bar for each shard."""
+"""What a person sees while a model starts: one line for each step, one bar for each actor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from shardserve.cluster.example import Example
 from shardserve.cluster.options import Engine, ServeOptions
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.progress import Phase, Progress
+from shardserve.cluster.stage_placement import AnySeat, StageSeat
 from shardserve.cluster.versions import VersionDirectory
 
 #: With more seats than this, one bar stands for all of them.
@@ -25,9 +26,9 @@ METRICS_PATH = "/monitoring/prometheus/metrics"
 _WORDS = {
     Phase.PLANNING: "planning: reading the graph and the checkpoint's index",
     Phase.VERIFYING: "verifying checksums: reading the tables' bytes",
-    Phase.PLACING: "placing the shards",
-    Phase.LOADING: "loading the slices",
-    Phase.READY: "the shards are ready; starting the routers",
+    Phase.PLACING: "placing the actors",
+    Phase.LOADING: "loading the actors' parts of the model",
+    Phase.READY: "the actors are ready; starting the routers",
 }
 
 
@@ -84,15 +85,19 @@ def bars_of(progress: Progress) -> list[Bar]:
     if progress.to_verify:
         bars.append(Bar("checksums", progress.verified, progress.to_verify))
     if progress.phase in (Phase.LOADING, Phase.READY):
-        bars += _seat_bars(progress.totals, progress.loaded)
+        stages = sorted(seat for seat in progress.totals if isinstance(seat, StageSeat))
+        shards = sorted(seat for seat in progress.totals if isinstance(seat, Seat))
+        bars += _seat_bars("shard actors", shards, progress)
+        bars += _seat_bars("stage actors", stages, progress)
     return bars
 
 
-def _seat_bars(totals: Mapping[Seat, int], loaded: Mapping[Seat, int]) -> list[Bar]:
-    if len(totals) > MAX_BARS:
-        text = f"{len(totals)} shard actors"
-        return [Bar(text, sum(loaded.values()), sum(totals.values()))]
-    return [Bar(str(seat), loaded.get(seat, 0), totals[seat]) for seat in sorted(totals)]
+def _seat_bars(every: str, seats: Sequence[AnySeat], progress: Progress) -> list[Bar]:
+    bars = [Bar(str(s), progress.loaded.get(s, 0), progress.totals[s]) for s in seats]
+    if len(bars) <= MAX_BARS:
+        return bars
+    done, total = sum(bar.done for bar in bars), sum(bar.total for bar in bars)
+    return [Bar(f"{len(bars)} {every}", done, total)]
 
 
 def announce(

@@ -1,4 +1,4 @@
-"""The control plane of one model: plans it, places its shards, tells routers where they are.
+"""The control plane of one model: plans it, places its actors, tells routers where they are.
 
 Crash-only: all that it is told it is told when it is made. When its process dies, Ray ends its
 shard actors and makes it anew, and the new one plans and places again.
@@ -19,14 +19,30 @@ from ray.exceptions import RayError
 
 from shardserve.batching.errors import ResourceExhausted, Unavailable
 from shardserve.cluster import fleet, progress
-from shardserve.cluster.credentials import shard_credentials
+from shardserve.cluster.credentials import shard_credentials, stage_credentials
 from shardserve.cluster.options import Application
-from shardserve.cluster.placement import Bundle, Seat, bundles_for, seats, shortage_of
+from shardserve.cluster.placement import (
+    ROUTER_CPUS,
+    Bundle,
+    Seat,
+    bundles_for,
+    seats,
+    shortage_of,
+)
 from shardserve.cluster.planning import Wanted, plan_remotely
 from shardserve.cluster.progress import Failure, Phase, Progress, failure_of
 from shardserve.cluster.published import Published
-from shardserve.cluster.shard_actor import ShardProcess, ShardSpec
+from shardserve.cluster.shard_actor import ShardSpec
 from shardserve.cluster.shard_measures import labelled
+from shardserve.cluster.stage_actor import StageSpec
+from shardserve.cluster.stage_placement import (
+    AnySeat,
+    StageSeat,
+    stage_bundles,
+    stage_seats,
+    stage_shortage,
+)
+from shardserve.cluster.stream_actor import ActorProcess
 from shardserve.cluster.table import RoutingTable, changes, empty_table, lost, registered
 from shardserve.shards.address import Address
 from shardserve.shards.measures import Measure
@@ -63,8 +79,8 @@ class Controller:
         self._secret = secret
         self._progress = Published(Progress(0))
         self._tables: asyncio.Future[Published[RoutingTable]] = asyncio.Future()
-        self._starts: dict[Seat, int] = {}
-        self._actors: dict[Seat, Any] = {}
+        self._starts: dict[AnySeat, int] = {}
+        self._actors: dict[AnySeat, Any] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._bringing_up = [
             asyncio.ensure_future(self._bring_up_shards()),
@@ -83,9 +99,9 @@ class Controller:
         """The controller's own process."""
         return os.getpid()
 
-    async def process_of(self, seat: Seat) -> ShardProcess:
+    async def process_of(self, seat: AnySeat) -> ActorProcess:
         """The process of a seat that has registered."""
-        process: ShardProcess = await self._actors[seat].process.remote()
+        process: ActorProcess = await self._actors[seat].process.remote()
         return process
 
     async def measures(self) -> list[Measure]:
@@ -103,13 +119,17 @@ class Controller:
         """As `wait_for_table`, how far the start has come."""
         return await self._progress.wait(known, _LONG_POLL_SECONDS)
 
-    async def begins(self, seat: Seat) -> ShardSpec:
+    async def begins(self, seat: AnySeat) -> ShardSpec | StageSpec:
         """A process for a seat has started; what it has to be."""
         self._starts[seat] = self._starts.get(seat, 0) + 1
         if self._starts[seat] > MAX_STARTS and self._progress.latest.phase is not Phase.READY:
             died = f"{seat}: its process died {MAX_STARTS} times while loading; is memory short?"
             self._fail(Failure(Unavailable.code, died))
         plan = await self.plan()
+        if isinstance(seat, StageSeat):
+            group = plan.stage_group(seat.group)
+            credentials = stage_credentials(self._secret, group)
+            return StageSpec(self._run.name, seat, plan, credentials, self._secret)
         return ShardSpec(
             self._run.name,
             seat,
@@ -119,16 +139,16 @@ class Controller:
             plan.layout.cache_of_shard(seat.shard),
         )
 
-    async def report(self, seat: Seat, nbytes: int) -> None:
-        """A seat has so many bytes of its slices in memory."""
+    async def report(self, seat: AnySeat, nbytes: int) -> None:
+        """A seat has so many bytes of what it loads in memory."""
         self._progress.publish(progress.loaded(self._progress.latest, seat, nbytes))
 
     async def verified(self, nbytes: int, total: int) -> None:
         """So many bytes more of the checkpoint, of `total`, have the right checksum."""
         self._progress.publish(progress.verified(self._progress.latest, nbytes, total))
 
-    async def refused(self, seat: Seat, failure: Failure) -> None:
-        """A seat could not load its slices. It tries again; before the model was ready, in vain."""
+    async def refused(self, seat: AnySeat, failure: Failure) -> None:
+        """A seat could not load its part. It tries again; before the model was ready, in vain."""
         logger.error("%s cannot load: %s", seat, failure.message)
         if self._progress.latest.phase is not Phase.READY:
             self._fail(failure)
@@ -142,17 +162,17 @@ class Controller:
         logger.error("a router cannot start: %s", failure.message)
         self._fail(failure)
 
-    async def register(self, seat: Seat, address: Address) -> None:
+    async def register(self, seat: AnySeat, address: Address) -> None:
         """A seat serves at `address`. May be repeated."""
         tables = await self._planned()
-        await self.report(seat, tables.latest.plan.bytes_of_shard(seat.shard))
+        await self.report(seat, progress.totals_of(tables.latest.plan)[seat])
         self._publish(tables, registered(tables.latest, seat, address))
         if address.instance not in self._watches:
             watch = asyncio.ensure_future(self._watch(tables, seat, address.instance))
             self._watches[address.instance] = watch
 
     async def end(self) -> None:
-        """End routers and shards, which answer what has come in, and give back their room."""
+        """End routers and actors, which answer what has come in, and give back their room."""
         if self._run.application is not None:
             await asyncio.to_thread(_withdraw, self._run.application)
         stopping = [actor.stop.remote() for actor in self._actors.values()]
@@ -165,7 +185,7 @@ class Controller:
     async def _planned(self) -> Published[RoutingTable]:
         return await asyncio.shield(self._tables)
 
-    async def _watch(self, tables: Published[RoutingTable], seat: Seat, instance: str) -> None:
+    async def _watch(self, tables: Published[RoutingTable], seat: AnySeat, instance: str) -> None:
         actor = self._actors[seat]
         while await fleet.lives(actor, instance):
             with contextlib.suppress(RayError):
@@ -211,25 +231,35 @@ class Controller:
         return planned
 
     async def _place(self, plan: ModelPlan) -> None:
-        places = seats(plan.layout)
-        if places:
-            shards = range(plan.layout.shards)
-            bundles = bundles_for(
-                places,
-                [plan.memory_of_shard(shard) for shard in shards],
-                [plan.layout.gpus_of_shard(shard) for shard in shards],
-            )
-            await self._check_room(plan, bundles)
+        places, stages = seats(plan.layout), stage_seats(plan.stage_groups)
+        if places or stages:
+            shards = _shard_bundles(plan, places)
+            await self._check_room(plan, shards)
+            bundles = (*shards, *stage_bundles(plan.stage_groups))
             group = await asyncio.to_thread(fleet.reserve, self._run.name, bundles)
-            self._actors = await fleet.place(group, places, bundles, self._run.name)
+            self._actors = await fleet.place(group, places, stages, bundles, self._run.name)
         self._progress.publish(progress.loading(self._progress.latest))
 
-    async def _check_room(self, plan: ModelPlan, bundles: Sequence[Bundle]) -> None:
+    async def _check_room(self, plan: ModelPlan, shards: Sequence[Bundle]) -> None:
         nodes = await asyncio.to_thread(fleet.node_resources)
-        lacking = shortage_of(bundles, nodes)
+        application = self._run.application
+        routers = application.ray.routers if application is not None else 0
+        others = (*shards, Bundle(ROUTER_CPUS * routers, 0))
+        lacking = shortage_of(shards, nodes) or stage_shortage(plan.stage_groups, others, nodes)
         if lacking is not None and not self._run.can_grow:
             raise ResourceExhausted(lacking)
         self._progress.publish(progress.placing(self._progress.latest, plan, lacking or ""))
+
+
+def _shard_bundles(plan: ModelPlan, places: Sequence[Seat]) -> tuple[Bundle, ...]:
+    if not places:
+        return ()
+    shards = range(plan.layout.shards)
+    return bundles_for(
+        places,
+        [plan.memory_of_shard(shard) for shard in shards],
+        [plan.layout.gpus_of_shard(shard) for shard in shards],
+    )
 
 
 def _deploy(application: Application) -> None:

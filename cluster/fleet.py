@@ -1,4 +1,4 @@
-"""The shard actors of one model, in one placement group. Ray's calls, no decisions."""
+"""The shard and stage actors of one model, in one placement group. Ray's calls, no decisions."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from shardserve.cluster.placement import Bundle, Seat, assign_alike
 from shardserve.cluster.shard_actor import ShardActor
+from shardserve.cluster.stage_actor import StageActor
+from shardserve.cluster.stage_placement import AnySeat, StageSeat
 from shardserve.shards.measures import Measure
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ _ATTEMPTS = 3
 _ANSWER_SECONDS = 1.0
 
 _ShardActor = ray.remote(ShardActor)
+_StageActor = ray.remote(StageActor)
 
 
 def node_resources() -> list[dict[str, float]]:
@@ -54,22 +57,29 @@ def release(name: str) -> None:
 
 
 async def place(
-    group: PlacementGroup, places: Sequence[Seat], bundles: Sequence[Bundle], controller: str
-) -> dict[Seat, Any]:
+    group: PlacementGroup,
+    places: Sequence[Seat],
+    stages: Sequence[StageSeat],
+    bundles: Sequence[Bundle],
+    controller: str,
+) -> dict[AnySeat, Any]:
     """Wait for the group's room, and start an actor in it for each seat. Returns their handles.
 
-    The group's bundles are those that the seats need, in their order.
+    The group's bundles are those that the shards' seats need, then the stages', in their order.
 
     `controller` is the name of the controller that each of them reports to.
     """
     await group.ready()
     table = await asyncio.to_thread(placement_group_table, group)
     nodes = table["bundles_to_node_id"]
-    chosen = assign_alike(places, bundles, [nodes[index] for index in range(len(places))])
-    return {seat: _start(group, chosen[seat], seat, controller) for seat in places}
+    count = len(places)
+    chosen = assign_alike(places, bundles[:count], [nodes[index] for index in range(count)])
+    others = zip(stages, range(count, len(bundles)), strict=True)
+    every: list[tuple[AnySeat, int]] = [*chosen.items(), *others]
+    return {seat: _start(group, index, seat, controller) for seat, index in every}
 
 
-async def measures(actors: Mapping[Seat, Any]) -> dict[Seat, list[Measure]]:
+async def measures(actors: Mapping[AnySeat, Any]) -> dict[AnySeat, list[Measure]]:
     """What each actor tells of itself; nothing of one that does not answer at once."""
     told = await asyncio.gather(*map(_told, actors.values()))
     return dict(zip(actors, told, strict=True))
@@ -101,10 +111,11 @@ async def _told(actor: Any) -> list[Measure]:
         return []
 
 
-def _start(group: PlacementGroup, bundle: int, seat: Seat, controller: str) -> Any:
+def _start(group: PlacementGroup, bundle: int, seat: AnySeat, controller: str) -> Any:
     reserved = group.bundle_specs[bundle]
-    return _ShardActor.options(
-        num_cpus=reserved["CPU"],
+    actor = _StageActor if isinstance(seat, StageSeat) else _ShardActor
+    return actor.options(
+        num_cpus=reserved.get("CPU", 0),
         num_gpus=reserved.get("GPU", 0),
         memory=reserved["memory"],
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),

@@ -65,10 +65,13 @@ def _load(
         options.model_name, found.version, found.path, wanted, loading.verified
     )
     stop.check()
+    for warning in warnings_of(plan):
+        display.step(warning)
+    plan = replace(plan, stage_groups=())
     pool = ThreadPoolExecutor(thread_name_prefix="lookup")
     shards = loading.shards_of(plan)
     channels = [LocalChannel(UntilLost(shard, end_process), pool) for shard in shards.values()]
-    servable = load_servable(plan, channels, threads, options.doors, cut)
+    servable = load_servable(plan, channels, threads, options.doors, cut=cut)
     stop.check()
     return Serving(servable, threads, options.doors, partial(_measures, plan.name, shards))
 
@@ -82,6 +85,15 @@ def end_process(error: DeviceLost) -> None:
 async def _measures(model: str, shards: Mapping[Seat, Shard]) -> Sequence[Measure]:
     """What the shards tell of themselves, as the Ray engine's page has it."""
     return labelled(model, {seat: shard.measures() for seat, shard in shards.items()})
+
+
+def warnings_of(plan: ModelPlan) -> list[str]:
+    """What this engine does otherwise than it was asked to."""
+    return [
+        f"warning: region {region} runs in this process: it has actors only with --engine=ray"
+        for group in plan.stage_groups
+        for region in group.regions
+    ]
 
 
 class _Loading:

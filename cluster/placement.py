@@ -12,6 +12,8 @@ from shardserve.shards.layout import Layout
 #: reserved that a laptop takes any number of shards; what limits a node is its memory.
 SHARD_CPUS = 0.01
 _PROCESS_BYTES = 150 << 20
+#: What Ray takes a router to need of a node's cores, so that a laptop can run several.
+ROUTER_CPUS = 0.1
 
 
 @dataclass(frozen=True, order=True)
@@ -27,16 +29,16 @@ class Seat:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What one shard actor reserves. `memory` is in bytes; a GPU it has to itself."""
+    """What one actor reserves. `memory` is in bytes."""
 
     cpus: float
     memory: int
-    gpus: int = 0
+    gpus: float = 0
 
     def resources(self) -> dict[str, float]:
-        """As Ray spells it."""
-        gpus = {"GPU": self.gpus} if self.gpus else {}
-        return {"CPU": self.cpus, "memory": self.memory, **gpus}
+        """As Ray spells it, nothing that is not needed among it."""
+        needs = {"CPU": self.cpus, "memory": self.memory, "GPU": self.gpus}
+        return {name: need for name, need in needs.items() if need}
 
     def places_on(self, node: Mapping[str, float]) -> int:
         """How many such bundles a node with these resources has room for."""
@@ -60,13 +62,16 @@ def bundle_for(shard_bytes: Sequence[int]) -> Bundle:
 def bundles_for(
     places: Sequence[Seat], shard_bytes: Sequence[int], gpus: Sequence[int]
 ) -> tuple[Bundle, ...]:
-    """The bundle of each seat: `bundle_for` all, with the GPUs of the seat's shard (`gpus`)."""
+    """The bundle of each seat: `bundle_for` all, with the GPUs of the seat's shard (`gpus`).
+
+    A shard has its GPU to itself.
+    """
     bundle = bundle_for(shard_bytes)
     return tuple(replace(bundle, gpus=gpus[seat.shard]) for seat in places)
 
 
 def shortage_of(bundles: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -> str | None:
-    """As `shortage`, for bundles (at least one) that differ in nothing but GPUs.
+    """As `shortage`, for bundles that differ in nothing but GPUs.
 
     All fit if they do without their GPUs, and those that have some do with them: others can lie
     wherever there is room left.
@@ -87,7 +92,7 @@ def shortage(bundle: Bundle, count: int, nodes: Sequence[Mapping[str, float]]) -
     memory = ", ".join(f"{node.get('memory', 0) / 1e9:.2f}" for node in nodes)
     size, there = f"{bundle.memory / 1e9:.2f} GB", f"GB of memory by node: {memory}"
     if bundle.gpus:
-        size += f" and {bundle.gpus} GPU"
+        size += f" and {bundle.gpus:g} GPU"
         there += "; GPUs by node: " + ", ".join(f"{node.get('GPU', 0):.0f}" for node in nodes)
     return (
         f"{count} shard actors of {size} each do not fit: the cluster has room for {room} ({there})"

@@ -26,9 +26,9 @@ def private_directory(parent: Path | None = None) -> Path:
     return path
 
 
-def socket_path(run: str, shard: int, replica: int) -> Path:
-    """Where a replica of a shard listens for the routers on its own node."""
-    return private_directory() / f"{run}-{shard}-{replica}.sock"
+def socket_path(run: str, seat: str) -> Path:
+    """Where an actor listens for the routers on its own node; `seat` is a short name of its own."""
+    return private_directory() / f"{run}-{seat}.sock"
 
 
 def remove_sockets(run: str) -> None:

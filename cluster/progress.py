@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from shardserve.batching.errors import Internal, ServingError, error_of
-from shardserve.cluster.placement import Seat, seats
+from shardserve.cluster.placement import seats
+from shardserve.cluster.stage_placement import AnySeat, stage_seats
 from shardserve.shards.model import ModelPlan
 
 
@@ -45,7 +46,8 @@ def failure_of(error: Exception) -> Failure:
 
 @dataclass(frozen=True)
 class Progress:
-    """`totals` and `loaded` are bytes of slices by seat; `note` says what is waited for.
+    """`totals` and `loaded` are bytes by seat, of slices or of what a stage actor keeps of the
+    model; `note` says what is waited for.
 
     Bytes whose checksums are to be verified are `to_verify`, those that were `verified`.
     `is_routed` when the routers answer; they need one replica of each shard for that, not all.
@@ -54,8 +56,8 @@ class Progress:
     number: int
     phase: Phase = Phase.PLANNING
     note: str = ""
-    totals: Mapping[Seat, int] = field(default_factory=dict)
-    loaded: Mapping[Seat, int] = field(default_factory=dict)
+    totals: Mapping[AnySeat, int] = field(default_factory=dict)
+    loaded: Mapping[AnySeat, int] = field(default_factory=dict)
     verified: int = 0
     to_verify: int = 0
     is_routed: bool = False
@@ -77,18 +79,26 @@ def verified(progress: Progress, nbytes: int, total: int) -> Progress:
 
 def placing(progress: Progress, plan: ModelPlan, note: str) -> Progress:
     """The plan is known; room is being found for its shards."""
-    totals = {seat: plan.bytes_of_shard(seat.shard) for seat in seats(plan.layout)}
-    done = progress.to_verify
+    totals, done = totals_of(plan), progress.to_verify
     return _next(progress, phase=Phase.PLACING, totals=totals, note=note, verified=done)
 
 
+def totals_of(plan: ModelPlan) -> dict[AnySeat, int]:
+    """Bytes that each seat has to load."""
+    shards: dict[AnySeat, int] = {
+        seat: plan.bytes_of_shard(seat.shard) for seat in seats(plan.layout)
+    }
+    kept = {group.name: group.nbytes for group in plan.stage_groups}
+    return shards | {seat: kept[seat.group] for seat in stage_seats(plan.stage_groups)}
+
+
 def loading(progress: Progress) -> Progress:
-    """The shard actors are starting."""
+    """The actors are starting."""
     return _next(progress, phase=Phase.LOADING, note="")
 
 
-def loaded(progress: Progress, seat: Seat, nbytes: int) -> Progress:
-    """A seat has `nbytes` of its slices by now."""
+def loaded(progress: Progress, seat: AnySeat, nbytes: int) -> Progress:
+    """A seat has `nbytes` of what it loads by now."""
     if progress.loaded.get(seat) == nbytes:
         return progress
     return _next(progress, loaded={**progress.loaded, seat: nbytes})

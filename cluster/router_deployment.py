@@ -57,12 +57,18 @@ class Router:
             load_servable,
             start_threads,
         )
+        from shardserve.router.remote_region import remote_regions  # noqa: PLC0415
 
         routing = Routing(table, await self._controller.secret.remote())
         self._following = asyncio.ensure_future(routing.follow(self._next_table))
         threads = start_threads(options)
         servable = await asyncio.to_thread(
-            load_servable, table.plan, routing.channels, threads, options
+            load_servable,
+            table.plan,
+            routing.channels,
+            threads,
+            options,
+            remote_regions(table.plan, routing.stages),
         )
         self._serving = Serving(servable, threads, options, self._measures)
         self._ingress = Ingress(self._serving.rest, self._serving.prediction)

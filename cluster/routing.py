@@ -1,17 +1,20 @@
-"""A router's channels to a model's shards, kept as the controller's table says."""
+"""A router's channels to a model's shards and stage actors, kept as the controller's table says."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from ray.exceptions import RayError
 
 from shardserve.batching.errors import FailedPrecondition
-from shardserve.cluster.credentials import shard_credentials
+from shardserve.cluster.credentials import shard_credentials, stage_credentials
 from shardserve.cluster.table import RoutingTable, changes
-from shardserve.shards.replicas import ReplicatedChannel
+from shardserve.shards.replicas import Replicas, ReplicatedChannel
+from shardserve.shards.stage_messages import StageReply, StageRequest
+from shardserve.shards.stage_wire import STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -19,9 +22,12 @@ _RETRY_SECONDS = 0.5
 
 
 class Routing:
-    """One channel for each shard of the table's plan. Belongs to the running event loop."""
+    """One channel for each shard and each group of stage actors of the table's plan.
 
-    def __init__(self, table: RoutingTable, secret: bytes) -> None:
+    Without `stages` there are none to stage actors. Belongs to the running event loop.
+    """
+
+    def __init__(self, table: RoutingTable, secret: bytes, *, stages: bool = True) -> None:
         self._table = table
         self.channels = [
             ReplicatedChannel(
@@ -31,6 +37,16 @@ class Routing:
             )
             for shard in range(len(table.addresses))
         ]
+        #: By group of stage actors.
+        self.stages: dict[str, Replicas[StageRequest, StageReply]] = {
+            group.name: Replicas(
+                f"stage {group.name} of {table.model}",
+                table.of_group(group.name),
+                stage_credentials(secret, group),
+                STAGES,
+            )
+            for group in (table.plan.stage_groups if stages else ())
+        }
 
     @property
     def table(self) -> RoutingTable:
@@ -42,17 +58,19 @@ class Routing:
 
         Raises FailedPrecondition for the table of another plan: that needs another router.
         """
-        if table.plan.fingerprint != self._table.plan.fingerprint:
+        if _fingerprints(table) != _fingerprints(self._table):
             raise FailedPrecondition(f"the plan of {table.model} version {table.version} changed")
         for line in changes(self._table, table):
             logger.info("table %d: %s", table.number, line)
         self._table = table
         for shard, channel in enumerate(self.channels):
             channel.update(table.of_shard(shard))
+        for group, actors in self.stages.items():
+            actors.update(table.of_group(group))
 
     async def connected(self) -> None:
-        """Return when each shard has a replica that is connected."""
-        await asyncio.gather(*(channel.connected() for channel in self.channels))
+        """Return when each shard, and each group of stage actors, has a replica connected."""
+        await asyncio.gather(*(channel.connected() for channel in self._every()))
 
     async def follow(
         self,
@@ -75,5 +93,13 @@ class Routing:
 
     async def close(self) -> None:
         """Close every channel."""
-        for channel in self.channels:
+        for channel in self._every():
             await channel.close()
+
+    def _every(self) -> list[Replicas[Any, Any]]:
+        return [*self.channels, *self.stages.values()]
+
+
+def _fingerprints(table: RoutingTable) -> tuple[str, ...]:
+    plan = table.plan
+    return (plan.fingerprint, *(group.fingerprint for group in plan.stage_groups))

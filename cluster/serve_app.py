@@ -12,12 +12,11 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from shardserve.cluster.ingress import ADDERS
 from shardserve.cluster.options import Application
+from shardserve.cluster.placement import ROUTER_CPUS
 from shardserve.cluster.router_deployment import Router
 
 #: A bound on what waits in one router, far above what it can serve.
 MAX_ONGOING_REQUESTS = 4096
-#: What Ray takes a router to need of a node's cores, so that a laptop can run several.
-ROUTER_CPUS = 0.1
 _LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
 
 

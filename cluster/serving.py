@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from shardserve.batching.driver import BatchDevice
+from shardserve.batching.memory import settle_memory
 from shardserve.cluster.options import DoorOptions
 from shardserve.router.batched import BatchedServable
 from shardserve.router.catalog import Catalog, Model, State, Version
@@ -14,14 +15,17 @@ from shardserve.router.handlers import Handlers
 from shardserve.router.http_door import HttpDoor
 from shardserve.router.metrics import Measured, Metrics, nothing_measured
 from shardserve.router.prediction import PredictionHandlers
+from shardserve.router.regions import RegionRunner
 from shardserve.router.rest import Rest
 from shardserve.router.servable import Servable
 from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
-from shardserve.router.sharded import load_sharded
+from shardserve.router.sharded import StageBatching, load_sharded
 from shardserve.router.whole import load_whole
+from shardserve.shards.batched_channel import BatchedChannel
 from shardserve.shards.cut.cut import CutModel
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
+from shardserve.shards.replicas import ReplicatedChannel
 
 
 def start_threads(options: DoorOptions) -> StageThreads:
@@ -35,29 +39,33 @@ def load_servable(
     channels: Sequence[ShardChannel],
     threads: StageThreads,
     options: DoorOptions,
+    remote: Mapping[str, RegionRunner] | None = None,
     cut: CutModel | None = None,
 ) -> Servable:
     """Load the part of a plan's model that stays in the router: all of it, if nothing is cut.
 
-    With batching parameters, requests are batched around it. `cut` is as for `load_sharded`. Blocks
-    while TensorFlow loads. Raises as `load_sharded` and `load_whole` do.
+    Its stages are batched as the plan says; regions in `remote` are run there. `cut` is as
+    for `load_sharded`. Blocks while TensorFlow loads. Raises as `load_sharded` and `load_whole` do.
     """
-    servable = _load(plan, channels, threads, options, cut)
-    return servable if options.batching is None else BatchedServable(servable, options.batching)
-
-
-def _load(
-    plan: ModelPlan,
-    channels: Sequence[ShardChannel],
-    threads: StageThreads,
-    options: DoorOptions,
-    cut: CutModel | None,
-) -> Servable:
-    parallelism = _parallelism(options)
-    if plan.is_whole:
+    parallelism, dense = _parallelism(options), plan.stages.dense
+    device = BatchDevice(threads.count if dense is None else dense.num_batch_threads)
+    if plan.is_whole and not plan.has_regions:
         directory = Path(plan.directory)
-        return load_whole(plan.name, plan.version, directory, threads, plan.tags, parallelism)
-    return load_sharded(plan, channels, threads, parallelism, cut)
+        whole = load_whole(plan.name, plan.version, directory, threads, plan.tags, parallelism)
+        return whole if dense is None else BatchedServable(whole, dense, device)
+    batching = StageBatching(device, remote or {})
+    return load_sharded(plan, _batched(plan, channels), threads, parallelism, batching, cut)
+
+
+def _batched(plan: ModelPlan, channels: Sequence[ShardChannel]) -> Sequence[ShardChannel]:
+    """The channels, those to other processes with queues; here there is nothing to send."""
+    lookups = plan.stages.lookups
+    if lookups is None:
+        return channels
+    return [
+        BatchedChannel(one, lookups) if isinstance(one, ReplicatedChannel) else one
+        for one in channels
+    ]
 
 
 def _parallelism(options: DoorOptions) -> Parallelism:
@@ -80,7 +88,7 @@ class Serving:
         version = Version(State.AVAILABLE, servable)
         catalog = Catalog({servable.name: Model({servable.version: version})})
         handlers = Handlers(catalog, threads)
-        metrics = Metrics()
+        metrics = Metrics(stages=servable.stage_counts)
         self.rest = Rest(handlers, metrics, options.rest_timeout, measured=measured)
         self.prediction = PredictionHandlers(handlers, metrics)
         self._doors: list[HttpDoor | GrpcDoor] = []
@@ -91,10 +99,7 @@ class Serving:
 
     async def open(self) -> None:
         """Open the doors. Raises Unavailable, naming the address, for a port that is taken."""
-        # What loading made lives as long as the process does: TensorFlow alone is a million
-        # objects, and each full collection would look at them all while requests wait.
-        gc.collect()
-        gc.freeze()
+        settle_memory()
         for door in self._doors:
             await door.start()
 

@@ -1,11 +1,12 @@
-"""The routing table: where each replica of each shard listens. Replaced whole, and numbered."""
+"""The routing table: where each shard's and stage's actors listen. Replaced whole, and numbered."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from shardserve.cluster.placement import Seat, seats
+from shardserve.cluster.stage_placement import AnySeat, StageSeat
 from shardserve.shards.address import Address
 from shardserve.shards.model import ModelPlan
 
@@ -15,12 +16,14 @@ class RoutingTable:
     """What a router must know to serve `plan`.
 
     `addresses[shard][replica]` is None while that replica is not there; a model with nothing to
-    cut has no shards. The number rises by one with every change.
+    cut has no shards. `stages[group][replica]` is the same of stage actors. The number rises by
+    one with every change.
     """
 
     number: int
     plan: ModelPlan
     addresses: tuple[tuple[Address | None, ...], ...]
+    stages: Mapping[str, tuple[Address | None, ...]] = field(default_factory=dict)
 
     @property
     def model(self) -> str:
@@ -32,58 +35,87 @@ class RoutingTable:
 
     @property
     def is_servable(self) -> bool:
-        """Whether every shard has a replica."""
-        return all(any(replicas) for replicas in self.addresses)
+        """Whether every shard, and every group of stage actors, has a replica."""
+        return all(any(replicas) for replicas in (*self.addresses, *self.stages.values()))
 
     @property
     def is_complete(self) -> bool:
         """Whether every replica is there."""
-        return all(all(replicas) for replicas in self.addresses)
+        return all(address is not None for _, address in self.by_seat())
 
     def of_shard(self, shard: int) -> tuple[Address, ...]:
         """The addresses there are of one shard."""
-        return tuple(address for address in self.addresses[shard] if address is not None)
+        return _known(self.addresses[shard])
 
-    def missing(self) -> frozenset[Seat]:
+    def of_group(self, group: str) -> tuple[Address, ...]:
+        """The addresses there are of one group of stage actors."""
+        return _known(self.stages[group])
+
+    def at(self, seat: AnySeat) -> Address | None:
+        """The address of a seat."""
+        if isinstance(seat, StageSeat):
+            return self.stages[seat.group][seat.replica]
+        return self.addresses[seat.shard][seat.replica]
+
+    def missing(self) -> frozenset[AnySeat]:
         """The seats without an address."""
         return frozenset(seat for seat, address in self.by_seat() if address is None)
 
-    def by_seat(self) -> Iterator[tuple[Seat, Address | None]]:
+    def by_seat(self) -> Iterator[tuple[AnySeat, Address | None]]:
         """Every seat, and its address or None."""
         for shard, replicas in enumerate(self.addresses):
             for replica, address in enumerate(replicas):
                 yield Seat(shard, replica), address
+        for group, actors in self.stages.items():
+            for replica, address in enumerate(actors):
+                yield StageSeat(group, replica), address
 
 
 def empty_table(plan: ModelPlan, number: int) -> RoutingTable:
     """Nobody has registered yet. A restarted controller starts from a number not used before."""
     shards = max((seat.shard for seat in seats(plan.layout)), default=-1) + 1
-    return RoutingTable(number, plan, ((None,) * plan.layout.replicas,) * shards)
+    nobody = ((None,) * plan.layout.replicas,) * shards
+    stages = {group.name: (None,) * group.count for group in plan.stage_groups}
+    return RoutingTable(number, plan, nobody, stages)
 
 
-def registered(table: RoutingTable, seat: Seat, address: Address) -> RoutingTable:
-    """A shard actor listens at `address`. Whoever had the seat before is gone."""
-    if table.addresses[seat.shard][seat.replica] == address:
+def registered(table: RoutingTable, seat: AnySeat, address: Address) -> RoutingTable:
+    """An actor listens at `address`. Whoever had the seat before is gone."""
+    if table.at(seat) == address:
         return table
     return _with(table, seat, address)
 
 
-def lost(table: RoutingTable, seat: Seat, instance: str) -> RoutingTable:
+def lost(table: RoutingTable, seat: AnySeat, instance: str) -> RoutingTable:
     """The actor process that registered as `instance` is gone.
 
     Where another instance has the seat already, that one stays: news of a death can arrive after
     the successor's registration.
     """
-    address = table.addresses[seat.shard][seat.replica]
+    address = table.at(seat)
     if address is None or address.instance != instance:
         return table
     return _with(table, seat, None)
 
 
-def _with(table: RoutingTable, seat: Seat, address: Address | None) -> RoutingTable:
-    shards = [list(replicas) for replicas in table.addresses]
-    shards[seat.shard][seat.replica] = address
-    return replace(table, number=table.number + 1, addresses=tuple(map(tuple, shards)))
+def _with(table: RoutingTable, seat: AnySeat, address: Address | None) -> RoutingTable:
+    number = table.number + 1
+    if isinstance(seat, StageSeat):
+        actors = _replaced(table.stages[seat.group], seat.replica, address)
+        return replace(table, number=number, stages={**table.stages, seat.group: actors})
+    shards = list(table.addresses)
+    shards[seat.shard] = _replaced(shards[seat.shard], seat.replica, address)
+    return replace(table, number=number, addresses=tuple(shards))
+
+
+def _replaced(
+    replicas: tuple[Address | None, ...], place: int, address: Address | None
+) -> tuple[Address | None, ...]:
+    return (*replicas[:place], address, *replicas[place + 1 :])
+
+
+def _known(replicas: Iterable[Address | None]) -> tuple[Address, ...]:
+    return tuple(address for address in replicas if address is not None)
 
 
 def changes(before: RoutingTable, after: RoutingTable) -> list[str]:

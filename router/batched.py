@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
-from shardserve.batching.driver import Batcher
+from shardserve.batching.driver import BatchDevice
+from shardserve.batching.likeness import Likeness
 from shardserve.batching.parameters import BatchingParameters
-from shardserve.batching.tasks import Batch
-from shardserve.batching.tensors import batch_tensors, rows_of, unbatch_tensors
+from shardserve.batching.stage import StageCounts
+from shardserve.batching.tensor_stage import TensorBatch, TensorStage
+from shardserve.batching.tensors import rows_of
+from shardserve.router.batch_context import batch_context
 from shardserve.router.servable import Array, RequestContext, Servable, Signature
 
 
@@ -20,17 +23,28 @@ class BatchedServable:
     input and output must have the batch's rows as dimension 0. A batch runs until the latest
     deadline of its requests, each of which ends at its own. The time that a batch spends on its
     stages is spent on each of its requests. A request that is alone in its batch runs as it is.
-    All requests come from one event loop.
+    All requests come from one event loop. Without a `device` it has one of its own, with
+    `num_batch_threads` slots.
     """
 
-    def __init__(self, servable: Servable, parameters: BatchingParameters) -> None:
+    def __init__(
+        self,
+        servable: Servable,
+        parameters: BatchingParameters,
+        device: BatchDevice | None = None,
+    ) -> None:
         self.name = servable.name
         self.version = servable.version
         self.signatures: Mapping[str, Signature] = servable.signatures
         self.signature_def_map = servable.signature_def_map
         self._servable = servable
-        self._parameters = parameters
-        self._batcher: Batcher[_Request, dict[str, Array]] = Batcher(parameters, self._run_batch)
+        self._stage = TensorStage(
+            device or BatchDevice(parameters.num_batch_threads),
+            parameters.thread_pool_name,
+            parameters,
+            self._run_batch,
+            lambda group: cast(_Group, group).outputs,
+        )
 
     async def run(
         self,
@@ -46,79 +60,43 @@ class BatchedServable:
         whose time ran out in the queue.
         """
         tensors = [inputs[alias] for alias in self.signatures[signature].inputs]
-        rows = rows_of(tensors)
-        group = _Group(signature, tuple(sorted(outputs)), self._likeness(tensors))
-        request = _Request(inputs, tensors, rows, context)
-        # A request of no rows takes a place as well, so that a batch has a bounded number of them.
-        return await self._batcher.submit(group, request, max(1, rows), context.deadline)
+        group = _Group(signature, tuple(sorted(outputs)))
+        results = await self._stage(
+            tensors,
+            rows_of(tensors),
+            context.deadline,
+            group=group,
+            context=_Request(inputs, context),
+        )
+        return dict(zip(group.outputs, results, strict=True))
+
+    def stage_counts(self) -> dict[str, StageCounts]:
+        """See `Servable.stage_counts`; "requests" is the stage of whole requests."""
+        return {**self._servable.stage_counts(), f"{self.name}/requests": self._stage.counts()}
 
     async def drain(self) -> None:
         """Accept no more requests; return when those accepted have been answered."""
-        await self._batcher.drain()
+        await self._stage.drain()
 
-    def _likeness(self, tensors: Sequence[Array]) -> tuple[object, ...]:
-        if self._parameters.pad_variable_length_inputs:
-            return tuple([(tensor.dtype, tensor.ndim) for tensor in tensors])
-        return tuple([(tensor.dtype, tensor.shape[1:]) for tensor in tensors])
-
-    async def _run_batch(self, batch: Batch[_Request]) -> list[dict[str, Array]]:
-        _spend_waiting(batch)
-        group = cast(_Group, batch.key)
-        requests = [task.payload for task in batch.tasks]
-        sizes = [request.rows for request in requests]
-        rows = self._parameters.padded(sum(sizes))
-        if sizes == [rows]:
-            inputs, context = requests[0].inputs, requests[0].context
+    async def _run_batch(self, tensors: list[Array], batch: TensorBatch) -> list[Array]:
+        group = cast(_Group, cast(Likeness, batch.key).group)
+        first: _Request = batch.tasks[0].context
+        if len(batch.tasks) == 1 and batch.padded_size == batch.size and not batch.has_pieces:
+            inputs = first.inputs
         else:
-            inputs, context = self._joined(group, requests, rows), _common_context(requests)
-        try:
+            inputs = dict(zip(self.signatures[group.signature].inputs, tensors, strict=True))
+        with batch_context(batch, lambda request: cast(_Request, request).context) as context:
             outputs = await self._servable.run(group.signature, inputs, group.outputs, context)
-        finally:
-            _share_stages(context, requests)
-        return unbatch_tensors(outputs, sizes, rows)
-
-    def _joined(self, group: _Group, requests: Sequence[_Request], rows: int) -> dict[str, Array]:
-        tensors = batch_tensors(
-            [request.tensors for request in requests],
-            rows,
-            self._parameters.pad_variable_length_inputs,
-        )
-        return dict(zip(self.signatures[group.signature].inputs, tensors, strict=True))
+        return [outputs[alias] for alias in group.outputs]
 
 
 class _Group(NamedTuple):
-    """What requests of one batch have in common."""
+    """What requests of one batch have in common, besides what their tensors look like."""
 
     signature: str
     outputs: tuple[str, ...]
-    likeness: tuple[object, ...]
 
 
 class _Request(NamedTuple):
-    """`tensors` are `inputs` in the signature's order."""
-
     inputs: Mapping[str, Array]
-    tensors: Sequence[Array]
-    rows: int
     context: RequestContext
-
-
-def _spend_waiting(batch: Batch[_Request]) -> None:
-    assert batch.started is not None
-    for task in batch.tasks:
-        task.payload.context.spend("queue", batch.started - task.queued)
-
-
-def _common_context(requests: Sequence[_Request]) -> RequestContext:
-    first = requests[0].context.request_id
-    return RequestContext(
-        request_id=first if len(requests) == 1 else f"{first}+{len(requests) - 1}",
-        deadline=max(request.context.deadline for request in requests),
-    )
-
-
-def _share_stages(context: RequestContext, requests: Sequence[_Request]) -> None:
-    for request in requests:
-        if request.context is not context:
-            for stage, seconds in context.seconds.items():
-                request.context.spend(stage, seconds)

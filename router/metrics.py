@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from shardserve.batching.errors import Code
-from shardserve.shards.measures import Measure
+from shardserve.batching.stage import StageCounts
+from shardserve.shards.measures import Measure, MeasureKind
 
 #: Upper bounds in microseconds: 10, 18, 32.4, ... as the original's Exponential(10, 1.8, 33).
 BUCKETS = tuple(10 * 1.8**power for power in range(33))
@@ -96,8 +98,14 @@ class _Distribution:
 class Metrics:
     """What one process tells about its requests. For one event loop; cheap per request."""
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry = REGISTRY,
+        stages: Callable[[], Mapping[str, StageCounts]] = dict,
+    ) -> None:
+        """`stages` says what the stages that batch have done, by name."""
         self._registry = registry
+        self._batching = stages
         self._requests = Counter(":tensorflow:serving:request_count", ("model_name", "status"))
         self._latency = Histogram(
             ":tensorflow:serving:request_latency", ("model_name", "API", "entrypoint")
@@ -129,9 +137,32 @@ class Metrics:
         """
         families = (self._requests, self._latency, self._runtime, self._stages)
         lines = [line for family in families for line in family.lines()]
-        lines += _measure_lines(measures)
+        lines += _measure_lines([*_batching(self._batching()), *measures])
         return "\n".join([*lines, ""]).encode() + generate_latest(self._registry)
 
+
+def count_measures(counts: StageCounts) -> list[Measure]:
+    """What a stage that batches has done, and the size and timeout that it batches with now."""
+    return [
+        Measure(
+            f"batching_{field.name}",
+            MeasureKind.GAUGE if field.name in _NOW else MeasureKind.COUNTER,
+            getattr(counts, field.name),
+        )
+        for field in dataclasses.fields(counts)
+    ]
+
+
+def _batching(stages: Mapping[str, StageCounts]) -> list[Measure]:
+    return [
+        measure.labelled(stage=name)
+        for name, counts in stages.items()
+        for measure in count_measures(counts)
+    ]
+
+
+#: What a stage batches with now; all else it has counted.
+_NOW = frozenset({"timeout_micros", "batch_size"})
 
 _CODEC_STAGES = frozenset({"decode", "encode"})
 

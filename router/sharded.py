@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
-from shardserve.batching.errors import FailedPrecondition, error_of
-from shardserve.router.call_outs import Caller, CallOuts
+from shardserve.batching.driver import BatchDevice, StageCounts
+from shardserve.batching.tensors import rows_of
+from shardserve.router.batched import BatchedServable
+from shardserve.router.call_outs import CallOuts
+from shardserve.router.compiling import Compiler
 from shardserve.router.once import OnceCache
+from shardserve.router.regions import LocalRegion, RegionRunner, Regions, together
 from shardserve.router.repeats import Repeats
+from shardserve.router.restoring import graph_of, initialise
 from shardserve.router.rounds import Fanout, SplitRound, ask
 from shardserve.router.servable import RequestContext, Signature
 from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFlowRunner
 from shardserve.router.whole import signature_def_map_of, signatures_of
+from shardserve.router.work import Compiled, Step, Work
+from shardserve.shards.batched_channel import BatchedChannel
 from shardserve.shards.cut.call_outs import REQUEST
 from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
-from shardserve.shards.cut.program import Program, StagePlan
-from shardserve.shards.cut.saved_model import checkpoint_prefix
-from shardserve.shards.cut.scorings import AnyLookup
+from shardserve.shards.cut.regions import CutRegion, RegionCall
 from shardserve.shards.local import LocalChannel
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
@@ -34,9 +36,6 @@ Array = npt.NDArray[Any]
 MAX_COMPILED_PROGRAMS = 256
 #: Requests of a model that can be in a stage that calls out at a time.
 WAITING_THREADS = 16
-#: Ids in a round, or elements to merge, up to which splitting and merging stay on the event loop:
-#: handing over to a thread and back costs about what they cost then.
-INLINE_IDS = 2048
 
 
 def load_sharded(
@@ -44,44 +43,43 @@ def load_sharded(
     channels: Sequence[ShardChannel],
     threads: StageThreads,
     parallelism: Parallelism = Parallelism(),  # noqa: B008 (frozen)
+    batching: StageBatching | None = None,
     cut: CutModel | None = None,
 ) -> ShardedServable:
     """Load a plan's model, but for its tables: those are asked of `channels`, one for each shard.
 
-    `cut` is what the plan was made of, where it was made in this process; otherwise it is cut here.
-    Blocks while TensorFlow loads; call it on a thread. Raises a `ServingError` that names the file
-    or the table when the model does not match the plan.
+    Its stages take turns with those of other models on the device of `batching`; None: it has one
+    of its own. `cut` is what the plan was made of, where it was made in this process; otherwise it
+    is cut here. Blocks while TensorFlow loads; call it on a thread. Raises a `ServingError` that
+    names the file, the table or the region when the model does not match the plan.
     """
+    batching = batching or StageBatching(BatchDevice(threads.count))
     if cut is None:
         rule = CutRule(only=frozenset(plan.layout.tables))
-        cut = cut_saved_model(Path(plan.directory), rule, plan.tags)
+        cut = cut_saved_model(Path(plan.directory), rule, plan.tags, plan.stages.regions)
     far = not any(isinstance(channel, LocalChannel) for channel in channels)
     tables = {name: source.table for name, source in plan.sources.items()}
     fanout = Fanout(plan.layout, tables, Repeats() if far else None)
     call_outs = CallOuts(cut.call_outs, fanout, channels)
     call_outs.connect(cut.graph_def)
-    runner = TensorFlowRunner(threads, _graph_of(cut), parallelism)
-    _initialise(runner, cut)
-    return ShardedServable(plan, cut, channels, runner, fanout, call_outs)
+    runner = TensorFlowRunner(threads, graph_of(cut), parallelism)
+    initialise(runner, cut)
+    return ShardedServable(plan, cut, channels, runner, batching, fanout, call_outs)
 
 
 @dataclass(frozen=True)
-class _Step:
-    """A stage (None where nothing has to run) and the lookups that follow it."""
+class StageBatching:
+    """What the stages of a router's models are batched in; `remote` regions are run by others."""
 
-    stage: Stage | None
-    lookups: tuple[AnyLookup, ...]
-
-
-@dataclass(frozen=True)
-class _Compiled:
-    program: Program
-    steps: tuple[_Step, ...]
-    dense: Stage | None
+    device: BatchDevice
+    remote: Mapping[str, RegionRunner] = field(default_factory=dict)
 
 
 class ShardedServable:
-    """One version of a model whose tables lie on shards. Implements `Servable`."""
+    """One version of a model whose tables lie on shards. Implements `Servable`.
+
+    Or a whole model with regions, without tables.
+    """
 
     def __init__(
         self,
@@ -89,6 +87,7 @@ class ShardedServable:
         cut: CutModel,
         channels: Sequence[ShardChannel],
         runner: TensorFlowRunner,
+        batching: StageBatching,
         fanout: Fanout,
         call_outs: CallOuts,
     ) -> None:
@@ -102,9 +101,14 @@ class ShardedServable:
         self._cut = cut
         self._channels = tuple(channels)
         self._runner = runner
-        self._compiled = OnceCache(runner.threads, self._compile, MAX_COMPILED_PROGRAMS)
+        self._batching = batching
+        self._compiler = Compiler(self.name, cut, runner, batching.device, plan.stages)
+        self._regions = self._regions_of(cut)
+        self._compiled = OnceCache(runner.threads, self._compiler.signature, MAX_COMPILED_PROGRAMS)
         for name, signature in self.signatures.items():
             self._compiled.prepare((name, tuple(sorted(signature.outputs))))
+        dense = plan.stages.dense
+        self._front = None if dense is None else BatchedServable(_Walking(self), dense)
 
     async def run(
         self,
@@ -113,36 +117,95 @@ class ShardedServable:
         outputs: Sequence[str],
         context: RequestContext,
     ) -> dict[str, Array]:
-        """See `Servable.run`."""
+        """See `Servable.run`; with batching, what `BatchedServable.run` raises besides."""
         compiled = await self._compiled.get((signature, tuple(sorted(outputs))), context)
+        if compiled.at_front and self._front is not None:
+            return await self._front.run(signature, inputs, outputs, context)
+        return await self.walk(compiled, inputs, outputs, context)
+
+    async def walk(
+        self,
+        compiled: Compiled,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        context: RequestContext,
+    ) -> dict[str, Array]:
+        """The outputs of a program, by alias; each of its stages joined or not on its own."""
         known = {compiled.program.inputs[alias]: value for alias, value in inputs.items()}
+        steps = (*compiled.steps, compiled.dense)
+        rows = rows_of(list(inputs.values())) if any(step.joined for step in steps) else 0
         caller = self._call_outs.open(context)
         try:
-            work = _Work(self._fanout, known, context, caller)
+            work = Work(self._fanout, known, context, caller)
             for step in compiled.steps:
-                split = await self._perform(work, step)
-                work.take(split, await ask(split, self._channels, context))
-            await self._finish(work, compiled.dense)
+                split = await self._perform(work, step, rows)
+                await self._ask(work, split, step)
+            await self._finish(work, compiled.dense, rows)
         finally:
             if caller is not None:
                 self._call_outs.close(caller)
         return {alias: known[compiled.program.outputs[alias]] for alias in outputs}
 
-    async def _perform(self, work: _Work, step: _Step) -> SplitRound:
+    async def walk_signature(
+        self,
+        signature: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        context: RequestContext,
+    ) -> dict[str, Array]:
+        """As `walk`, by a signature's name."""
+        compiled = await self._compiled.get((signature, tuple(sorted(outputs))), context)
+        return await self.walk(compiled, inputs, outputs, context)
+
+    def stage_counts(self) -> dict[str, StageCounts]:
+        """See `Servable.stage_counts`."""
+        found = {f"{self.name}/{name}": counts for name, counts in self._regions.counts().items()}
+        found |= self._compiler.counts()
+        for shard, channel in enumerate(self._channels):
+            if isinstance(channel, BatchedChannel):
+                found[f"{self.name}/lookups/{shard}"] = channel.counts()
+        if self._front is not None:
+            found |= self._front.stage_counts()
+        return found
+
+    async def _ask(self, work: Work, split: SplitRound, step: Step) -> None:
+        """Lookups and regions of one round, at once."""
+        if not step.regions:
+            work.take(split, await ask(split, self._channels, work.context))
+            return
+        calls = [self._call(work, call) for call in step.regions]
+        if step.lookups:
+            calls.append(self._look_up(work, split))
+        await together(calls)
+
+    async def _call(self, work: Work, call: RegionCall) -> None:
+        work.known.update(await self._regions.run(call, work.known, work.context))
+
+    async def _look_up(self, work: Work, split: SplitRound) -> None:
+        work.take(split, await ask(split, self._channels, work.context))
+
+    async def _perform(self, work: Work, step: Step, rows: int) -> SplitRound:
         """Merge what came, run the ids stage, split the next round; a little of it on the loop."""
+        if step.joined is not None:
+            await self._merge(work)
+            await step.joined(work.known, rows, work.context)
+            step = replace(step, stage=None)
         if step.stage is None and work.is_small(step.lookups):
-            return work.next_round(step)
+            return work.next_round(None, step.lookups)
         split: SplitRound = await self._threads_for(step.stage).run(
-            lambda: work.next_round(step), work.context, None
+            lambda: work.next_round(step.stage, step.lookups), work.context, None
         )
         return split
 
-    async def _finish(self, work: _Work, dense: Stage | None) -> None:
-        if dense is None and work.is_small(()):
-            work.merge()
+    async def _finish(self, work: Work, dense: Step, rows: int) -> None:
+        if dense.joined is not None:
+            await self._merge(work)
+            await dense.joined(work.known, rows, work.context)
+        elif dense.stage is None:
+            await self._merge(work)
         else:
-            threads = self._threads_for(dense)
-            await threads.run(lambda: work.finish(dense), work.context, None)
+            threads = self._threads_for(dense.stage)
+            await threads.run(lambda: work.finish(dense.stage), work.context, None)
 
     def _threads_for(self, stage: Stage | None) -> StageThreads:
         """A stage that calls out mostly waits, and must not keep others from theirs."""
@@ -150,13 +213,37 @@ class ShardedServable:
             return self._waiting
         return self._runner.threads
 
-    def _compile(self, key: tuple[str, tuple[str, ...]]) -> _Compiled:
-        program = self._cut.program_for(*key)
-        steps = tuple(_Step(self._stage(r.stage), r.lookups) for r in program.rounds)
-        return _Compiled(program, steps, self._stage(program.dense))
+    async def _merge(self, work: Work) -> None:
+        if work.is_small(()):
+            work.merge()
+        else:
+            await self._runner.threads.run(work.merge, work.context, None)
 
-    def _stage(self, plan: StagePlan) -> Stage | None:
-        return self._runner.make_callable(plan.feeds, plan.fetches) if plan.fetches else None
+    def _regions_of(self, cut: CutModel) -> Regions:
+        runners = {
+            name: self._batching.remote.get(name) or self._local_region(one)
+            for name, one in cut.regions.items()
+        }
+        return Regions(runners, {n: len(one.region.inputs) for n, one in cut.regions.items()})
+
+    def _local_region(self, one: CutRegion) -> LocalRegion:
+        """Runs a region here. Batches that wait for others' have slots of their own."""
+        compiled = self._compiler.region(one.program)
+        names = [str(number) for number in range(len(one.region.outputs))]
+        device = self._batching.device
+        if one.program.rounds or REQUEST in one.program.dense.feeds:
+            device = BatchDevice(one.region.batching.num_batch_threads)
+
+        async def run(tensors: Sequence[Array], context: RequestContext) -> list[Array]:
+            inputs = {str(number): value for number, value in enumerate(tensors)}
+            found = await self.walk(compiled, inputs, names, context)
+            return [found[name] for name in names]
+
+        return LocalRegion(one.region, device, run)
+
+    def region(self, name: str) -> RegionRunner:
+        """Who runs the region of this name. Raises KeyError."""
+        return self._regions.runner(name)
 
     def close(self) -> None:
         """Free the session. No request may be running any more."""
@@ -165,113 +252,16 @@ class ShardedServable:
         self._runner.close()
 
 
-class _Work:
-    """One request on its way: the tensors known, and the round that is still to be merged."""
+class _Walking:
+    """A sharded servable as `BatchedServable` runs it: from the first stage to the last."""
 
-    def __init__(
-        self,
-        fanout: Fanout,
-        known: dict[str, Array],
-        context: RequestContext,
-        caller: Caller | None,
-    ) -> None:
-        self.context = context
-        self._caller = caller
-        if caller is not None:
-            known[REQUEST] = np.array(caller.number, np.int64)
-        self._fanout = fanout
-        self._known = known
-        self._pending: tuple[SplitRound, dict[int, Any]] | None = None
+    def __init__(self, servable: ShardedServable) -> None:
+        self.name = servable.name
+        self.version = servable.version
+        self.signatures = servable.signatures
+        self.signature_def_map = servable.signature_def_map
+        self.run = servable.walk_signature
 
-    def take(self, split: SplitRound, replies: dict[int, Any]) -> None:
-        self._pending = (split, replies)
-
-    def is_small(self, lookups: Sequence[AnyLookup]) -> bool:
-        """Whether merging what came, and splitting these lookups, is too little for a thread."""
-        known = [one.operands[0] for one in lookups if one.operands[0] in self._known]
-        ids = sum(self._known[name].size for name in known)
-        if self._pending is not None:
-            ids += sum(one.size for one in self._pending[0].prepared)
-        return ids <= INLINE_IDS
-
-    def merge(self) -> None:
-        if self._pending is None:
-            return
-        started = time.monotonic()
-        split, replies = self._pending
-        self._pending = None
-        self._known.update(self._fanout.merge(split, replies))
-        self.context.spend("merge", time.monotonic() - started)
-
-    def next_round(self, step: _Step) -> SplitRound:
-        self.merge()
-        started = time.monotonic()
-        called = self._run(step.stage)
-        split = self._fanout.split(step.lookups, self._known)
-        self.context.spend("ids", time.monotonic() - started - called)
-        return split
-
-    def finish(self, dense: Stage | None) -> None:
-        self.merge()
-        started = time.monotonic()
-        called = self._run(dense)
-        self.context.spend("dense", time.monotonic() - started - called)
-
-    def _run(self, stage: Stage | None) -> float:
-        """Run it; the seconds that call-outs took, which are spent on their own stages."""
-        if stage is None:
-            return 0.0
-        values = [self._known[name] for name in stage.feeds]
-        spent: dict[str, float] = {}
-        if self._caller is None:
-            results = stage(*values)
-        else:
-            results, spent = self._caller.run(stage, values)
-        self._known.update(zip(stage.fetches, results, strict=True))
-        for name, seconds in spent.items():
-            self.context.spend(name, seconds)
-        return sum(spent.values())
-
-
-def _graph_of(cut: CutModel) -> tf.Graph:
-    graph = tf.Graph()
-    with graph.as_default():
-        tf.graph_util.import_graph_def(cut.graph_def, name="")
-    return graph
-
-
-def _initialise(runner: TensorFlowRunner, cut: CutModel) -> None:
-    """Restore the variables that stayed whole, straight from the checkpoint; then the init op."""
-    try:
-        with runner.graph.as_default():
-            assigned = _assign_ops(runner.graph, cut)
-        for operation in assigned:
-            runner.session.run(operation)
-        if cut.inlined.init_op is not None:
-            runner.session.run(cut.inlined.init_op, feed_dict=dict(cut.inlined.assets))
-    except tf.errors.OpError as error:
-        # What follows the first line is where TensorFlow's Python made the node.
-        reason = error.message.partition("\n")[0]
-        raise error_of(error.error_code, f"{cut.inlined.directory}: {reason}") from None
-
-
-def _assign_ops(graph: tf.Graph, cut: CutModel) -> list[tf.Operation]:
-    if not cut.variables:
-        return []
-    prefix = checkpoint_prefix(cut.inlined.directory)
-    if not prefix.with_name(prefix.name + ".index").exists():
-        raise FailedPrecondition(f"{prefix}.index: no such file; the model has variables")
-    values = tf.raw_ops.RestoreV2(
-        prefix=str(prefix),
-        tensor_names=[v.key for v in cut.variables],
-        shape_and_slices=[v.slice_spec for v in cut.variables],
-        dtypes=[tf.dtypes.as_dtype(v.dtype) for v in cut.variables],
-    )
-    operations = []
-    for variable, value in zip(cut.variables, values, strict=True):
-        target = graph.get_tensor_by_name(f"{variable.node}:0")
-        if variable.is_ref:
-            operations.append(tf.raw_ops.Assign(ref=target, value=value).op)
-        else:
-            operations.append(tf.raw_ops.AssignVariableOp(resource=target, value=value))
-    return [tf.group(*operations)]
+    def stage_counts(self) -> dict[str, StageCounts]:
+        """See `Servable.stage_counts`: the servable says them itself."""
+        return {}

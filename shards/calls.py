@@ -1,4 +1,4 @@
-"""One request on its way to a shard, and who wants to know how it ends.
+"""One request on its way to a shard or a stage actor, and who wants to know how it ends.
 
 Callbacks, not tasks and futures: a fan-out to many shards wakes its waiter once, when the last
 reply is there. Everything here belongs to one event loop's thread.
@@ -7,13 +7,18 @@ reply is there. Everything here belongs to one event loop's thread.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from shardserve.batching.errors import ServingError, Unavailable
-from shardserve.shards.messages import LookupReply, LookupRequest
+
+Q = TypeVar("Q")
+P = TypeVar("P")
+_Asked = TypeVar("_Asked", contravariant=True)
+_Told = TypeVar("_Told", contravariant=True)
+_Reply = TypeVar("_Reply", covariant=True)
 
 
-class Sink(Protocol):
+class Sink(Protocol[_Told]):
     """Told how calls end.
 
     For each call exactly one of the two, exactly once, and never after `Call.cancel`; perhaps
@@ -21,7 +26,7 @@ class Sink(Protocol):
     Must not raise.
     """
 
-    def replied(self, tag: int, reply: LookupReply) -> None:
+    def replied(self, tag: int, reply: _Told) -> None:
         """The call succeeded."""
         ...
 
@@ -33,20 +38,20 @@ class Sink(Protocol):
 class Holder(Protocol):
     """Where a call is at the moment: in flight on a connection, or waiting for one."""
 
-    def forget(self, call: Call) -> None:
-        """Let go of a call that was cancelled, and tell the shard if it knows of it."""
+    def forget(self, call: AnyCall) -> None:
+        """Let go of a call that was cancelled, and tell the server if it knows of it."""
         ...
 
 
-class SubmitsCalls(Protocol):
+class SubmitsCalls(Protocol[_Asked, _Reply]):
     """What `fan_out` needs of a channel to do without a task for each request."""
 
-    def submit(self, request: LookupRequest, deadline: float, sink: Sink, tag: int) -> Call:
+    def submit(self, request: _Asked, deadline: float, sink: Sink[_Reply], tag: int) -> AnyCall:
         """Start a call; it ends in `sink`. Never raises for what befalls the call."""
         ...
 
 
-class Call:
+class Call(Generic[Q, P]):
     """A request, until it ends: by a reply, by an error, or by being cancelled."""
 
     #: Who has it at the moment; None once it has ended.
@@ -58,11 +63,11 @@ class Call:
 
     def __init__(
         self,
-        request: LookupRequest,
+        request: Q,
         deadline: float,
-        sink: Sink,
+        sink: Sink[P],
         tag: int,
-        retry: Callable[[Call, Holder | None], bool] | None = None,
+        retry: Callable[[Call[Q, P], Holder | None], bool] | None = None,
     ) -> None:
         self.request = request
         self.deadline = deadline
@@ -72,7 +77,7 @@ class Call:
         #: goes on elsewhere.
         self.retry = retry
 
-    def succeed(self, reply: LookupReply) -> None:
+    def succeed(self, reply: P) -> None:
         """End with a reply. For the holder, which has let go of the call."""
         self.holder = None
         self.sink.replied(self.tag, reply)
@@ -94,3 +99,6 @@ class Call:
         if self.holder is not None:
             holder, self.holder = self.holder, None
             holder.forget(self)
+
+
+AnyCall = Call[Any, Any]

@@ -1,19 +1,23 @@
-"""Ask several shards at once, and wait for all of them, or for the first error."""
+"""Ask several servers at once, and wait for all of them, or for the first error."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from shardserve.batching.errors import Cancelled
-from shardserve.shards.calls import Call, SubmitsCalls
+from shardserve.shards.calls import AnyCall, SubmitsCalls
 from shardserve.shards.messages import LookupReply, LookupRequest, ShardChannel
+
+Q = TypeVar("Q")
+P = TypeVar("P")
 
 
 async def fan_out(
-    asked: Sequence[tuple[ShardChannel | SubmitsCalls, LookupRequest]], deadline: float
+    asked: Sequence[tuple[ShardChannel | SubmitsCalls[LookupRequest, LookupReply], LookupRequest]],
+    deadline: float,
 ) -> list[LookupReply]:
     """The replies, in the order of `asked`; or the first error, once the others are cancelled.
 
@@ -25,7 +29,7 @@ async def fan_out(
         return []
     gathering = _Gathering(len(asked))
     outcome = gathering.outcome
-    started: list[Call | asyncio.Task[LookupReply]] = []
+    started: list[AnyCall | asyncio.Task[LookupReply]] = []
     try:
         for tag, (channel, request) in enumerate(asked):
             submit = getattr(channel, "submit", None)
@@ -42,6 +46,12 @@ async def fan_out(
             call.cancel()
         gathering.abandon()
         raise
+
+
+async def ask(channel: SubmitsCalls[Q, P], request: Q, deadline: float) -> P:
+    """The reply to one call. Errors and cancellation are as `fan_out` has them."""
+    (reply,) = await fan_out([(cast(Any, channel), cast(Any, request))], deadline)
+    return cast(P, reply)
 
 
 class _Gathering:

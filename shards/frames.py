@@ -61,6 +61,8 @@ class Kind(enum.IntEnum):
     ERROR = 19
     PING = 20
     PONG = 21
+    STAGE_REQUEST = 22
+    STAGE_REPLY = 23
 
 
 #: A frame as received: kind, number, header, and where its body lies: in which read-only bytes, and

@@ -117,7 +117,7 @@ class ClientHandshake:
         (proof,) = _fields(frame, Kind.WELCOME, bytes)
         wanted = self._transcript.proof("server", self._credentials, self._credentials.fingerprint)
         if not hmac.compare_digest(proof, wanted):
-            raise Unauthenticated("the shard could not prove that it knows the cluster's secret")
+            raise Unauthenticated("the server could not prove that it knows the cluster's secret")
         self.peer_limit = self._transcript.server_limit
         return b""
 
@@ -149,7 +149,7 @@ class ServerHandshake:
             raise Unauthenticated("the router could not prove that it knows the cluster's secret")
         if fingerprint != self._credentials.fingerprint:
             raise FailedPrecondition(
-                f"this shard serves {self._credentials.fingerprint!r}, not {fingerprint!r}"
+                f"this server serves {self._credentials.fingerprint!r}, not {fingerprint!r}"
             )
         self.peer_limit = self._transcript.client_limit
         return bare_frame(
@@ -164,7 +164,7 @@ def refusal(error: ServingError) -> bytes:
 
 def _refused(frame: Frame) -> ServingError:
     code, message = _fields(frame, Kind.REFUSAL, int, str)
-    return error_of(code, f"refused by the shard: {message}")
+    return error_of(code, f"refused by the server: {message}")
 
 
 def _fields(frame: Frame, kind: Kind, *types: type) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from shardserve.batching.errors import ResourceExhausted, Unavailable
-from shardserve.shards.jobs import Performed
+from shardserve.shards.exchange import Performed
 
 
 class _Queued(NamedTuple):

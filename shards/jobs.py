@@ -7,6 +7,7 @@ import time
 from typing import Final, Protocol
 
 from shardserve.batching.errors import DeadlineExceeded, Internal, ServingError
+from shardserve.shards.exchange import Performed
 from shardserve.shards.messages import Array, LookupRequest
 
 logger = logging.getLogger(__name__)
@@ -28,9 +29,6 @@ class LookupExecutor(Protocol):
 
 
 _OWN_FAILURE: Final = "the shard failed, see its log"
-
-#: The results, and the seconds spent waiting and at work.
-Performed = tuple[tuple[Array, ...], float, float]
 
 
 def cost_of(executor: LookupExecutor, request: LookupRequest) -> int:

@@ -1,4 +1,4 @@
-"""One authenticated connection to a shard, from the router's end, and the calls in flight on it."""
+"""One authenticated connection, from the router's end, and the calls in flight on it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from shardserve.batching.errors import (
     DeadlineExceeded,
@@ -15,7 +15,8 @@ from shardserve.batching.errors import (
     ServingError,
     Unavailable,
 )
-from shardserve.shards.calls import Call
+from shardserve.shards.calls import AnyCall
+from shardserve.shards.exchange import Exchange
 from shardserve.shards.frames import Frame, FrameReader, Kind, bare_fields
 from shardserve.shards.handshake import (
     HANDSHAKE_FRAME_BYTES,
@@ -27,16 +28,14 @@ from shardserve.shards.in_flight import InFlight
 from shardserve.shards.outbox import Outbox
 from shardserve.shards.timers import Alarm, Pulse
 from shardserve.shards.wire import (
+    LOOKUPS,
     PONG,
     decode_error,
-    decode_reply,
     encode_cancel,
-    encode_request,
 )
 
-_REPLY: Final = Kind.REPLY
 _HANDSHAKE_KINDS: Final = (Kind.CHALLENGE, Kind.WELCOME, Kind.REFUSAL)
-_SHARD_KINDS: Final = (Kind.REPLY, Kind.ERROR, Kind.PING, Kind.PONG)
+_EVERYWHERE: Final = (Kind.ERROR, Kind.PING, Kind.PONG)
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,8 @@ class LinkLimits:
 class Link(asyncio.BufferedProtocol):
     """A connection's life: the handshake, then calls, then the end, once and for good.
 
-    `name` is what messages call the shard. When the connection is lost, each of its calls fails
-    with Unavailable, after `is_open` has become False.
+    `name` is what messages call the server, `exchange` what it is asked. When the connection is
+    lost, each of its calls fails with Unavailable, after `is_open` has become False.
     """
 
     def __init__(
@@ -66,6 +65,7 @@ class Link(asyncio.BufferedProtocol):
         credentials: Credentials,
         limits: LinkLimits,
         on_end: Callable[[Link, ServingError], None] = lambda link, reason: None,
+        exchange: Exchange[Any, Any] = LOOKUPS,
     ) -> None:
         loop = asyncio.get_running_loop()
         #: Set to None when calls can be sent, or to the reason why that will never be.
@@ -76,6 +76,7 @@ class Link(asyncio.BufferedProtocol):
         #: Calls that have neither ended nor been cancelled.
         self.calls = InFlight()
         self._name = name
+        self._exchange = exchange
         self._limits = limits
         self._loop = loop
         self._on_end = on_end
@@ -95,7 +96,7 @@ class Link(asyncio.BufferedProtocol):
 
     # Calls
 
-    def send(self, call: Call) -> None:
+    def send(self, call: AnyCall) -> None:
         """Take over a call; it ends by its deadline, by a reply or by an error."""
         call.holder = self
         calls, deadline = self.calls, call.deadline
@@ -104,7 +105,7 @@ class Link(asyncio.BufferedProtocol):
         try:
             if seconds_left <= 0.0 or len(calls) >= self._places:
                 self._check(seconds_left)
-            frame, nbytes = encode_request(number, seconds_left, call.request)
+            frame, nbytes = self._exchange.encode_request(number, seconds_left, call.request)
             if nbytes > self._peer_limit:
                 raise ResourceExhausted(
                     f"{self._name}: request of {nbytes} bytes, the limit is {self._peer_limit}"
@@ -124,7 +125,7 @@ class Link(asyncio.BufferedProtocol):
         if not self._corked:
             self._cork()
 
-    def forget(self, call: Call) -> None:
+    def forget(self, call: AnyCall) -> None:
         """Drop a cancelled call, and tell the shard."""
         if self.calls.take(call.number) is not None:
             self._outbox.put(encode_cancel(call.number))
@@ -178,10 +179,11 @@ class Link(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._pulse.keepalive.heard = True
-        calls = self.calls
+        calls, exchange = self.calls, self._exchange
+        reply_kind, decode_reply = exchange.reply, exchange.decode_reply
         try:
             for frame in self._reader.received(nbytes):
-                if frame[0] is _REPLY:
+                if frame[0] is reply_kind:
                     reply = decode_reply(frame)
                     call = calls.pop(frame[1], None)
                     if call is not None:
@@ -200,7 +202,7 @@ class Link(asyncio.BufferedProtocol):
         self._places = self._limits.max_in_flight if self.is_open else 0
 
     def eof_received(self) -> None:
-        self._end(Unavailable("the shard closed the connection"))
+        self._end(Unavailable("the server closed the connection"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(Unavailable(f"connection lost: {exc or 'closed'}"))
@@ -228,7 +230,7 @@ class Link(asyncio.BufferedProtocol):
         self._outbox.flush()
         peer_limit = self._handshake.peer_limit
         if peer_limit is not None:
-            self._reader.accept(_SHARD_KINDS, self._limits.max_frame)
+            self._reader.accept((self._exchange.reply, *_EVERYWHERE), self._limits.max_frame)
             self._peer_limit = peer_limit
             self._places = self._limits.max_in_flight
             self._pulse.start(self._transport, self._outbox)
@@ -239,7 +241,7 @@ class Link(asyncio.BufferedProtocol):
     # The end
 
     def _fell_silent(self) -> None:
-        self._end(Unavailable("the shard fell silent"))
+        self._end(Unavailable("the server fell silent"))
 
     def _end_if_drained(self) -> None:
         if self._draining and not self.calls:

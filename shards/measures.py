@@ -33,7 +33,7 @@ class Measure:
 
     name: str
     kind: MeasureKind
-    value: int
+    value: float
     labels: tuple[tuple[str, str], ...] = ()
 
     def labelled(self, **labels: object) -> Measure:
@@ -72,7 +72,7 @@ def store_measures(
     `row_cache_hit_count` and `row_cache_miss_count` (counters) and `row_cache_bytes` (gauge: the
     cached rows') by `table`, of mapped tables.
     """
-    sums: dict[Measure, int] = {}
+    sums: dict[Measure, float] = {}
     for table, store, rows in zip(tables, stores, looked_up, strict=True):
         for measure in _of_store(table, store, rows):
             key = replace(measure, value=0)

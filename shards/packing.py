@@ -23,6 +23,7 @@ DTYPES: Final = tuple(
         *(np.int8, np.int16, np.int32, np.int64),
         *(np.uint8, np.uint16, np.uint32, np.uint64),
         np.bool_,
+        *(np.complex64, np.complex128),
     )
 )
 _CODES: Final = {dtype: code for code, dtype in enumerate(DTYPES)}

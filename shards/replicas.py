@@ -1,21 +1,27 @@
-"""All replicas of one shard as one channel: who is asked, and what happens when one is lost."""
+"""All replicas of one server as one channel: who is asked, and what happens when one is lost."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Generic, TypeVar
 
 from shardserve.batching.errors import Unavailable
 from shardserve.shards.address import Address
 from shardserve.shards.calls import Call, Holder, Sink
-from shardserve.shards.fan_out import fan_out
+from shardserve.shards.exchange import Exchange
+from shardserve.shards.fan_out import ask
 from shardserve.shards.handshake import Credentials
 from shardserve.shards.link import Link, LinkLimits
 from shardserve.shards.messages import LookupReply, LookupRequest
-from shardserve.shards.stream import ShardStream
+from shardserve.shards.stream import Stream
 from shardserve.shards.waiting import WaitingRoom
+from shardserve.shards.wire import LOOKUPS
 
-__all__ = ["Address", "ReplicatedChannel", "choose"]
+Q = TypeVar("Q")
+P = TypeVar("P")
+
+__all__ = ["Address", "Replicas", "ReplicatedChannel", "choose"]
 
 
 def choose(loads: Sequence[int | None], turn: int) -> int | None:
@@ -35,11 +41,11 @@ def choose(loads: Sequence[int | None], turn: int) -> int | None:
     return best
 
 
-class ReplicatedChannel:
-    """A `ShardChannel` over the replicas of one shard. Belongs to the running event loop.
+class Replicas(Generic[Q, P]):
+    """Calls of one exchange to whichever replica answers. Belongs to the running event loop.
 
     A request goes to the least busy replica. When that one turns out Unavailable, the request goes
-    on to another within its deadline, each replica being tried at most once: a lookup changes
+    on to another within its deadline, each replica being tried at most once: what is asked changes
     nothing, so asking twice is safe. While no replica is connected, requests wait for one at most
     until `patience_seconds` after the outage began, and fail with Unavailable at once after that.
     """
@@ -49,6 +55,7 @@ class ReplicatedChannel:
         name: str,
         addresses: Iterable[Address],
         credentials: Credentials,
+        exchange: Exchange[Q, P],
         limits: LinkLimits | None = None,
         *,
         patience_seconds: float = 0.25,
@@ -56,15 +63,16 @@ class ReplicatedChannel:
     ) -> None:
         self.name = name
         self._credentials = credentials
+        self._exchange = exchange
         self._limits = limits or LinkLimits()
         self._pause = pause
         self._turn = 0
         self._closed = False
         self._changed = asyncio.Event()
         self._waiting = WaitingRoom(name, patience_seconds, self._limits.max_in_flight, self._why)
-        self._streams: tuple[ShardStream, ...] = ()
+        self._streams: tuple[Stream[Q, P], ...] = ()
         #: Those of replicas that are gone, but have requests in flight.
-        self._leaving: tuple[ShardStream, ...] = ()
+        self._leaving: tuple[Stream[Q, P], ...] = ()
         self.update(addresses)
 
     def __repr__(self) -> str:
@@ -72,7 +80,7 @@ class ReplicatedChannel:
             f"{stream.address} {'up' if stream.is_up else 'down'} {stream.in_flight}"
             for stream in self._streams
         )
-        return f"<ReplicatedChannel {self.name} [{streams}] {len(self._waiting)} waiting>"
+        return f"<{type(self).__name__} {self.name} [{streams}] {len(self._waiting)} waiting>"
 
     @property
     def addresses(self) -> frozenset[Address]:
@@ -115,16 +123,15 @@ class ReplicatedChannel:
             self._changed.clear()
             await self._changed.wait()
 
-    def submit(self, request: LookupRequest, deadline: float, sink: Sink, tag: int) -> Call:
+    def submit(self, request: Q, deadline: float, sink: Sink[P], tag: int) -> Call[Q, P]:
         """Start a call; it ends in `sink`. See `SubmitsCalls`."""
         call = Call(request, deadline, sink, tag, self._retry)
         self._place(call, self._streams)
         return call
 
-    async def lookup(self, request: LookupRequest, deadline: float) -> LookupReply:
-        """See `ShardChannel.lookup`."""
-        (reply,) = await fan_out([(self, request)], deadline)
-        return reply
+    async def ask(self, request: Q, deadline: float) -> P:
+        """The reply to one call; see `ShardChannel.lookup`."""
+        return await ask(self, request, deadline)
 
     async def close(self) -> None:
         """End every connection; what is in flight or waits fails with Unavailable."""
@@ -133,29 +140,30 @@ class ReplicatedChannel:
         for call in self._waiting.release():
             call.fail(Unavailable(f"{self.name}: closed by this router"))
 
-    def _new_stream(self, address: Address) -> ShardStream:
-        return ShardStream(
+    def _new_stream(self, address: Address) -> Stream[Q, P]:
+        return Stream(
             self.name,
             address,
             self._credentials,
+            self._exchange,
             self._limits,
             on_change=self._stream_changed,
             pause=self._pause,
         )
 
-    def _place(self, call: Call, streams: Sequence[ShardStream]) -> None:
+    def _place(self, call: Call[Q, P], streams: Sequence[Stream[Q, P]]) -> None:
         link = streams[0].link if len(streams) == 1 else self._choose(streams)
         if link is not None:
             link.send(call)
         else:
             self._waiting.admit(call)
 
-    def _choose(self, streams: Sequence[ShardStream]) -> Link | None:
+    def _choose(self, streams: Sequence[Stream[Q, P]]) -> Link | None:
         self._turn += 1
         place = choose([s.in_flight if s.link else None for s in streams], self._turn)
         return None if place is None else streams[place].link
 
-    def _retry(self, call: Call, failed: Holder | None) -> bool:
+    def _retry(self, call: Call[Q, P], failed: Holder | None) -> bool:
         """Take a call on whose replica was Unavailable, if there is anywhere to go."""
         call.failures += 1
         if self._closed or call.failures > len(self._streams):
@@ -179,7 +187,35 @@ class ReplicatedChannel:
         return "; ".join(map(_state, self._streams)) or "none is known"
 
 
-def _state(stream: ShardStream) -> str:
+class ReplicatedChannel(Replicas[LookupRequest, LookupReply]):
+    """A `ShardChannel` over the replicas of one shard."""
+
+    def __init__(
+        self,
+        name: str,
+        addresses: Iterable[Address],
+        credentials: Credentials,
+        limits: LinkLimits | None = None,
+        *,
+        patience_seconds: float = 0.25,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        super().__init__(
+            name,
+            addresses,
+            credentials,
+            LOOKUPS,
+            limits,
+            patience_seconds=patience_seconds,
+            pause=pause,
+        )
+
+    async def lookup(self, request: LookupRequest, deadline: float) -> LookupReply:
+        """See `ShardChannel.lookup`."""
+        return await ask(self, request, deadline)
+
+
+def _state(stream: Stream[Q, P]) -> str:
     if stream.last_error is None:
         return f"{stream.address}: not connected yet"
     return f"{stream.address}: {stream.last_error.message}"

@@ -1,15 +1,17 @@
-"""A shard's server: it listens, and answers every router that proves itself."""
+"""A server of the data plane: it listens, and answers every router that proves itself."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -17,37 +19,39 @@ from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.address import Address, this_node
 from shardserve.shards.handshake import Credentials
 from shardserve.shards.jobs import LookupExecutor
-from shardserve.shards.session import ServerLimits, Session
+from shardserve.shards.lookup_work import LookupService
+from shardserve.shards.session import Session
+from shardserve.shards.work import ServerLimits, Service
 
-__all__ = ["LookupExecutor", "RunningServer", "ServerLimits", "ShardServer", "serve_in_thread"]
+__all__ = [
+    "LookupExecutor",
+    "RunningServer",
+    "ServerLimits",
+    "ShardServer",
+    "StreamServer",
+    "serve_in_thread",
+    "start_in_thread",
+]
 
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
 
 
-class ShardServer:
-    """Answers lookups with `executor` over a Unix socket, TCP, or both. Belongs to one event loop.
-
-    `threads` is how many large requests are worked on at once.
-    """
+class StreamServer:
+    """Offers `service` over a Unix socket, TCP, or both. Belongs to one event loop."""
 
     def __init__(
-        self,
-        executor: LookupExecutor,
-        credentials: Credentials,
-        limits: ServerLimits | None = None,
-        *,
-        threads: int = 2,
+        self, service: Service, credentials: Credentials, limits: ServerLimits | None = None
     ) -> None:
-        self.executor = executor
+        self.service = service
         self.credentials = credentials
         self.limits = limits or ServerLimits()
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="lookup")
         self._listeners: list[asyncio.Server] = []
         self._unix_path: Path | None = None
         self._sessions: set[Session] = set()
         self._empty = asyncio.Event()
+        self._empty.set()
 
     @property
     def connections(self) -> int:
@@ -56,7 +60,7 @@ class ShardServer:
 
     @property
     def in_flight(self) -> int:
-        """Requests that are queued or at work on the pool."""
+        """Requests that are queued or at work."""
         return sum(session.in_flight for session in self._sessions)
 
     async def listen(
@@ -67,7 +71,7 @@ class ShardServer:
         Raises InvalidArgument, naming the place, where one cannot listen.
         """
         if unix_path is None and host is None:
-            raise InvalidArgument("a shard needs a Unix socket's path or a host to listen on")
+            raise InvalidArgument("a server needs a Unix socket's path or a host to listen on")
         loop = asyncio.get_running_loop()
         try:
             if unix_path is not None:
@@ -90,11 +94,11 @@ class ShardServer:
             self._unix_path.unlink(missing_ok=True)
         for session in list(self._sessions):
             session.drain()
-        await self._wait_until_empty(grace_seconds)
+        await _within(grace_seconds, self._drained())
         for session in list(self._sessions):
             session.abort()
-        await self._wait_until_empty(GRACE_SECONDS)
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        await _within(GRACE_SECONDS, self._empty.wait())
+        self.service.close()
 
     def joined(self, session: Session) -> bool:
         """For `Session`: a connection was made."""
@@ -116,11 +120,23 @@ class ShardServer:
         self._unix_path = path
         path.chmod(0o600)  # noqa: ASYNC240 (does not block)
 
-    async def _wait_until_empty(self, seconds: float) -> None:
-        if self._sessions:
-            waiter = asyncio.ensure_future(self._empty.wait())
-            await asyncio.wait([waiter], timeout=seconds)
-            waiter.cancel()
+    async def _drained(self) -> None:
+        await self.service.drain()
+        await self._empty.wait()
+
+
+class ShardServer(StreamServer):
+    """Answers lookups with `executor`; `threads` is how many large ones are worked on at once."""
+
+    def __init__(
+        self,
+        executor: LookupExecutor,
+        credentials: Credentials,
+        limits: ServerLimits | None = None,
+        *,
+        threads: int = 2,
+    ) -> None:
+        super().__init__(LookupService(executor, threads), credentials, limits)
 
 
 @dataclass(frozen=True)
@@ -132,7 +148,7 @@ class RunningServer:
     _thread: threading.Thread
 
     def close(self, grace_seconds: float = GRACE_SECONDS) -> None:
-        """Close the server as `ShardServer.close` does, and end its thread. May be repeated."""
+        """Close the server as `StreamServer.close` does, and end its thread. May be repeated."""
         self._stop(grace_seconds)
         self._thread.join()
 
@@ -152,9 +168,26 @@ def serve_in_thread(
     host: str | None = None,
     port: int = 0,
 ) -> RunningServer:
-    """Run a `ShardServer` on a thread with an event loop (uvloop) of its own.
+    """Run a `ShardServer` as `start_in_thread` does."""
+    return start_in_thread(
+        lambda: ShardServer(executor, credentials, limits, threads=threads),
+        unix_path=unix_path,
+        host=host,
+        port=port,
+    )
 
-    Returns once it listens. Raises InvalidArgument where it cannot listen.
+
+def start_in_thread(
+    make: Callable[[], StreamServer],
+    *,
+    unix_path: str | None = None,
+    host: str | None = None,
+    port: int = 0,
+) -> RunningServer:
+    """Run the server that `make` makes on a thread with an event loop (uvloop) of its own.
+
+    `make` is called there. Returns once it listens. Raises InvalidArgument where it cannot listen,
+    and what `make` raises.
     """
     started: Future[tuple[Address, Callable[[float], None]]] = Future()
 
@@ -166,7 +199,7 @@ def serve_in_thread(
             if thread.is_alive():
                 loop.call_soon_threadsafe(_set_once, stopped, grace_seconds)
 
-        server = ShardServer(executor, credentials, limits, threads=threads)
+        server = make()
         address = await server.listen(unix_path=unix_path, host=host, port=port)
         started.set_result((address, stop))
         await server.close(await stopped)
@@ -179,10 +212,16 @@ def serve_in_thread(
                 raise
             started.set_exception(error)
 
-    thread = threading.Thread(target=run, name="shard-server", daemon=True)
+    thread = threading.Thread(target=run, name="stream-server", daemon=True)
     thread.start()
     address, stop = started.result()
     return RunningServer(address, stop, thread)
+
+
+async def _within(seconds: float, end: Coroutine[Any, Any, object]) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await end
 
 
 def _set_once(future: asyncio.Future[float], value: float) -> None:

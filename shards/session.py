@@ -1,4 +1,4 @@
-"""One connection to a shard, from the shard's end: the handshake, then requests and replies."""
+"""One connection, from the server's end: the handshake, then requests and replies."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import logging
 import os
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from typing import Final, Protocol, cast
 
 from shardserve.batching.errors import ResourceExhausted, ServingError, Unavailable
+from shardserve.shards.exchange import Performed
 from shardserve.shards.frames import Frame, FrameReader, Kind, ProtocolError, bare_fields
 from shardserve.shards.handshake import (
     HANDSHAKE_FRAME_BYTES,
@@ -21,49 +19,23 @@ from shardserve.shards.handshake import (
     ServerHandshake,
     refusal,
 )
-from shardserve.shards.job_queue import JobQueue
-from shardserve.shards.jobs import LookupExecutor, Performed, cost_of, perform
 from shardserve.shards.outbox import Outbox
 from shardserve.shards.timers import Pulse
-from shardserve.shards.wire import (
-    PONG,
-    decode_request,
-    encode_error,
-    encode_reply,
-)
+from shardserve.shards.wire import PONG, encode_error
+from shardserve.shards.work import Ended, ServerLimits, Service
 
 logger = logging.getLogger(__name__)
 
-_REQUEST: Final = Kind.REQUEST
 _HANDSHAKE_KINDS: Final = (Kind.HELLO, Kind.PROOF)
-_ROUTER_KINDS: Final = (Kind.REQUEST, Kind.CANCEL, Kind.PING, Kind.PONG)
-
-
-@dataclass(frozen=True)
-class ServerLimits:
-    """Bounds of a shard's server, in bytes and seconds; each but the first for each connection."""
-
-    max_connections: int = 1024
-    max_frame: int = 1 << 30
-    #: Requests that are queued or at work on the thread pool, and what they cost together.
-    max_jobs: int = 1024
-    max_job_cost: int = 4 << 30
-    #: Requests up to this cost are done on the event loop: handing over would cost more.
-    inline_cost: int = 1 << 20
-    #: No more requests are read while more than this waits to be sent.
-    high_water: int = 1 << 22
-    handshake_seconds: float = 5.0
-    #: A router that stays silent for three times as long is taken for dead.
-    keepalive_seconds: float = 15.0
+_EVERYWHERE: Final = (Kind.CANCEL, Kind.PING, Kind.PONG)
 
 
 class Host(Protocol):
     """What a session needs of its server."""
 
-    executor: LookupExecutor
+    service: Service
     credentials: Credentials
     limits: ServerLimits
-    pool: ThreadPoolExecutor
 
     def joined(self, session: Session) -> bool:
         """A connection was made. False turns it away."""
@@ -75,7 +47,7 @@ class Host(Protocol):
 
 
 class Session(asyncio.BufferedProtocol):
-    """Serves one router. Small requests are done at once, large ones on the server's pool.
+    """Serves one router with its server's service.
 
     Each request that was read gets exactly one REPLY or ERROR, unless it is cancelled or the
     connection ends first.
@@ -92,7 +64,8 @@ class Session(asyncio.BufferedProtocol):
         )
         #: Requests that came while the router did not read its replies.
         self._held_back: deque[Frame] = deque()
-        self._jobs = JobQueue(host.pool, host.limits.max_jobs, host.limits.max_job_cost, self._done)
+        self._exchange = host.service.exchange
+        self._jobs = host.service.new_work(host.limits, self._done)
         #: The longest frame the router accepts; 0 until it has proved itself.
         self._peer_limit = 0
         self._arrived = 0.0
@@ -103,7 +76,7 @@ class Session(asyncio.BufferedProtocol):
 
     @property
     def in_flight(self) -> int:
-        """Requests that are queued or at work on the pool."""
+        """Requests that are queued or at work."""
         return len(self._jobs)
 
     def drain(self) -> None:
@@ -129,9 +102,10 @@ class Session(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._arrived = time.monotonic()
         self._pulse.keepalive.heard = True
+        request = self._exchange.request
         try:
             for frame in self._reader.received(nbytes):
-                if frame[0] is _REQUEST:
+                if frame[0] is request:
                     self._accept(frame)
                 else:
                     self._handle(frame)
@@ -181,7 +155,7 @@ class Session(asyncio.BufferedProtocol):
         peer_limit = self._handshake.peer_limit
         if peer_limit is not None:
             self._peer_limit = peer_limit
-            self._reader.accept(_ROUTER_KINDS, self._limits.max_frame)
+            self._reader.accept((self._exchange.request, *_EVERYWHERE), self._limits.max_frame)
             if self._timer is not None:
                 self._timer.cancel()
             self._pulse.start(self._transport, self._outbox)
@@ -200,34 +174,29 @@ class Session(asyncio.BufferedProtocol):
         if self._paused:
             self._held_back.append(frame)
             return
-        seconds_left, request = decode_request(frame)
-        number, arrived, executor = frame[1], self._arrived, self._host.executor
+        seconds_left, request = self._exchange.decode_request(frame)
+        number, arrived = frame[1], self._arrived
         if number in self._jobs:
             raise ProtocolError(f"request number {number} is in flight already")
-        deadline = arrived + seconds_left
         try:
             if self._draining:
-                raise Unavailable("the shard is about to stop")
-            cost = cost_of(executor, request)
-            if cost <= self._limits.inline_cost:
-                self._reply(number, perform(executor, request, arrived, deadline))
-            else:
-                job = partial(perform, executor, request, arrived, deadline)
-                self._jobs.add(number, cost, job)
+                raise Unavailable("the server is about to stop")
+            performed = self._jobs.begin(number, request, arrived, arrived + seconds_left)
+            if performed is not None:
+                self._reply(number, performed)
         except ServingError as error:
             self._outbox.put(encode_error(number, error))
 
-    def _done(self, number: int, future: Future[Performed]) -> None:
+    def _done(self, number: int, ended: Ended) -> None:
         try:
-            self._reply(number, future.result())
+            self._reply(number, ended.result())
         except ServingError as error:
             self._outbox.put(encode_error(number, error))
         self._outbox.flush()
         self._close_if_drained()
 
     def _reply(self, number: int, performed: Performed) -> None:
-        results, queue_seconds, lookup_seconds = performed
-        frame, nbytes = encode_reply(number, results, queue_seconds, lookup_seconds)
+        frame, nbytes = self._exchange.encode_reply(number, *performed)
         if nbytes > self._peer_limit:
             raise ResourceExhausted(f"reply of {nbytes} bytes, the limit is {self._peer_limit}")
         self._outbox.extend(frame, nbytes)

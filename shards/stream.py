@@ -1,4 +1,4 @@
-"""The router's stream to one replica of a shard: one connection, made anew whenever it is lost."""
+"""The router's stream to one server: one connection, made anew whenever it is lost."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
 
 from shardserve.batching.errors import ServingError, Unavailable
 from shardserve.shards.address import Address, this_node
 from shardserve.shards.calls import Call, Sink
-from shardserve.shards.fan_out import fan_out
+from shardserve.shards.exchange import Exchange
+from shardserve.shards.fan_out import ask
 from shardserve.shards.handshake import Credentials
 from shardserve.shards.link import Link, LinkLimits
 from shardserve.shards.messages import LookupReply, LookupRequest
+from shardserve.shards.wire import LOOKUPS
+
+Q = TypeVar("Q")
+P = TypeVar("P")
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +37,8 @@ def backoff(failures: int, chance: float) -> float:
     return longest * (1.0 - chance / 2.0)
 
 
-class ShardStream:
-    """A `ShardChannel` over one connection to `address`. Belongs to the running event loop.
+class Stream(Generic[Q, P]):
+    """Calls of one exchange over one connection to `address`. Belongs to the running event loop.
 
     `start` keeps it connected until `close`; `connect` makes the first connection and says why
     where it cannot be made. While there is no connection, calls fail with Unavailable at once.
@@ -44,6 +50,7 @@ class ShardStream:
         name: str,
         address: Address,
         credentials: Credentials,
+        exchange: Exchange[Q, P],
         limits: LinkLimits | None = None,
         *,
         on_change: Callable[[], None] = lambda: None,
@@ -54,6 +61,7 @@ class ShardStream:
         #: Why the last connection ended or could not be made.
         self.last_error: ServingError | None = None
         self._credentials = credentials
+        self._exchange = exchange
         self._limits = limits or LinkLimits()
         self._on_change = on_change
         self._pause = pause
@@ -71,23 +79,22 @@ class ShardStream:
         """Calls that have neither ended nor been cancelled."""
         return len(self.link.calls) if self.link is not None else 0
 
-    def send(self, call: Call) -> None:
+    def send(self, call: Call[Q, P]) -> None:
         """Take over a call; see `Link.send`."""
         if self.link is None:
             call.fail(self._down())
         else:
             self.link.send(call)
 
-    def submit(self, request: LookupRequest, deadline: float, sink: Sink, tag: int) -> Call:
+    def submit(self, request: Q, deadline: float, sink: Sink[P], tag: int) -> Call[Q, P]:
         """Start a call; it ends in `sink`."""
         call = Call(request, deadline, sink, tag)
         self.send(call)
         return call
 
-    async def lookup(self, request: LookupRequest, deadline: float) -> LookupReply:
-        """See `ShardChannel.lookup`."""
-        (reply,) = await fan_out([(self, request)], deadline)
-        return reply
+    async def ask(self, request: Q, deadline: float) -> P:
+        """The reply to one call; see `ShardChannel.lookup`."""
+        return await ask(self, request, deadline)
 
     async def connect(self) -> None:
         """Make the first connection, then start.
@@ -140,7 +147,7 @@ class ShardStream:
         return Unavailable(f"{self.name} at {self.address} is not connected{why}")
 
     async def _open_link(self) -> Link:
-        link = Link(self.name, self._credentials, self._limits, self._link_ended)
+        link = Link(self.name, self._credentials, self._limits, self._link_ended, self._exchange)
         seconds = self._limits.connect_seconds
         try:
             async with asyncio.timeout(seconds):
@@ -177,3 +184,25 @@ class ShardStream:
             await loop.create_connection(lambda: link, address.host, address.port)
         else:
             raise Unavailable(f"{self.name}: {address} cannot be reached from this node")
+
+
+class ShardStream(Stream[LookupRequest, LookupReply]):
+    """A `ShardChannel` over one connection to one replica of a shard."""
+
+    def __init__(
+        self,
+        name: str,
+        address: Address,
+        credentials: Credentials,
+        limits: LinkLimits | None = None,
+        *,
+        on_change: Callable[[], None] = lambda: None,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        super().__init__(
+            name, address, credentials, LOOKUPS, limits, on_change=on_change, pause=pause
+        )
+
+    async def lookup(self, request: LookupRequest, deadline: float) -> LookupReply:
+        """See `ShardChannel.lookup`."""
+        return await ask(self, request, deadline)

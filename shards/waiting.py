@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from shardserve.batching.errors import DeadlineExceeded, Unavailable
-from shardserve.shards.calls import Call
+from shardserve.shards.calls import AnyCall
 from shardserve.shards.in_flight import InFlight
 from shardserve.shards.timers import Alarm
 
@@ -42,7 +42,7 @@ class WaitingRoom:
         """There is no replica, but new hope: patience begins now."""
         self._until = time.monotonic() + self._patience
 
-    def admit(self, call: Call) -> None:
+    def admit(self, call: AnyCall) -> None:
         """Hold a call until `release`, or fail it when its deadline or our patience ends."""
         self.open()
         if self._is_over() or len(self._calls) >= self._places:
@@ -53,11 +53,11 @@ class WaitingRoom:
         self._calls[call.number] = call
         self._set_alarm()
 
-    def forget(self, call: Call) -> None:
+    def forget(self, call: AnyCall) -> None:
         """Let go of a cancelled call."""
         self._calls.take(call.number)
 
-    def release(self) -> list[Call]:
+    def release(self) -> list[AnyCall]:
         """The outage is over: hand over those who waited."""
         self._until = None
         self._alarm.cancel()

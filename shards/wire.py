@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from shardserve.batching.errors import ResourceExhausted, ServingError, error_of
+from shardserve.shards.exchange import Exchange
 from shardserve.shards.frames import (
     ITEMS_LIMIT,
     MALFORMED,
@@ -185,3 +186,9 @@ def _cut(text: str) -> str:
 
 def _too_many(count: int) -> ResourceExhausted:
     return ResourceExhausted(f"{count} arrays for one message, the limit is {ITEMS_LIMIT}")
+
+
+#: What routers and shards say to each other.
+LOOKUPS: Final = Exchange(
+    _REQUEST, _REPLY, encode_request, decode_request, encode_reply, decode_reply
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,13 @@ from shardserve.shards.cut.deciding import Decider
 from shardserve.shards.cut.graph import Graph, split
 from shardserve.shards.cut.picks import with_separate_outputs
 from shardserve.shards.cut.program import Program
+from shardserve.shards.cut.region_cut import GatedRegions, gate_regions
+from shardserve.shards.cut.regions import CutRegion, Region
 from shardserve.shards.cut.rewrite import pruned_to, without_tables
+from shardserve.shards.cut.row_wise import RowWise
 from shardserve.shards.cut.saved_model import InlinedModel, inline
-from shardserve.shards.cut.scorings import AnyLookup, Scoring, outputs_of
+from shardserve.shards.cut.scorings import AnyCall, AnyLookup, Scoring, outputs_of
+from shardserve.shards.cut.shapes import ShapedGraph
 from shardserve.shards.cut.stages import plan_program
 from shardserve.shards.cut.variables import Variable
 
@@ -30,14 +34,17 @@ class CutModel:
     """A SavedModel after the cut.
 
     `graph_def` holds what the stages run. `variables` are the variable nodes left in it, which the
-    router restores. `programs` has one program for each signature. A node that calls out says in
-    its token which of `call_outs` it is.
+    router restores. `programs` has one program for each signature, `regions` the regions that these
+    and other regions call, by name. A node that calls out says in its token which of `call_outs` it
+    is.
     """
 
     inlined: InlinedModel
     tables: Mapping[str, CutTable]
     whole: tuple[WholeVariable, ...]
     programs: Mapping[str, Program]
+    regions: Mapping[str, CutRegion]
+    gated: GatedRegions
     variables: tuple[Variable, ...]
     call_outs: tuple[CallOut, ...]
     graph_def: graph_pb2.GraphDef = field(repr=False)
@@ -51,28 +58,47 @@ class CutModel:
         return plan_program(
             self._graph,
             {alias: info.name for alias, info in definition.inputs.items()},
-            {alias: definition.outputs[alias].name for alias in outputs},
-            self._lookups,
+            {alias: self.gated.outside(definition.outputs[alias].name) for alias in outputs},
+            self._calls,
         )
+
+    def why_not_joined(self, tensors: Iterable[str]) -> tuple[str, ...]:
+        """Why a stage between these tensors cannot run joined requests as one; nothing if it can.
+
+        Inputs of signatures are taken to have a row for each example.
+        """
+        reasons = (self._row_wise.why_not(name) for name in tensors)
+        return tuple(dict.fromkeys(reason for reason in reasons if reason is not None))
+
+    @cached_property
+    def _row_wise(self) -> RowWise:
+        inputs = [i.name for s in self.inlined.signatures.values() for i in s.inputs.values()]
+        return RowWise(ShapedGraph(self.graph_def, ()), inputs, self._calls)
 
     @cached_property
     def _graph(self) -> Graph:
         return Graph(self.graph_def)
 
     @cached_property
-    def _lookups(self) -> dict[str, AnyLookup]:
-        return by_output(self.tables)
+    def _calls(self) -> dict[str, AnyCall]:
+        return {**by_output(self.tables), **self.gated.by_output}
 
 
-def cut_saved_model(directory: Path, rule: CutRule, tags: tuple[str, ...] = ("serve",)) -> CutModel:
+def cut_saved_model(
+    directory: Path,
+    rule: CutRule,
+    tags: tuple[str, ...] = ("serve",),
+    regions: Sequence[Region] = (),
+) -> CutModel:
     """Cut the SavedModel in `directory` (the one that holds `saved_model.pb`).
 
-    Reads no variable. Raises NotFound, DataLoss or InvalidArgument naming the file for a model
-    that cannot be read, and InvalidArgument naming the table for one that the rule names and that
-    is not there or cannot be cut.
+    `regions` are the operator's; those that the model marks come besides. Reads no variable. Raises
+    NotFound, DataLoss or InvalidArgument naming the file for a model that cannot be read,
+    InvalidArgument naming the table for one that the rule names and that is not there or cannot be
+    cut, and InvalidArgument naming the region for one that is not closed.
     """
     # Each of these graphs is large, and let go of as soon as there is the next.
-    decided, graph_def = Decider(*inline(directory, tags), rule).decide()
+    decided, graph_def = _decided(*inline(directory, tags), rule, regions)
     table_dtypes = {name: cut.table.dtype for name, cut in decided.tables.items()}
     lookups = decided.lookups
     dtypes = {t: _dtype(lookup, t, table_dtypes[lookup.table]) for t, lookup in lookups.items()}
@@ -84,29 +110,49 @@ def cut_saved_model(directory: Path, rule: CutRule, tags: tuple[str, ...] = ("se
     return _assembled(decided, graph_def)
 
 
+def _decided(
+    model: InlinedModel, graph_def: graph_pb2.GraphDef, rule: CutRule, regions: Sequence[Region]
+) -> tuple[Decided, graph_pb2.GraphDef]:
+    gated = gate_regions(graph_def, model, regions)
+    return Decider(model, graph_def, rule, gated).decide()
+
+
 def _assembled(decided: Decided, without: graph_pb2.GraphDef) -> CutModel:
-    lookups = decided.lookups
+    lookups, gated = decided.lookups, decided.gated
+    calls: dict[str, AnyCall] = {**lookups, **gated.by_output}
     graph = Graph(without)
     programs = {
         name: plan_program(
             graph,
             {alias: info.name for alias, info in signature.inputs.items()},
-            {alias: info.name for alias, info in signature.outputs.items()},
-            lookups,
+            {alias: gated.outside(info.name) for alias, info in signature.outputs.items()},
+            calls,
         )
         for name, signature in decided.model.signatures.items()
     }
-    graph_def = pruned_to(without, _roots(decided.model, lookups.values()))
+    regions = {
+        name: CutRegion(
+            one.region, plan_program(graph, _numbered(one.entries), _numbered(one.values), calls)
+        )
+        for name, one in gated.regions.items()
+    }
+    graph_def = pruned_to(without, [*_roots(decided.model, lookups.values()), *gated.tensors])
     left = {node.name for node in graph_def.node}
     return CutModel(
         inlined=decided.model,
         tables=decided.tables,
         whole=decided.whole,
         programs=programs,
+        regions=regions,
+        gated=gated,
         variables=tuple(v for v in decided.variables if v.node in left),
         call_outs=decided.call_outs,
         graph_def=graph_def,
     )
+
+
+def _numbered(tensors: Iterable[str]) -> dict[str, str]:
+    return {str(number): name for number, name in enumerate(tensors)}
 
 
 def _dtype(lookup: AnyLookup, output: str, table_dtype: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from shardserve.shards.cut.call_outs import AskedShape, CallOut
 from shardserve.shards.cut.partitioned import Strategy
+from shardserve.shards.cut.region_cut import GatedRegions
 from shardserve.shards.cut.saved_model import InlinedModel
 from shardserve.shards.cut.scorings import AnyLookup, outputs_of
 from shardserve.shards.cut.stored import StoredRows
@@ -90,6 +91,7 @@ class Decided:
     shapes: Mapping[str, tuple[int, ...]]
     shapes_inside: Mapping[AskedShape, tuple[int, ...]]
     cut_nodes: frozenset[str]
+    gated: GatedRegions
 
     @property
     def call_outs(self) -> tuple[CallOut, ...]:

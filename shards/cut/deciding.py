@@ -16,6 +16,7 @@ from shardserve.shards.cut.graph import Graph, split, tensor
 from shardserve.shards.cut.inside import InsideFinder
 from shardserve.shards.cut.motifs import MotifFinder, TableNode, Uses
 from shardserve.shards.cut.partitioned import PartitionedTable, find_partitioned
+from shardserve.shards.cut.region_cut import GatedRegions
 from shardserve.shards.cut.rewrite import bypass_identity_n, pruned_to
 from shardserve.shards.cut.saved_model import InlinedModel
 from shardserve.shards.cut.scorings import hidden_layer
@@ -31,12 +32,19 @@ _NAMES = 20
 class Decider:
     """Decides about all variables of one model."""
 
-    def __init__(self, model: InlinedModel, graph_def: graph_pb2.GraphDef, rule: CutRule) -> None:
+    def __init__(
+        self,
+        model: InlinedModel,
+        graph_def: graph_pb2.GraphDef,
+        rule: CutRule,
+        gated: GatedRegions,
+    ) -> None:
         self._model = model
         self._rule = rule
-        outputs = [i.name for s in model.signatures.values() for i in s.outputs.values()]
+        self._gated = gated
+        outputs = [*_outputs(model), *gated.tensors]
         self._variables = restored_variables(Graph(graph_def), model.restore_op)
-        self._graph_def = _cleaned(model, graph_def)
+        self._graph_def = _cleaned(model, graph_def, gated)
         unshare(self._graph_def)
         self._graph = ShapedGraph(self._graph_def, outputs)
         self._live = self._graph.ancestors(self._graph.outputs)
@@ -73,6 +81,7 @@ class Decider:
             shapes=self._shapes,
             shapes_inside=self._shapes_inside,
             cut_nodes=frozenset(self._cut_nodes),
+            gated=self._gated,
         )
         return decided, self._graph_def
 
@@ -207,11 +216,16 @@ def _together(found: Sequence[Uses]) -> Uses:
     )
 
 
-def _cleaned(model: InlinedModel, graph_def: graph_pb2.GraphDef) -> graph_pb2.GraphDef:
+def _outputs(model: InlinedModel) -> list[str]:
+    return [i.name for s in model.signatures.values() for i in s.outputs.values()]
+
+
+def _cleaned(
+    model: InlinedModel, graph_def: graph_pb2.GraphDef, gated: GatedRegions
+) -> graph_pb2.GraphDef:
     """What the signatures and the init op need; saving and restoring do not."""
-    outputs = [i.name for s in model.signatures.values() for i in s.outputs.values()]
     inputs = [i.name for s in model.signatures.values() for i in s.inputs.values()]
-    roots = [*outputs, *inputs, *model.assets]
+    roots = [*_outputs(model), *inputs, *model.assets, *gated.tensors]
     if model.init_op is not None:
         roots.append(model.init_op)
     bypass_identity_n(graph_def)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +12,16 @@ from shardserve.shards.checksums import entry_bytes, verify_entries
 from shardserve.shards.cut.cut import CutModel, CutRule, CutTable, cut_saved_model
 from shardserve.shards.cut.saved_model import checkpoint_prefix
 from shardserve.shards.cut.scorings import Scoring
+from shardserve.shards.cut.stage_grouping import stage_groups
 from shardserve.shards.cut.stored import table_source
 from shardserve.shards.layout import Layout, check, check_memory
 from shardserve.shards.layout_file import LayoutFile, read_layout_file, to_layout
 from shardserve.shards.messages import Axis
 from shardserve.shards.model import ModelPlan, PlanOptions, fingerprint
 from shardserve.shards.plan import Plan, PlanRequest, plan_layout
+from shardserve.shards.regions import Region
 from shardserve.shards.row_counts import RowCounts
+from shardserve.shards.stages_file import stages_of
 from shardserve.shards.tables import Table, TableSource
 
 #: Is told how many bytes were verified since it was told last, and how many there are in all.
@@ -48,11 +51,17 @@ def cut_and_plan(
     Reads `saved_model.pb`, the layout file and the checkpoint's index; of the variables nothing,
     unless checksums are to be verified. Raises NotFound or DataLoss naming a file that is missing,
     cut off, damaged or does not match the graph, and InvalidArgument naming the layout file and the
-    table for a layout that does not fit the model.
+    table for a layout that does not fit the model, or the region that is not closed. Raises as
+    `stage_groups` does.
     """
-    cut, layout = cut_and_layout(directory, options)
+    stages = stages_of(directory, options.batching)
+    cut, layout = cut_and_layout(directory, options, stages.regions)
+    has_regions = bool(cut.regions)
+    whole = ModelPlan(
+        name, version, str(directory), options.tags, layout, {}, "", stages, has_regions
+    )
     if not layout.tables:
-        return cut, ModelPlan(name, version, str(directory), options.tags, layout, {}, "")
+        return cut, replace(whole, stage_groups=stage_groups(cut, ""))
     prefix = checkpoint_prefix(directory)
     bundle = open_bundle(str(prefix))
     sources = table_sources(bundle, cut.tables)
@@ -60,7 +69,8 @@ def cut_and_plan(
         _verify(bundle, cut.tables, verified)
     index = prefix.with_name(prefix.name + ".index").read_bytes()
     digest = fingerprint(name, version, layout, sources, index)
-    plan = ModelPlan(name, version, str(directory), options.tags, layout, sources, digest)
+    groups = stage_groups(cut, digest)
+    plan = replace(whole, sources=sources, fingerprint=digest, stage_groups=groups)
     return cut, plan
 
 
@@ -70,10 +80,12 @@ def _verify(bundle: Bundle, tables: Mapping[str, CutTable], verified: Verified |
     verify_entries(bundle, keys, verified and (lambda nbytes: verified(nbytes, total)))
 
 
-def cut_and_layout(directory: Path, options: PlanOptions) -> tuple[CutModel, Layout]:
+def cut_and_layout(
+    directory: Path, options: PlanOptions, regions: Sequence[Region] = ()
+) -> tuple[CutModel, Layout]:
     """The cut, and the layout: the file's, or the planner's."""
     file = None if options.layout_file is None else read_layout_file(options.layout_file)
-    cut = cut_saved_model(directory, cut_rule(options, file), options.tags)
+    cut = cut_saved_model(directory, cut_rule(options, file), options.tags, regions)
     tables = {name: found.table for name, found in cut.tables.items()}
     if file is None:
         return cut, plan_tables(cut.tables, options).layout

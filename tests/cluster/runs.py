@@ -16,11 +16,11 @@ import ray
 from ray.exceptions import RayError
 
 from shardserve.cluster.controller import Controller, Run
-from shardserve.cluster.placement import Seat
 from shardserve.cluster.planning import Wanted
 from shardserve.cluster.private_directory import remove_sockets
 from shardserve.cluster.progress import Phase, Progress
-from shardserve.cluster.shard_actor import ShardProcess
+from shardserve.cluster.stage_placement import AnySeat
+from shardserve.cluster.stream_actor import ActorProcess
 from shardserve.cluster.table import RoutingTable
 from shardserve.shards.model import PlanOptions
 
@@ -47,11 +47,11 @@ class ModelRun:
         table: RoutingTable = await self.controller.wait_for_table.remote(known)
         return table
 
-    async def process_of(self, seat: Seat) -> ShardProcess:
-        process: ShardProcess = await self.controller.process_of.remote(seat)
+    async def process_of(self, seat: AnySeat) -> ActorProcess:
+        process: ActorProcess = await self.controller.process_of.remote(seat)
         return process
 
-    async def kill(self, seat: Seat) -> None:
+    async def kill(self, seat: AnySeat) -> None:
         """As the kernel does it when memory is short."""
         os.kill((await self.process_of(seat)).pid, signal.SIGKILL)
 
@@ -66,7 +66,7 @@ class ModelRun:
                 table = await self.table(table.number)
         return table
 
-    async def table_in_which(self, seat: Seat, instance: str) -> RoutingTable:
+    async def table_in_which(self, seat: AnySeat, instance: str) -> RoutingTable:
         """The first table in which another instance than the given one has the seat."""
         table = await self.table()
         while not _has_other(table, seat, instance):
@@ -74,20 +74,22 @@ class ModelRun:
         return table
 
 
-def _has_other(table: RoutingTable, seat: Seat, instance: str) -> bool:
-    address = table.addresses[seat.shard][seat.replica]
+def _has_other(table: RoutingTable, seat: AnySeat, instance: str) -> bool:
+    address = table.at(seat)
     return address is not None and address.instance != instance
 
 
 @asynccontextmanager
-async def running(directory: Path, options: PlanOptions) -> AsyncIterator[ModelRun]:
+async def running(
+    directory: Path, options: PlanOptions, seconds: float = LONGEST_SECONDS
+) -> AsyncIterator[ModelRun]:
     """A run of the model in a version directory, that ends with the block."""
     name = f"test-{secrets.token_hex(4)}"
     run = Run(name, Wanted("model", 1, directory, options), can_grow=False)
     actor = ray.remote(Controller).options(name=name, num_cpus=0, max_restarts=-1)
     controller = actor.remote(run, SECRET)
     try:
-        async with asyncio.timeout(LONGEST_SECONDS):
+        async with asyncio.timeout(seconds):
             yield ModelRun(name, controller)
     finally:
         await controller.end.remote()

@@ -8,6 +8,7 @@ from shardserve.cluster.example import Example
 from shardserve.cluster.options import DoorOptions, Engine, ServeOptions
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.progress import Phase, Progress, verified
+from shardserve.cluster.stage_placement import StageSeat
 from shardserve.cluster.versions import VersionDirectory
 from shardserve.router.rest import MONITORING_PATH
 
@@ -31,6 +32,16 @@ def test_many_seats_share_one_bar() -> None:
 
     assert bars_of(Progress(1, Phase.LOADING, totals=seats, loaded=loaded)) == [
         Bar(f"{MAX_BARS + 1} shard actors", 15, 10 * (MAX_BARS + 1))
+    ]
+
+
+def test_stage_actors_have_bars_after_the_shards() -> None:
+    totals = {StageSeat("tower", 0): 40, Seat(0, 0): 100, StageSeat("clean", 0): 0}
+
+    assert [bar.text for bar in bars_of(Progress(1, Phase.LOADING, totals=totals))] == [
+        "shard 0 replica 0",
+        "stage actor clean 0",
+        "stage actor tower 0",
     ]
 
 

@@ -11,16 +11,20 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from shardserve.batching.errors import FailedPrecondition, Unavailable
-from shardserve.cluster.credentials import shard_credentials
+from shardserve.cluster.credentials import shard_credentials, stage_credentials
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.routing import Routing
+from shardserve.cluster.stage_placement import StageSeat
 from shardserve.cluster.table import RoutingTable, empty_table, lost, registered
 from shardserve.shards.address import Address
 from shardserve.shards.layout import Layout, even_bounds, row_range
 from shardserve.shards.messages import Array, LookupRequest, Op, Part
 from shardserve.shards.model import ModelPlan
-from shardserve.shards.server import serve_in_thread
+from shardserve.shards.server import StreamServer, serve_in_thread
+from shardserve.shards.stage_groups import StageGroup
+from shardserve.shards.stage_work import StageService
 from shardserve.shards.tables import Table, TableSource
+from tests.shards.stage_plane import Doubling, floats, only
 
 SECRET = bytes(range(32))
 USERS = Table("users", "float32", 100, (1,))
@@ -33,6 +37,11 @@ PLAN = ModelPlan(
     {"users": TableSource(USERS, ())},
     "digest",
 )
+
+
+CLEAN = StageGroup("clean", ("clean",), 1, 1.0, 0.0, 0, "clean's")
+TOWER = StageGroup("tower", ("tower",), 1, 1.0, 0.0, 0, "tower's")
+STAGED = replace(PLAN, stage_groups=(CLEAN, TOWER))
 
 
 class Answers:
@@ -60,6 +69,16 @@ def shard(number: int, answer: float) -> Iterator[Address]:
 
 
 @asynccontextmanager
+async def stage(group: StageGroup) -> AsyncIterator[Address]:
+    """A stage actor's server of a group, on this loop."""
+    server = StreamServer(StageService(Doubling()), stage_credentials(SECRET, group))
+    try:
+        yield await server.listen(host="127.0.0.1")
+    finally:
+        await server.close()
+
+
+@asynccontextmanager
 async def routing(table: RoutingTable) -> AsyncIterator[Routing]:
     made = Routing(table, SECRET)
     try:
@@ -82,6 +101,27 @@ async def test_each_channel_reaches_its_own_shard() -> None:
             await made.connected()
 
             assert [await ask(made, 0), await ask(made, 1)] == [10.0, 11.0]
+
+
+async def test_each_stage_channel_reaches_the_actors_of_its_group() -> None:
+    table = empty_table(STAGED, 1)
+    async with stage(TOWER) as tower, stage(CLEAN) as clean:
+        table = registered(table, StageSeat("tower", 0), tower)
+        table = registered(table, StageSeat("clean", 0), clean)
+        async with routing(table) as made:
+            await asyncio.wait_for(made.stages["tower"].connected(), 10.0)
+            await asyncio.wait_for(made.stages["clean"].connected(), 10.0)
+            reply = await made.stages["tower"].ask(floats(1.0, 2.0), time.monotonic() + 10.0)
+
+            assert only(reply) == [2.0, 4.0]
+
+
+async def test_a_stage_actor_of_another_group_is_not_taken() -> None:
+    async with stage(CLEAN) as clean:
+        table = registered(empty_table(STAGED, 1), StageSeat("tower", 0), clean)
+        async with routing(table) as made:
+            with pytest.raises(Unavailable, match="refused by the server: this server serves"):
+                await made.stages["tower"].ask(floats(1.0), time.monotonic() + 10.0)
 
 
 async def test_a_shard_that_came_back_elsewhere_is_found_from_the_next_table() -> None:
@@ -146,8 +186,9 @@ async def test_without_a_controller_the_table_is_kept_and_the_controller_asked_a
 async def test_the_table_of_another_plan_is_refused() -> None:
     table = empty_table(PLAN, 1)
     async with routing(table) as made:
-        with pytest.raises(FailedPrecondition, match="the plan of model version 1 changed"):
-            made.apply(replace(table, number=2, plan=replace(PLAN, fingerprint="other")))
+        for other in (replace(PLAN, fingerprint="other"), STAGED):
+            with pytest.raises(FailedPrecondition, match="the plan of model version 1 changed"):
+                made.apply(replace(table, number=2, plan=other))
 
 
 async def stop(task: asyncio.Task[None]) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shardserve.cluster.placement import Seat
+from shardserve.cluster.stage_placement import AnySeat, StageSeat
 from shardserve.cluster.table import (
     RoutingTable,
     changes,
@@ -14,6 +17,7 @@ from shardserve.cluster.table import (
 from shardserve.shards.address import Address
 from shardserve.shards.layout import Layout, even_bounds, row_range
 from shardserve.shards.model import ModelPlan
+from shardserve.shards.stage_groups import StageGroup
 from shardserve.shards.tables import Table, TableSource
 
 USERS = Table("users", "float32", 100, (8,))
@@ -24,6 +28,11 @@ def plan(shards: int, replicas: int, *, cut: bool = True) -> ModelPlan:
     sources = {"users": TableSource(USERS, ())} if cut else {}
     layout = Layout(shards, replicas, tables)
     return ModelPlan("model", 3, "/models/model/3", ("serve",), layout, sources, "digest")
+
+
+def with_stages(shards: int) -> ModelPlan:
+    groups = tuple(StageGroup(name, (name,), 2, 1.0, 0.0, 0, name) for name in ("clean", "tower"))
+    return replace(plan(shards, 1, cut=shards > 0), stage_groups=groups)
 
 
 def at(instance: str) -> Address:
@@ -86,16 +95,34 @@ def test_changes_are_told_by_seat() -> None:
     assert changes(after, after) == []
 
 
-SEATS = st.builds(Seat, st.integers(0, 1), st.integers(0, 1))
+def test_a_model_serves_when_each_group_of_stage_actors_has_one_and_is_complete_with_all() -> None:
+    table = empty_table(with_stages(0), 1)
+    assert not table.is_servable
+
+    table = registered(table, StageSeat("clean", 0), at("a"))
+    table = registered(table, StageSeat("tower", 1), at("b"))
+    assert table.is_servable
+    assert not table.is_complete
+    assert table.of_group("tower") == (at("b"),)
+    assert table.missing() == {StageSeat("clean", 1), StageSeat("tower", 0)}
+
+    table = registered(table, StageSeat("clean", 1), at("c"))
+    assert registered(table, StageSeat("tower", 0), at("d")).is_complete
+
+
+SEATS: st.SearchStrategy[AnySeat] = st.one_of(
+    st.builds(Seat, st.integers(0, 1), st.just(0)),
+    st.builds(StageSeat, st.sampled_from(("clean", "tower")), st.integers(0, 1)),
+)
 EVENTS = st.lists(st.tuples(st.booleans(), SEATS, st.sampled_from("abc")), max_size=30)
 
 
 @given(EVENTS)
 def test_each_seat_holds_who_registered_last_unless_he_is_gone(
-    events: list[tuple[bool, Seat, str]],
+    events: list[tuple[bool, AnySeat, str]],
 ) -> None:
-    table = empty_table(plan(2, 2), 1)
-    expected: dict[Seat, str] = {}
+    table = empty_table(with_stages(2), 1)
+    expected: dict[AnySeat, str] = {}
     for comes, seat, instance in events:
         before = table
         if comes:
@@ -111,6 +138,6 @@ def test_each_seat_holds_who_registered_last_unless_he_is_gone(
 
 
 def check_step(before: RoutingTable, after: RoutingTable) -> None:
-    changed = before.addresses != after.addresses
+    changed = dict(before.by_seat()) != dict(after.by_seat())
     assert after.number == before.number + changed
     assert len(changes(before, after)) == changed

@@ -86,7 +86,7 @@ def test_a_shard_that_only_pretends_to_know_the_secret_is_found_out() -> None:
     router = client()
     router.hello()
     router.receive(read(bare_frame(Kind.CHALLENGE, 0, b"s" * NONCE_BYTES, LIMIT)))
-    with pytest.raises(Unauthenticated, match="the shard could not prove"):
+    with pytest.raises(Unauthenticated, match="the server could not prove"):
         router.receive(read(bare_frame(Kind.WELCOME, 0, bytes(32))))
     assert router.peer_limit is None
 
@@ -148,7 +148,7 @@ def test_credentials_that_cannot_work_are_refused() -> None:
 def test_a_refusal_comes_out_as_the_error_it_was() -> None:
     router = client()
     router.hello()
-    with pytest.raises(FailedPrecondition, match="refused by the shard: other plan"):
+    with pytest.raises(FailedPrecondition, match="refused by the server: other plan"):
         router.receive(read(refusal(FailedPrecondition("other plan"))))
 
 

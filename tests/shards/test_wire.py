@@ -377,7 +377,7 @@ def test_bools_that_are_neither_0_nor_1_are_refused() -> None:
     [
         np.array([b"text"], object),
         np.array(["text"]),
-        np.zeros(2, np.complex64),
+        np.zeros(2, np.clongdouble),
         np.zeros(2, ">f4"),
         np.zeros(2, "datetime64[s]"),
         np.zeros(2, [("a", "<i4")]),

@@ -1,0 +1,65 @@
+"""The stages that one process runs for routers, all on one device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from shardserve.batching.errors import NotFound
+from shardserve.batching.stage import StageCounts
+from shardserve.router.metrics import count_measures
+from shardserve.router.regions import RegionRunner
+from shardserve.router.servable import RequestContext
+from shardserve.shards.measures import Measure
+from shardserve.shards.stage_messages import StageReply, StageRequest
+
+
+class HostedRegion(RegionRunner, Protocol):
+    """A region with a queue in this process."""
+
+    def counts(self) -> StageCounts:
+        """What its queue has done."""
+        ...
+
+    async def drain(self) -> None:
+        """Accept no more; return when all that was accepted has ended."""
+        ...
+
+
+class StageHost:
+    """Runs regions for whoever asks, of any model and version. Implements `StageExecutor`.
+
+    `regions` are by the names that requests have for them, those that call others before these.
+    `close` lets go of what they run on.
+    """
+
+    def __init__(
+        self, regions: Mapping[str, HostedRegion], close: Callable[[], None] = lambda: None
+    ) -> None:
+        self.regions = regions
+        self.close = close
+
+    async def run(self, request: StageRequest, arrived: float, deadline: float) -> StageReply:
+        """See `StageExecutor.run`. Raises NotFound for a stage that is not here."""
+        region = self.regions.get(request.stage)
+        if region is None:
+            known = ", ".join(sorted(self.regions))
+            raise NotFound(f"there is no stage {request.stage!r} here, only {known or 'none'}")
+        context = RequestContext(request.stage, deadline)
+        outputs = await region.run(request.tensors, request.rows, context)
+        queued = context.seconds.get("queue", 0.0)
+        return StageReply(tuple(outputs), queued, max(0.0, time.monotonic() - arrived - queued))
+
+    def measures(self) -> list[Measure]:
+        """What each region's queue has done, by the `stage`'s name."""
+        return [
+            measure.labelled(stage=name)
+            for name, region in self.regions.items()
+            for measure in count_measures(region.counts())
+        ]
+
+    async def drain(self) -> None:
+        """See `StageExecutor.drain`."""
+        for region in self.regions.values():
+            await region.drain()

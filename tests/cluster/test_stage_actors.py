@@ -1,0 +1,145 @@
+"""Regions on Ray actors of their own, as a router finds and uses them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shardserve.batching.errors import ResourceExhausted, Unavailable
+from shardserve.cluster.options import DoorOptions
+from shardserve.cluster.progress import Phase
+from shardserve.cluster.routing import Routing
+from shardserve.cluster.serving import load_servable
+from shardserve.cluster.stage_placement import StageSeat
+from shardserve.cluster.table import RoutingTable
+from shardserve.router.remote_region import remote_regions
+from shardserve.router.servable import Array, RequestContext, Servable
+from shardserve.router.session import StageThreads
+from shardserve.shards.model import PlanOptions
+from shardserve.shards.stages import BatchingOptions
+from tests import stage_models
+from tests.cluster.runs import SECRET, ModelRun, running
+from tests.uncut import Uncut
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("staged") / "1"
+    stage_models.export(path)
+    return path
+
+
+def options(
+    directory: Path, file: Path, clean: dict[str, object], tower: dict[str, object]
+) -> PlanOptions:
+    stage_models.write_stages(file, directory, clean, tower)
+    return PlanOptions(batching=BatchingOptions(stages_file=file))
+
+
+@asynccontextmanager
+async def routed(run: ModelRun) -> AsyncIterator[Servable]:
+    """A router's servable over a run's stage actors, that follows the run's tables."""
+    routing = Routing(await run.table(), SECRET)
+    following = asyncio.ensure_future(routing.follow(run.table))
+    threads = StageThreads(1)
+    plan = routing.table.plan
+    remote = remote_regions(plan, routing.stages)
+    servable = await asyncio.to_thread(
+        load_servable, plan, routing.channels, threads, DoorOptions(), remote
+    )
+    await routing.connected()
+    try:
+        yield servable
+    finally:
+        following.cancel()
+        await routing.close()
+        threads.close()
+
+
+async def answer(servable: Servable, rows: int, seed: int) -> Array:
+    (output,) = servable.signatures["serving_default"].outputs
+    context = RequestContext("test", time.monotonic() + 10.0)
+    feeds = stage_models.feeds(rows, seed)
+    return (await servable.run("serving_default", feeds, [output], context))[output]
+
+
+async def test_regions_on_actors_answer_as_tensorflow_does_whatever_actor_dies(
+    directory: Path, tmp_path: Path
+) -> None:
+    two = {"actors": {"num_cpus": 0.1, "count": 2, "group": "both"}}
+    wanted = options(directory, tmp_path / "stages.yaml", two, two)
+    async with running(directory, wanted, seconds=110.0) as run:
+        progress = await run.finished_start()
+        assert progress.phase is Phase.READY, progress.failure
+        seats = StageSeat("both", 0), StageSeat("both", 1)
+        assert set(progress.loaded) == set(seats)
+        async with routed(run) as servable:
+            answers = await asyncio.gather(*(answer(servable, n, n) for n in range(1, 9)))
+            expected = await asyncio.to_thread(_uncut, directory)
+            for found, right in zip(answers, expected, strict=True):
+                np.testing.assert_allclose(found, right, rtol=1e-5)
+
+            before = await run.table()
+            await run.kill(seats[0])
+            for _ in range(20):  # There is another: nothing is lost.
+                found = await answer(servable, 2, 2)
+                np.testing.assert_allclose(found, answers[1], rtol=1e-5)
+
+            await run.kill(seats[1])
+            error = None
+            while error is None:  # There is no other.
+                error = (await outcome(servable))[1]
+            assert isinstance(error, Unavailable)
+
+            for seat in seats:
+                await run.table_in_which(seat, instance_of(before, seat))
+            found = None
+            while found is None:
+                found, error = await outcome(servable)
+            np.testing.assert_allclose(found, answers[1], rtol=1e-5)
+
+
+def instance_of(table: RoutingTable, seat: StageSeat) -> str:
+    address = table.at(seat)
+    assert address is not None
+    return address.instance
+
+
+def _uncut(directory: Path) -> list[Array]:
+    uncut = Uncut(directory)
+    found = [
+        next(iter(uncut.answer("serving_default", stage_models.feeds(n, n)).values()))
+        for n in range(1, 9)
+    ]
+    uncut.close()
+    return found
+
+
+async def outcome(servable: Servable) -> tuple[Array | None, Unavailable | None]:
+    """An answer, or that there is none at the moment."""
+    try:
+        return await answer(servable, 2, 2), None
+    except Unavailable as error:
+        return None, error
+
+
+async def test_stage_actors_that_the_cluster_has_no_room_for_are_refused_naming_their_region(
+    directory: Path, tmp_path: Path
+) -> None:
+    many = {"actors": {"count": 3, "num_gpus": 1}}
+    wanted = options(directory, tmp_path / "stages.yaml", {}, many)
+    async with running(directory, wanted) as run:
+        progress = await run.finished_start()
+
+        assert progress.failure is not None
+        assert progress.failure.code == ResourceExhausted.code
+        assert "3 stage actors of 1 CPU and 1 GPU" in progress.failure.message
+        assert "for region tower, do not fit" in progress.failure.message
