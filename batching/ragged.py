@@ -46,6 +46,12 @@ def checked(ragged: Ragged, rows: int) -> Ragged:
 Pairs: TypeAlias = Sequence[tuple[int, int]]
 
 
+def check_ragged(tensors: Sequence[Array], pairs: Pairs, rows: int) -> None:
+    """As `checked`, of those of a task's tensors at `pairs`."""
+    for values, splits in pairs:
+        checked(Ragged(tensors[values], tensors[splits]), rows)
+
+
 def join_with_ragged(
     tasks: Sequence[Sequence[Array]], pairs: Pairs, missing: int = 0, *, pad_inner: bool = False
 ) -> list[Array]:

@@ -14,7 +14,7 @@ from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.ragged import (
     Pairs,
     Ragged,
-    checked,
+    check_ragged,
     join_with_ragged,
     rows_between,
     split_ragged,
@@ -97,8 +97,8 @@ class TensorStage:
             )
         ):
             form = self._forms.form(group, rows, tensors)
-        for values, splits in self._ragged:
-            checked(Ragged(tensors[values], tensors[splits]), rows)
+        if self._ragged:
+            check_ragged(tensors, self._ragged, rows)
         nbytes = form.nbytes_of(tensors) if form.strings else form.nbytes
         device = self._device
         reply = device.new_future()
@@ -133,6 +133,8 @@ class TensorStage:
             sizes, rows = [task.size for task in tasks], batch.padded_size
         outputs = await self._run(self._joined(batch, rows - sum(sizes), likeness.lines), batch)
         columns = self._columns(self._names(likeness.group), outputs, sizes, rows)
+        if len(columns) == 1:
+            return [[part] for part in columns[0]]
         return list(map(list, zip(*columns, strict=True))) if columns else [[] for _ in tasks]
 
     def _names(self, group: Hashable) -> Sequence[str]:
