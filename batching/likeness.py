@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from shardserve.batching.errors import InvalidArgument
+from shardserve.batching.ragged import Pairs
 from shardserve.batching.tensors import Array
 
 #: Forms and likenesses that are remembered. Clients choose the shapes.
@@ -56,20 +57,27 @@ class Form:
 class Forms:
     """The forms of calls seen before. `known` has the last one of each group and row count."""
 
-    def __init__(self, *, pads_inner: bool, multiples: bool) -> None:
+    def __init__(self, *, pads_inner: bool, multiples: bool, ragged: Pairs = ()) -> None:
         self.known: dict[tuple[Hashable, int], Form] = {}
         self._likenesses: dict[Hashable, Likeness] = {}
         self._pads_inner = pads_inner
         self._multiples = multiples
+        self._ragged = frozenset(place for pair in ragged for place in pair)
 
     def form(self, group: Hashable, rows: int, tensors: Sequence[Array]) -> Form:
         """The form of these tensors, which is known from then on.
 
         Raises InvalidArgument, in TensorFlow Serving's words, unless they have `rows` rows each.
+        Those that are ragged are not looked at.
         """
         if not tensors:
             raise InvalidArgument("Batching Run() must have at least one input tensor")
-        lines = tuple([self._lines(tensor, rows) for tensor in tensors])
+        lines = tuple(
+            [
+                1 if place in self._ragged else self._lines(tensor, rows)
+                for place, tensor in enumerate(tensors)
+            ]
+        )
         if len(self.known) >= MAX_FORMS:
             self.known.clear()
         form = self.known[group, rows] = Form(

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from shardserve.batching.errors import InvalidArgument
-from shardserve.batching.tensors import Array
+from shardserve.batching.tensors import Array, join
 
 
 class Ragged(NamedTuple):
@@ -40,6 +40,39 @@ def checked(ragged: Ragged, rows: int) -> Ragged:
     if splits[0] != 0 or splits[-1] != len(values) or (np.diff(splits) < 0).any():
         raise InvalidArgument("row_splits must rise from 0 to the number of values")
     return ragged
+
+
+#: The places of values and of their row splits among a task's tensors.
+Pairs: TypeAlias = Sequence[tuple[int, int]]
+
+
+def check_ragged(tensors: Sequence[Array], pairs: Pairs, rows: int) -> None:
+    """As `checked`, of those of a task's tensors at `pairs`."""
+    for values, splits in pairs:
+        checked(Ragged(tensors[values], tensors[splits]), rows)
+
+
+def join_with_ragged(
+    tasks: Sequence[Sequence[Array]], pairs: Pairs, missing: int = 0, *, pad_inner: bool = False
+) -> list[Array]:
+    """As `tensors.join`, but that those at `pairs` are ragged and join row by row."""
+    joined: dict[int, Array] = {}
+    for values, splits in pairs:
+        parts = [Ragged(tensors[values], tensors[splits]) for tensors in tasks]
+        joined[values], joined[splits] = join_ragged(parts, missing)
+    plain = [place for place in range(len(tasks[0])) if place not in joined]
+    rest = [[tensors[place] for place in plain] for tensors in tasks]
+    joined |= zip(plain, join(rest, missing, pad_inner=pad_inner), strict=True)
+    return [joined[place] for place in range(len(tasks[0]))]
+
+
+def rows_between(tensors: Sequence[Array], pairs: Pairs, start: int, stop: int) -> Sequence[Array]:
+    """Some rows of a task's tensors."""
+    parts = [tensor[start:stop] for tensor in tensors]
+    for values, splits in pairs:
+        ragged = Ragged(tensors[values], tensors[splits])
+        parts[values], parts[splits] = _rows(ragged, start, stop)
+    return parts
 
 
 def join_ragged(parts: Sequence[Ragged], missing: int = 0) -> Ragged:

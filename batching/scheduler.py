@@ -83,26 +83,27 @@ class BatchScheduler(Generic[T]):
         """
         batch = queue.open
         waiting = self._waiting
+        deadline, nbytes = task.deadline, task.nbytes
         # What almost all tasks meet: an open batch with room, time and memory to spare.
         if (
             batch is not None
-            and batch.size + task.size < queue.limit
-            and now < task.deadline > batch.expected_end
-            and waiting.nbytes + task.nbytes <= waiting.max_bytes
+            and (size := batch.size + task.size) < queue.limit
+            and now < deadline > batch.expected_end
+            and (enqueued := waiting.nbytes + nbytes) <= waiting.max_bytes
         ):
             # As `batch.add`, which is a call more for each request.
             task.queued = now
             task.batch = batch
             batch.tasks.append(task)
-            batch.size += task.size
-            batch.nbytes += task.nbytes
-            waiting.nbytes += task.nbytes
-            if task.deadline < batch.expires:
-                batch.expires = task.deadline
-            if task.deadline >= self._expiry:
+            batch.size = size
+            batch.nbytes += nbytes
+            waiting.nbytes = enqueued
+            if deadline < batch.expires:
+                batch.expires = deadline
+            if deadline >= self._expiry:
                 return ()
-            self._expiry = task.deadline
-            return self._wake(task.deadline)
+            self._expiry = deadline
+            return self._wake(deadline)
         try:
             return self._offer_carefully(queue, task, now)
         except ServingError:

@@ -11,7 +11,15 @@ from typing import Any, TypeAlias, cast
 from shardserve.batching.driver import BatchDevice, Batcher, Call, StageCounts
 from shardserve.batching.likeness import Forms, Likeness, dtype_of, shape_of
 from shardserve.batching.parameters import BatchingParameters
-from shardserve.batching.tasks import Batch, Priority, Task
+from shardserve.batching.ragged import (
+    Pairs,
+    Ragged,
+    check_ragged,
+    join_with_ragged,
+    rows_between,
+    split_ragged,
+)
+from shardserve.batching.tasks import Batch, Priority
 from shardserve.batching.tensors import Array, check_rows, fold, join, split, unfold
 
 TensorBatch: TypeAlias = Batch[Sequence[Array]]
@@ -28,7 +36,9 @@ class TensorStage:
     with its own tensors, uncopied.
 
     With `multiples`, dimension 0 of a tensor or an output may be a multiple of the rows: each row
-    has as many lines, one after the other. All calls come from one event loop.
+    has as many lines, one after the other. `ragged` and `ragged_outputs` are the places of the
+    values and the row splits of ragged tensors, whose rows are of differing lengths. All calls come
+    from one event loop.
     """
 
     def __init__(
@@ -40,12 +50,16 @@ class TensorStage:
         outputs: Sequence[str] | Callable[[Hashable], Sequence[str]],
         *,
         multiples: bool = False,
+        ragged: Pairs = (),
+        ragged_outputs: Pairs = (),
     ) -> None:
         self._run = run
         self._outputs = outputs
         self._multiples = multiples
         self._pads_inner = parameters.pad_variable_length_inputs
-        self._forms = Forms(pads_inner=self._pads_inner, multiples=multiples)
+        self._ragged = ragged
+        self._ragged_outputs = ragged_outputs
+        self._forms = Forms(pads_inner=self._pads_inner, multiples=multiples, ragged=ragged)
         self._known = self._forms.known
         self._device = device
         self._batcher: Batcher[Sequence[Array], list[Array]] = device.batcher(
@@ -83,6 +97,8 @@ class TensorStage:
             )
         ):
             form = self._forms.form(group, rows, tensors)
+        if self._ragged:
+            check_ragged(tensors, self._ragged, rows)
         nbytes = form.nbytes_of(tensors) if form.strings else form.nbytes
         device = self._device
         reply = device.new_future()
@@ -116,10 +132,9 @@ class TensorStage:
         else:
             sizes, rows = [task.size for task in tasks], batch.padded_size
         outputs = await self._run(self._joined(batch, rows - sum(sizes), likeness.lines), batch)
-        columns = [
-            self._split(name, output, sizes, rows)
-            for name, output in zip(self._names(likeness.group), outputs, strict=True)
-        ]
+        columns = self._columns(self._names(likeness.group), outputs, sizes, rows)
+        if len(columns) == 1:
+            return [[part] for part in columns[0]]
         return list(map(list, zip(*columns, strict=True))) if columns else [[] for _ in tasks]
 
     def _names(self, group: Hashable) -> Sequence[str]:
@@ -131,9 +146,35 @@ class TensorStage:
         if folds:
             payloads = [list(map(fold, tensors, lines)) for tensors in payloads]
         if batch.has_pieces:
-            payloads = [_own_part(t, p) for t, p in zip(batch.tasks, payloads, strict=True)]
-        joined = join(payloads, missing, pad_inner=self._pads_inner)
+            payloads = [
+                tensors
+                if task.cut is None
+                else rows_between(tensors, self._ragged, task.start, task.start + task.size)
+                for task, tensors in zip(batch.tasks, payloads, strict=True)
+            ]
+        joined = self._join(payloads, self._ragged, missing)
         return list(map(unfold, joined, lines)) if folds else joined
+
+    def _join(self, tasks: Sequence[Sequence[Array]], ragged: Pairs, missing: int) -> list[Array]:
+        if ragged:
+            return join_with_ragged(tasks, ragged, missing, pad_inner=self._pads_inner)
+        return join(tasks, missing, pad_inner=self._pads_inner)
+
+    def _columns(
+        self, names: Sequence[str], outputs: Sequence[Array], sizes: Sequence[int], rows: int
+    ) -> list[list[Array]]:
+        """Each output, split."""
+        columns: dict[int, list[Array]] = {}
+        for values, splits in self._ragged_outputs:
+            whole = Ragged(outputs[values], outputs[splits])
+            check_rows(names[splits], whole.row_splits, rows + 1)
+            parts = split_ragged(whole, sizes)
+            columns[values] = [part.values for part in parts]
+            columns[splits] = [part.row_splits for part in parts]
+        for place, (name, output) in enumerate(zip(names, outputs, strict=True)):
+            if place not in columns:
+                columns[place] = self._split(name, output, sizes, rows)
+        return [columns[place] for place in range(len(names))]
 
     def _split(self, name: str, output: Array, sizes: Sequence[int], rows: int) -> list[Array]:
         lines = self._lines(output, rows)
@@ -148,10 +189,4 @@ class TensorStage:
         return len(output) // rows
 
     def _join_results(self, parts: list[list[Array]]) -> list[Array]:
-        return join(parts, pad_inner=self._pads_inner)
-
-
-def _own_part(task: Task[Sequence[Array]], tensors: Sequence[Array]) -> Sequence[Array]:
-    if task.cut is None:
-        return tensors
-    return [tensor[task.start : task.start + task.size] for tensor in tensors]
+        return self._join(parts, self._ragged_outputs, 0)

@@ -10,6 +10,7 @@ from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.cut.graph import (
     ITERATES,
     Graph,
+    control_inputs,
     data_inputs,
     has_effect,
     split,
@@ -85,6 +86,7 @@ def enclosed(graph: Graph, ends: Ends, wanted: Collection[str]) -> Enclosed:
     fixed = walk.fixed()
     checks = _run_for_effects(walk, inside, readers)
     inside |= checks
+    inside |= _between_by_control(graph, inside)
     for leak in _leaks_out(ends, inside, readers):
         raise _leaking(ends, leak)
     effects = tuple(sorted(name for name in checks if not readers.of(name)))
@@ -205,16 +207,28 @@ def _check_ends(ends: Ends, walk: _Walk, readers: _Readers) -> None:
 def _run_for_effects(walk: _Walk, inside: Collection[str], readers: _Readers) -> set[str]:
     """Nodes that read what is inside, and of which nothing is read: checks and messages."""
     found: set[str] = set()
-    for name in inside:
-        for reader, _ in readers.of(name):
-            if walk.knows(reader) or reader in found:
-                continue
-            members = readers.downstream(reader)
-            if any(_node_of(t) in members for t in readers.wanted):
-                continue
-            follows = {walk.visit(member) for member in members}
-            if _Follows.SIGNATURE not in follows:
-                found |= members
+    # To ask what a node follows from makes it known.
+    met = [reader for name in inside for reader, _ in readers.of(name) if not walk.knows(reader)]
+    for reader in dict.fromkeys(met):
+        members = readers.downstream(reader)
+        if any(_node_of(t) in members for t in readers.wanted):
+            continue
+        if _Follows.SIGNATURE not in {walk.visit(member) for member in members}:
+            found |= members
+    return found
+
+
+def _between_by_control(graph: Graph, inside: Collection[str]) -> set[str]:
+    """Nodes that nodes inside wait for, and that wait for nodes inside themselves."""
+    found: set[str] = set()
+    pending = [c for name in inside for c in control_inputs(graph.nodes[name])]
+    while pending:
+        name = pending.pop()
+        if name in inside or name in found:
+            continue
+        if not graph.ancestors([name]).isdisjoint(inside):
+            found.add(name)
+            pending.extend(split(i.removeprefix("^"))[0] for i in graph.nodes[name].input)
     return found
 
 

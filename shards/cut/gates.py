@@ -54,6 +54,10 @@ class Gating:
             outputs=self._moved(ends.outputs),
         )
 
+    def needed(self) -> set[str]:
+        """The nodes that the signatures' outputs need."""
+        return Graph(self._graph_def).ancestors(self._moved(self._wanted))
+
     def gate(self, ends: Ends) -> Gated:
         """Gate one region; `ends` are as seen from outside.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tensorflow.core.framework import graph_pb2
 
@@ -124,13 +125,17 @@ def _add(region: Region, gating: Gating, found: dict[str, Gated], marked: Collec
     gated = gating.gate(gating.outside(ends))
     for name, other in found.items():
         shared = gated.nodes & other.nodes
-        is_nested = gated.nodes >= other.nodes or gated.nodes <= other.nodes
         # A named region may hold marked ones, and marked ones each other.
-        if shared and not (is_nested and name in marked):
+        if shared and not (name in marked and _is_nested(gated, other, gating.needed())):
             raise InvalidArgument(
                 f"regions {name!r} and {region.name!r} overlap: {min(shared)} is in both"
             )
     found[region.name] = gated
+
+
+def _is_nested(one: Gated, other: Gated, needed: set[str]) -> bool:
+    """Whether one holds the other, but for outputs that nobody needs."""
+    return not (one.nodes - other.nodes) & needed or not (other.nodes - one.nodes) & needed
 
 
 def _together(
@@ -162,8 +167,9 @@ def _sources(graph: Graph, gates: Collection[str]) -> tuple[str, ...]:
 
 def _resolved(graph: Graph, model: InlinedModel, region: Region) -> Region:
     """The region by tensors of the graph, where it was named by aliases of a signature."""
-    inputs = {a: i.name for s in model.signatures.values() for a, i in s.inputs.items()}
-    outputs = {a: i.name for s in model.signatures.values() for a, i in s.outputs.items()}
+    signatures = model.signatures.items()
+    inputs = _Aliases((name, s.inputs) for name, s in signatures)
+    outputs = _Aliases((name, s.outputs) for name, s in signatures)
     return replace(
         region,
         inputs=tuple(_tensor(graph, region, name, inputs) for name in region.inputs),
@@ -174,13 +180,44 @@ def _resolved(graph: Graph, model: InlinedModel, region: Region) -> Region:
     )
 
 
-def _tensor(graph: Graph, region: Region, name: str, aliases: Mapping[str, str]) -> str:
-    for candidate in (name, aliases.get(name, name)):
-        node, _, slot = candidate.partition(":")
-        if node in graph.nodes and (not slot or slot.isdecimal()):
-            return tensor(candidate)
-    known = [*aliases, *(tensor(node) for node in graph.nodes)]
-    ends = [one for one in known if one.removesuffix(":0").endswith(f"/{tensor(name)[:-2]}")]
+class _Aliases:
+    """Tensors by the aliases of signatures: "alias", or "signature:alias"."""
+
+    def __init__(self, signatures: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        self.tensors: dict[str, set[str]] = {}
+        for name, infos in signatures:
+            for alias, info in infos.items():
+                self.tensors.setdefault(alias, set()).add(info.name)
+                self.tensors.setdefault(f"{name}:{alias}", set()).add(info.name)
+
+    def tensor(self, region: Region, name: str) -> str:
+        """The tensor of an alias; the name itself where it is none.
+
+        Raises InvalidArgument for an alias that signatures have for different tensors.
+        """
+        found = self.tensors.get(name, {name})
+        if len(found) > 1:
+            raise InvalidArgument(
+                f"region {region.name!r}: signatures have {name!r} for different tensors; write it "
+                f"as SIGNATURE:{name}"
+            )
+        return next(iter(found))
+
+
+def _tensor(graph: Graph, region: Region, name: str, aliases: _Aliases) -> str:
+    if _is_tensor(graph, name):
+        return tensor(name)
+    named = aliases.tensor(region, name)
+    if _is_tensor(graph, named):
+        return tensor(named)
+    known = [*aliases.tensors, *(tensor(node) for node in graph.nodes)]
+    ends = [one for one in known if one.removesuffix(":0").endswith(f"/{name.removesuffix(':0')}")]
     close = (ends or difflib.get_close_matches(name, known))[:_SIMILAR]
     hint = f"; there is {' and '.join(close)}" if close else ""
     raise InvalidArgument(f"region {region.name!r}: the model has no tensor {name!r}{hint}")
+
+
+def _is_tensor(graph: Graph, name: str) -> bool:
+    """Whether it is an output of a node of the graph."""
+    node, _, slot = name.partition(":")
+    return node in graph.nodes and (not slot or slot.isdecimal())

@@ -21,6 +21,7 @@ from shardserve.batching.errors import (
 )
 from shardserve.batching.likeness import Likeness
 from shardserve.batching.parameters import BatchingParameters
+from shardserve.batching.ragged import Pairs
 from shardserve.batching.tasks import Priority
 from shardserve.batching.tensor_stage import TensorBatch, TensorStage
 from shardserve.batching.tensors import Array
@@ -48,12 +49,20 @@ def stage_of(
     outputs: int = 1,
     multiples: bool = False,
     max_bytes: int = 1 << 20,
+    ragged: Pairs = (),
     **parameters: Any,
 ) -> TensorStage:
     device = BatchDevice(1, DeviceLimits(max_bytes))
     names = [f"y{place}" for place in range(outputs)]
     return TensorStage(
-        device, "s", BatchingParameters(**parameters), run, names, multiples=multiples
+        device,
+        "s",
+        BatchingParameters(**parameters),
+        run,
+        names,
+        multiples=multiples,
+        ragged=ragged,
+        ragged_outputs=ragged,
     )
 
 
@@ -125,6 +134,31 @@ def test_rows_may_be_several_lines_where_the_owner_says_so(sizes, lines):
         )
 
     for tensors, answer in zip(calls, asyncio.run(ask()), strict=True):
+        assert all(same(a, b) for a, b in zip(tensors, answer, strict=True))
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), min_size=1, max_size=6),
+    st.sampled_from([(), (2, 4)]),
+)
+@settings(deadline=None)
+def test_each_call_gets_its_own_ragged_rows_back(lengths, allowed):
+    stage = stage_of(
+        Identity(),
+        outputs=3,
+        ragged=[(1, 2)],
+        max_enqueued_batches=100,
+        max_batch_size=9,
+        enable_large_batch_splitting=True,
+        max_execution_batch_size=4,
+        allowed_batch_sizes=allowed,
+    )
+    calls = []
+    for place, one in enumerate(lengths):
+        values = array(np.dtype(object), (sum(one), 2), 100 * place)
+        calls.append([array(np.dtype("f4"), (len(one),), place), values, np.cumsum([0, *one])])
+    answers = asyncio.run(asked(stage, calls))
+    for tensors, answer in zip(calls, answers, strict=True):
         assert all(same(a, b) for a, b in zip(tensors, answer, strict=True))
 
 

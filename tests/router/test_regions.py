@@ -279,6 +279,24 @@ def test_a_named_region_answers_as_the_model_does(which, kind, serve, uncut, run
     check()
 
 
+@pytest.mark.parametrize("kind", [WHOLE, "row_mod"])
+def test_a_named_region_may_hold_marked_ones(kind, serve, uncut, runner):
+    outer = Region("outer", ("looking_up:ids",), ("looking_up:high", "looking_up:pooled"))
+    servable = serve("marked", kind, [outer])
+    requests = [
+        ("looking_up", {"ids": np.full((rows, 3), rows, np.int64)}) for rows in (1, 2, 3, 1)
+    ]
+    answers = runner.run(ask_all(servable, requests))
+    for request, answer in zip(requests, answers, strict=True):
+        assert_same(answer, uncut("marked").answer(*request))
+
+
+def test_an_alias_of_several_signatures_has_to_be_named_with_its_own(directory):
+    region = Region("r", ("ids",), ("looking_up:high",))
+    with pytest.raises(InvalidArgument, match="write it as SIGNATURE:ids"):
+        cut_saved_model(directory("marked"), CutRule(threshold=THRESHOLD), regions=[region])
+
+
 @pytest.mark.parametrize(
     ("regions", "words"),
     [
