@@ -1,0 +1,367 @@
+"""Numbers as JSON text, many at once, in a compiled loop that also writes what is between them.
+
+Floats are written as the original writes them: `%g` with six digits where that reads back as the
+same float, else as many digits as every float of the type needs (9, or 17 for doubles); ".0" where
+neither a point nor an exponent shows that it is a float; NaN, Infinity and -Infinity as tokens.
+
+The digits are those of C's printf. A float times a power of ten is computed to 106 bits, as an
+unevaluated sum of two doubles (T. J. Dekker, A floating-point technique for extending the available
+precision, 1971), so nearly always it is certain which integer is the nearest; where it is not, and
+for the largest and smallest doubles, Python formats the number.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from fractions import Fraction
+
+import numba
+import numpy as np
+import orjson
+from numba import types
+
+from shardserve.router.json_text import decimal
+from shardserve.router.servable import Array
+
+#: Characters of the longest number: the sign, 17 digits, the point, an exponent of 3 digits.
+_LONGEST = 25
+
+#: The largest power of ten that is used, and (negative) the smallest.
+_POWERS = 306
+
+#: Of those up to this one, a double holds each exactly.
+_EXACT_POWERS = 22
+
+#: Outside of these, products with powers of ten overflow, or lose bits.
+_SMALLEST, _LARGEST = 1e-270, 1e285
+
+_SHORT = 6
+
+#: So few numbers are written sooner than the compiled loop is called.
+_FEW = 6
+
+#: The smallest float32 that has all its bits.
+_NORMAL = 2.0**-126
+
+_CODES = {"b": 4, "u": 3, "i": 2}
+
+
+def join_numbers(array: Array, separators: tuple[bytes, ...], sizes: tuple[int, ...]) -> bytes:
+    """The elements of an array of bools, integers, float32 or float64, in order, as JSON.
+
+    Between two elements stands `separators[0]`, but `separators[k]`, for the largest such k, where
+    a multiple of `sizes[k - 1]` elements has been written.
+    """
+    flat = array.ravel()
+    if not sizes and len(flat) <= _FEW:
+        return separators[0].join(_texts_of_few(flat))
+    code = _CODES.get(flat.dtype.kind, int(flat.dtype.itemsize == 8))  # noqa: PLR2004
+    text = np.empty(_bound(len(flat), separators, sizes), np.uint8)
+    doubtful = np.zeros(len(flat), np.bool_)
+    wanted = (_bits(flat), code, *_between(separators, sizes))
+    end = _write(*wanted, _NOTHING, doubtful, text)
+    if end < 0:
+        end = _write(*wanted, _written_by_python(flat, doubtful), doubtful, text)
+    return text[:end].tobytes()
+
+
+def _texts_of_few(flat: Array) -> list[bytes]:
+    if flat.dtype.kind == "f":
+        digits = 9 if flat.dtype.itemsize == 4 else 17  # noqa: PLR2004
+        return [decimal(value, digits).encode() for value in flat.tolist()]
+    return [orjson.dumps(value) for value in flat.tolist()]
+
+
+@functools.lru_cache(maxsize=1024)
+def _between(separators: tuple[bytes, ...], sizes: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """The separators one after the other, where each begins and ends, and `sizes`."""
+    ends = list(itertools.accumulate(map(len, separators), initial=0))
+    joined = np.frombuffer(b"".join(separators), np.uint8)
+    return joined, np.array(ends, np.int64), np.array(sizes, np.int64)
+
+
+def _bits(flat: Array) -> Array:
+    """Each element as 64 bits: a double's, an integer's."""
+    if flat.dtype.kind == "f":
+        return np.ascontiguousarray(flat, np.float64).view(np.uint64)
+    wide = np.int64 if flat.dtype.kind == "i" else np.uint64
+    return np.ascontiguousarray(flat, wide).view(np.uint64)
+
+
+def _bound(count: int, separators: tuple[bytes, ...], sizes: tuple[int, ...]) -> int:
+    """As many bytes as they take at most."""
+    most = count * (_LONGEST + len(separators[0]))
+    for separator, size in zip(separators[1:], sizes, strict=True):
+        most += count // size * len(separator)
+    return most
+
+
+def _written_by_python(flat: Array, doubtful: Array) -> Array:
+    """Rows of `_LONGEST` bytes, the first the text's length, at the places that are doubtful."""
+    given = np.zeros((len(flat), _LONGEST + 1), np.uint8)
+    for place in np.flatnonzero(doubtful):
+        text = decimal(flat[place].item(), 9 if flat.dtype == np.float32 else 17).encode()
+        given[place, 0] = len(text)
+        given[place, 1 : len(text) + 1] = np.frombuffer(text, np.uint8)
+    return given
+
+
+_NOTHING = np.zeros((0, _LONGEST + 1), np.uint8)
+
+
+def _power_table() -> tuple[Array, Array]:
+    exact = [Fraction(10) ** power for power in range(-_POWERS, _POWERS + 1)]
+    high = [float(value) for value in exact]
+    low = [float(value - Fraction(h)) for value, h in zip(exact, high, strict=True)]
+    return np.array(high), np.array(low)
+
+
+_HIGH, _LOW = _power_table()
+
+
+@numba.njit(nogil=True, cache=True)
+def _times_power(value, power):  # type: ignore[no-untyped-def]
+    """value * 10**power as high + low."""
+    high, low = _HIGH[power + _POWERS], _LOW[power + _POWERS]
+    product = value * high
+    split = 134217729.0 * value
+    upper = split - (split - value)
+    lower = value - upper
+    split = 134217729.0 * high
+    upper_power = split - (split - high)
+    lower_power = high - upper_power
+    error = upper * upper_power - product
+    error += upper * lower_power
+    error += lower * upper_power
+    error += lower * lower_power
+    return product, error + value * low
+
+
+@numba.njit(nogil=True, cache=True)
+def _rounded(value, digits, least):  # type: ignore[no-untyped-def]
+    """The digits of a positive float as one integer, its exponent, and whether that is certain.
+
+    `least` is the smallest integer of so many digits.
+    """
+    exponent = int(np.floor(math.log10(value)))
+    number, certain = np.uint64(0), False
+    for _ in range(3):
+        power = digits - 1 - exponent
+        product, error = _times_power(value, power)
+        whole = np.floor(product)
+        fraction = product - whole
+        rest = fraction + error
+        more = np.floor(rest)
+        number = np.uint64(np.int64(whole) + np.int64(more))
+        part = rest - more
+        certain = abs(part - 0.5) > 1e-9
+        if not certain and 0 <= power <= _EXACT_POWERS and rest - fraction == error:
+            # A tie, exactly: to the even one, as printf does.
+            certain = part == 0.5
+            number += number & np.uint64(1)
+        elif part > 0.5:
+            number += np.uint64(1)
+        if number >= least * np.uint64(10):
+            exponent += 1
+        elif number < least:
+            exponent -= 1
+        else:
+            break
+    return number, exponent, certain
+
+
+@numba.njit(nogil=True, cache=True)
+def _reads_back(value, number, exponent, narrow):  # type: ignore[no-untyped-def]
+    """1 if the six digits read as `value`, 0 if not, -1 if that is not certain."""
+    product, error = _times_power(float(number), exponent - _SHORT + 1)
+    difference = (product - value) + error
+    mantissa, power = math.frexp(value)
+    bits = 24 if narrow else 53
+    unit = math.ldexp(1.0, max(power - bits, -149) if narrow else power - bits)
+    half = unit / 2
+    if difference < 0 and mantissa == 0.5 and not (narrow and power - bits <= -149):
+        half /= 2
+    ratio = abs(difference) / half
+    if abs(ratio - 1) < 1e-6:
+        return -1
+    return 1 if ratio < 1 else 0
+
+
+@numba.njit(nogil=True, cache=True)
+def _write_digits(number, text, end):  # type: ignore[no-untyped-def]
+    start = end
+    rest = number
+    while True:
+        text[end] = 48 + rest % np.uint64(10)
+        rest //= np.uint64(10)
+        end += 1
+        if rest == 0:
+            break
+    for place in range((end - start) // 2):
+        other = end - 1 - place
+        text[start + place], text[other] = text[other], text[start + place]
+    return end
+
+
+@numba.njit(nogil=True, cache=True)
+def _write_text(characters, text, end):  # type: ignore[no-untyped-def]
+    for character in characters:
+        text[end] = character
+        end += 1
+    return end
+
+
+@numba.njit(nogil=True, cache=True)
+def _write_decimal(number, exponent, digits, text, end):  # type: ignore[no-untyped-def]
+    """`%.{digits}g` of a number of so many digits, with ".0" where it would look like an integer.
+
+    `digits` decides between the two forms, as it does in printf.
+    """
+    count = digits
+    while number % np.uint64(10) == 0:
+        number //= np.uint64(10)
+        count -= 1
+    if exponent < -4 or exponent >= digits:
+        start = end
+        end = _write_digits(number, text, end)
+        if count > 1:
+            for place in range(end, start + 1, -1):
+                text[place] = text[place - 1]
+            text[start + 1] = 46
+            end += 1
+        text[end] = 101
+        text[end + 1] = 45 if exponent < 0 else 43
+        end += 2
+        if abs(exponent) < 10:
+            text[end] = 48
+            end += 1
+        return _write_digits(np.uint64(abs(exponent)), text, end)
+    if exponent < 0:
+        text[end] = 48
+        text[end + 1] = 46
+        end += 2
+        for _ in range(-exponent - 1):
+            text[end] = 48
+            end += 1
+        return _write_digits(number, text, end)
+    for _ in range(exponent + 1 - count):
+        number *= np.uint64(10)
+    start = end
+    end = _write_digits(number, text, end)
+    point = start + exponent + 1
+    if end <= point:
+        text[end] = 46
+        text[end + 1] = 48
+        return end + 2
+    for place in range(end, point, -1):
+        text[place] = text[place - 1]
+    text[point] = 46
+    return end + 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _may_be_short(number, digits):  # type: ignore[no-untyped-def]
+    """Whether six digits may do for a normal float whose 9 or 17 are `number`.
+
+    Neighbouring floats differ by less than 120 in those digits.
+    """
+    unit = np.uint64(1000) if digits == 9 else np.uint64(100000000000)
+    last = number % unit
+    return last < np.uint64(120) or last > unit - np.uint64(120)
+
+
+@numba.njit(nogil=True, cache=True)
+def _write_positive(value, narrow, text, end):  # type: ignore[no-untyped-def]
+    """Where it ends, or -1 if that is not certain."""
+    if not _SMALLEST < value < _LARGEST:
+        return -1
+    if narrow:
+        digits, least = 9, np.uint64(100000000)
+    else:
+        digits, least = 17, np.uint64(10000000000000000)
+    number, exponent, certain = _rounded(value, digits, least)
+    if _may_be_short(number, digits) or value < _NORMAL:
+        short, short_exponent, _ = _rounded(value, _SHORT, np.uint64(100000))
+        reads = _reads_back(value, short, short_exponent, narrow)
+        if reads == -1:
+            return -1
+        if reads == 1:
+            return _write_decimal(short, short_exponent, _SHORT, text, end)
+    return _write_decimal(number, exponent, digits, text, end) if certain else -1
+
+
+@numba.njit(nogil=True, cache=True)
+def _write_float(value, narrow, text, end):  # type: ignore[no-untyped-def]
+    """Where it ends, or -1 if that is not certain."""
+    if math.isnan(value):
+        return _write_text(_NAN, text, end)
+    if math.copysign(1.0, value) < 0:
+        text[end] = 45
+        end += 1
+        value = -value
+    if math.isinf(value):
+        return _write_text(_INFINITY, text, end)
+    if value == 0:
+        return _write_text(_ZERO, text, end)
+    return _write_positive(value, narrow, text, end)
+
+
+@numba.njit(nogil=True, cache=True)
+def _write_integer(bits, is_signed, text, end):  # type: ignore[no-untyped-def]
+    if is_signed and bits >> np.uint64(63):
+        text[end] = 45
+        end += 1
+        bits = ~bits + np.uint64(1)
+    return _write_digits(bits, text, end)
+
+
+def _write_numbers(bits, code, between, ends, sizes, given, doubtful, text):  # type: ignore[no-untyped-def]
+    """All of it into `text`; how many bytes, or -1 if not all of it is certain.
+
+    `code` is 0 for float32, 1 float64, 2 signed, 3 unsigned, 4 bool. What is not certain is marked
+    in `doubtful`, unless its text is `given`.
+    """
+    floats = bits.view(np.float64)
+    end, certain = 0, True
+    for place in range(len(bits)):
+        if place:
+            level = 0
+            while level < len(sizes) and place % sizes[level] == 0:
+                level += 1
+            end = _write_text(between[ends[level] : ends[level + 1]], text, end)
+        if code == 4:
+            end = _write_text(_TRUE if bits[place] else _FALSE, text, end)
+        elif code >= 2:
+            end = _write_integer(bits[place], code == 2, text, end)
+        elif len(given) and given[place, 0]:
+            end = _write_text(given[place, 1 : given[place, 0] + 1], text, end)
+        else:
+            after = _write_float(floats[place], code == 0, text, end)
+            if after < 0:
+                doubtful[place], certain = True, False
+            else:
+                end = after
+    return end if certain else -1
+
+
+_NAN, _INFINITY, _ZERO, _TRUE, _FALSE = (
+    np.frombuffer(text, np.uint8) for text in (b"NaN", b"Infinity", b"0.0", b"true", b"false")
+)
+
+# Compiled, or loaded from numba's cache, at import and never in a request.
+_write = numba.njit(
+    types.int64(
+        types.Array(types.uint64, 1, "C"),
+        types.int64,
+        types.Array(types.uint8, 1, "C", readonly=True),
+        types.Array(types.int64, 1, "C", readonly=True),
+        types.Array(types.int64, 1, "C", readonly=True),
+        types.Array(types.uint8, 2, "C", readonly=True),
+        types.Array(types.boolean, 1, "C"),
+        types.Array(types.uint8, 1, "C"),
+    ),
+    nogil=True,
+    cache=True,
+)(_write_numbers)
