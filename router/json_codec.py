@@ -24,6 +24,7 @@ from shardserve.router.json_text import (
     parse_exactly,
     parse_object,
     shown,
+    signature_name_of,
     to_bytes,
 )
 from shardserve.router.servable import Array, Signature
@@ -54,12 +55,7 @@ def parse_predict(body: bytes) -> PredictBody:
     document = parse_object(body)
     if may_repeat_a_key(body, _count_keys(document)):
         document = parse_exactly(body)
-    name = document.get("signature_name", "")
-    if not isinstance(name, str):
-        raise InvalidArgument(
-            f"JSON Value: {shown(document)} not formatted correctly. "
-            "'signature_name' key must be a string value."
-        )
+    name = signature_name_of(document)
     form = _form(document)
     return PredictBody(name, form, document[form.value])
 

@@ -57,7 +57,7 @@ def join_numbers(array: Array, separators: tuple[bytes, ...], sizes: tuple[int, 
     flat = array.ravel()
     if not sizes and len(flat) <= _FEW:
         return separators[0].join(_texts_of_few(flat))
-    code = _CODES.get(flat.dtype.kind, int(flat.dtype.itemsize == 8))  # noqa: PLR2004
+    code = _CODES.get(flat.dtype.kind, int(flat.dtype.itemsize == 8))
     text = np.empty(_bound(len(flat), separators, sizes), np.uint8)
     doubtful = np.zeros(len(flat), np.bool_)
     wanted = (_bits(flat), code, *_between(separators, sizes))
@@ -69,7 +69,7 @@ def join_numbers(array: Array, separators: tuple[bytes, ...], sizes: tuple[int, 
 
 def _texts_of_few(flat: Array) -> list[bytes]:
     if flat.dtype.kind == "f":
-        digits = 9 if flat.dtype.itemsize == 4 else 17  # noqa: PLR2004
+        digits = 9 if flat.dtype.itemsize == 4 else 17
         return [decimal(value, digits).encode() for value in flat.tolist()]
     return [orjson.dumps(value) for value in flat.tolist()]
 

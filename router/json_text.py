@@ -68,6 +68,17 @@ def may_repeat_a_key(body: bytes, keys: int) -> bool:
     return body.count(b":") > keys and body.count(b'":') - body.count(b'"b64":') > keys
 
 
+def signature_name_of(document: dict[str, Any]) -> str:
+    """The signature that a request names, "" if none. Raises InvalidArgument if it is no string."""
+    name = document.get("signature_name", "")
+    if not isinstance(name, str):
+        raise InvalidArgument(
+            f"JSON Value: {shown(document)} not formatted correctly. "
+            "'signature_name' key must be a string value."
+        )
+    return name
+
+
 def shown(value: Any) -> str:
     """A value as error messages show it, cut off where it is long."""
     if isinstance(value, float):
