@@ -9,7 +9,7 @@ import numpy as np
 from tensorflow.core.example import example_pb2, feature_pb2
 
 from shardserve.batching.errors import InvalidArgument
-from shardserve.router.json_strict import is_base64, unpack_base64
+from shardserve.router.json_dense import is_base64, unpack_base64
 from shardserve.router.json_text import (
     may_repeat_a_key,
     parse_exactly,

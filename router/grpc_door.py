@@ -13,6 +13,11 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from tensorflow_serving.apis import (
+    model_service_pb2,
+    prediction_service_pb2,
+    session_service_pb2,
+)
 
 from shardserve.batching.errors import ServingError, Unavailable
 from shardserve.router import logs
@@ -31,7 +36,12 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
 )
-_SERVICES = tuple(dict.fromkeys(rpc.service for rpc in RPCS.values()))
+#: Their descriptions have to be there for reflection.
+_SERVICES = tuple(
+    service.full_name
+    for file in (prediction_service_pb2, model_service_pb2, session_service_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+)
 
 _GRPC_SERVICES = (health.SERVICE_NAME, reflection.SERVICE_NAME)
 

@@ -142,8 +142,8 @@ ROWS: list[tuple[tuple[str, str, Any], int, str]] = [
         half(instances=[{"z": 1}]),
         400,
         (
-            "Failed to process element: 0 key: z of 'instances' list. Error: INVALID_ARGUMENT: JSON "
-            "object: does not have named input: z"
+            "Failed to process element: 0 key: z of 'instances' list. Error: INVALID_ARGUMENT: "
+            "JSON object: does not have named input: z"
         ),
     ),
     (
@@ -164,8 +164,8 @@ ROWS: list[tuple[tuple[str, str, Any], int, str]] = [
         several(inputs=[1.0]),
         400,
         (
-            "inputs is a plain value/list, but expecting an object as multiple input tensors required "
-            "as per tensorinfo_map"
+            "inputs is a plain value/list, but expecting an object as multiple input tensors "
+            "required as per tensorinfo_map"
         ),
     ),
     (several(inputs={"a": [[1, 2]]}), 400, "Missing named input: b in 'inputs' object."),

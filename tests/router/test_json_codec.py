@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shardserve.batching.errors import InvalidArgument, Unimplemented
-from shardserve.router.json_codec import Form, decode_predict, dense, parse_predict
+from shardserve.router.json_codec import Form, decode_predict, parse_predict
+from shardserve.router.json_dense import dense
 from shardserve.router.json_strict import decode_columns
 from shardserve.router.servable import Signature, TensorInfo
 from shardserve.router.tensor_types import BY_NUMBER, BY_NUMPY, STRING
