@@ -145,7 +145,9 @@ def _rounded(value, digits, least):  # type: ignore[no-untyped-def]
 
     `least` is the smallest integer of so many digits.
     """
-    exponent = int(np.floor(math.log10(value)))
+    _, power_of_two = math.frexp(value)
+    # 1233 / 4096 is the logarithm of 2, nearly: off by one at most, which is seen below.
+    exponent = ((power_of_two - 1) * 1233) >> 12
     number, certain = np.uint64(0), False
     for _ in range(3):
         power = digits - 1 - exponent
@@ -214,6 +216,27 @@ def _write_text(characters, text, end):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
+def _write_pointed(number, count, before, text, end):  # type: ignore[no-untyped-def]
+    """A number's `count` digits, a point after so many of them."""
+    for place in range(count - 1, -1, -1):
+        text[end + place + (1 if place >= before else 0)] = 48 + number % np.uint64(10)
+        number //= np.uint64(10)
+    text[end + before] = 46
+    return end + count + 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _write_exponent(exponent, text, end):  # type: ignore[no-untyped-def]
+    text[end] = 101
+    text[end + 1] = 45 if exponent < 0 else 43
+    end += 2
+    if abs(exponent) < 10:
+        text[end] = 48
+        end += 1
+    return _write_digits(np.uint64(abs(exponent)), text, end)
+
+
+@numba.njit(nogil=True, cache=True)
 def _write_decimal(number, exponent, digits, text, end):  # type: ignore[no-untyped-def]
     """`%.{digits}g` of a number of so many digits, with ".0" where it would look like an integer.
 
@@ -224,20 +247,11 @@ def _write_decimal(number, exponent, digits, text, end):  # type: ignore[no-unty
         number //= np.uint64(10)
         count -= 1
     if exponent < -4 or exponent >= digits:
-        start = end
-        end = _write_digits(number, text, end)
         if count > 1:
-            for place in range(end, start + 1, -1):
-                text[place] = text[place - 1]
-            text[start + 1] = 46
-            end += 1
-        text[end] = 101
-        text[end + 1] = 45 if exponent < 0 else 43
-        end += 2
-        if abs(exponent) < 10:
-            text[end] = 48
-            end += 1
-        return _write_digits(np.uint64(abs(exponent)), text, end)
+            end = _write_pointed(number, count, 1, text, end)
+        else:
+            end = _write_digits(number, text, end)
+        return _write_exponent(exponent, text, end)
     if exponent < 0:
         text[end] = 48
         text[end + 1] = 46
@@ -246,19 +260,10 @@ def _write_decimal(number, exponent, digits, text, end):  # type: ignore[no-unty
             text[end] = 48
             end += 1
         return _write_digits(number, text, end)
-    for _ in range(exponent + 1 - count):
+    for _ in range(exponent + 2 - count):
         number *= np.uint64(10)
-    start = end
-    end = _write_digits(number, text, end)
-    point = start + exponent + 1
-    if end <= point:
-        text[end] = 46
-        text[end + 1] = 48
-        return end + 2
-    for place in range(end, point, -1):
-        text[place] = text[place - 1]
-    text[point] = 46
-    return end + 1
+        count += 1
+    return _write_pointed(number, count, exponent + 1, text, end)
 
 
 @numba.njit(nogil=True, cache=True)
