@@ -140,6 +140,30 @@ def _times_power(value, power):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
+def _nearest(value, power, digits):  # type: ignore[no-untyped-def]
+    """The integer nearest to value * 10**power, of so many digits, and whether that is certain."""
+    if digits <= 9:
+        # A plain product is off by less than 1e-6 then.
+        product = value * _HIGH[power + _POWERS]
+        whole = np.floor(product)
+        part = product - whole
+        if abs(part - 0.5) > 1e-6:
+            return np.uint64(np.int64(whole) + (part > 0.5)), True
+    product, error = _times_power(value, power)
+    whole = np.floor(product)
+    fraction = product - whole
+    rest = fraction + error
+    more = np.floor(rest)
+    number = np.uint64(np.int64(whole) + np.int64(more))
+    part = rest - more
+    if abs(part - 0.5) > 1e-9:
+        return number + np.uint64(part > 0.5), True
+    # A tie goes to the even one, as in printf, if it is one exactly.
+    is_exact = 0 <= power <= _EXACT_POWERS and rest - fraction == error and part == 0.5
+    return number + (number & np.uint64(1)), is_exact
+
+
+@numba.njit(nogil=True, cache=True)
 def _rounded(value, digits, least):  # type: ignore[no-untyped-def]
     """The digits of a positive float as one integer, its exponent, and whether that is certain.
 
@@ -150,21 +174,7 @@ def _rounded(value, digits, least):  # type: ignore[no-untyped-def]
     exponent = ((power_of_two - 1) * 1233) >> 12
     number, certain = np.uint64(0), False
     for _ in range(3):
-        power = digits - 1 - exponent
-        product, error = _times_power(value, power)
-        whole = np.floor(product)
-        fraction = product - whole
-        rest = fraction + error
-        more = np.floor(rest)
-        number = np.uint64(np.int64(whole) + np.int64(more))
-        part = rest - more
-        certain = abs(part - 0.5) > 1e-9
-        if not certain and 0 <= power <= _EXACT_POWERS and rest - fraction == error:
-            # A tie, exactly: to the even one, as printf does.
-            certain = part == 0.5
-            number += number & np.uint64(1)
-        elif part > 0.5:
-            number += np.uint64(1)
+        number, certain = _nearest(value, digits - 1 - exponent, digits)
         if number >= least * np.uint64(10):
             exponent += 1
         elif number < least:
@@ -335,7 +345,10 @@ def _write_numbers(bits, code, between, ends, sizes, given, doubtful, text):  # 
             level = 0
             while level < len(sizes) and place % sizes[level] == 0:
                 level += 1
-            end = _write_text(between[ends[level] : ends[level + 1]], text, end)
+            # A slice would cost as much as the digits do.
+            for at in range(ends[level], ends[level + 1]):
+                text[end] = between[at]
+                end += 1
         if code == 4:
             end = _write_text(_TRUE if bits[place] else _FALSE, text, end)
         elif code >= 2:
