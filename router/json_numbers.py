@@ -4,10 +4,8 @@ Floats are written as the original writes them: `%g` with six digits where that 
 same float, else as many digits as every float of the type needs (9, or 17 for doubles); ".0" where
 neither a point nor an exponent shows that it is a float; NaN, Infinity and -Infinity as tokens.
 
-The digits are those of C's printf. A float times a power of ten is computed to 106 bits, as an
-unevaluated sum of two doubles (T. J. Dekker, A floating-point technique for extending the available
-precision, 1971), so nearly always it is certain which integer is the nearest; where it is not, and
-for the largest and smallest doubles, Python formats the number.
+The digits are those of C's printf (`float_digits`). Where they are not certain, and for the largest
+and smallest doubles, Python formats the number.
 """
 
 from __future__ import annotations
@@ -15,35 +13,28 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from fractions import Fraction
 
 import numba
 import numpy as np
 import orjson
 from numba import types
 
+from shardserve.router.float_digits import (
+    LARGEST,
+    NORMAL,
+    SHORT,
+    SMALLEST,
+    reads_back,
+    rounded,
+)
 from shardserve.router.json_text import decimal
 from shardserve.router.servable import Array
 
 #: Characters of the longest number: the sign, 17 digits, the point, an exponent of 3 digits.
 _LONGEST = 25
 
-#: The largest power of ten that is used, and (negative) the smallest.
-_POWERS = 306
-
-#: Of those up to this one, a double holds each exactly.
-_EXACT_POWERS = 22
-
-#: Outside of these, products with powers of ten overflow, or lose bits.
-_SMALLEST, _LARGEST = 1e-270, 1e285
-
-_SHORT = 6
-
 #: So few numbers are written sooner than the compiled loop is called.
 _FEW = 6
-
-#: The smallest float32 that has all its bits.
-_NORMAL = 2.0**-126
 
 _CODES = {"b": 4, "u": 3, "i": 2}
 
@@ -111,97 +102,10 @@ def _written_by_python(flat: Array, doubtful: Array) -> Array:
 _NOTHING = np.zeros((0, _LONGEST + 1), np.uint8)
 
 
-def _power_table() -> tuple[Array, Array]:
-    exact = [Fraction(10) ** power for power in range(-_POWERS, _POWERS + 1)]
-    high = [float(value) for value in exact]
-    low = [float(value - Fraction(h)) for value, h in zip(exact, high, strict=True)]
-    return np.array(high), np.array(low)
+_compiled = numba.njit(nogil=True, cache=True)
 
 
-_HIGH, _LOW = _power_table()
-
-
-@numba.njit(nogil=True, cache=True)
-def _times_power(value, power):  # type: ignore[no-untyped-def]
-    """value * 10**power as high + low."""
-    high, low = _HIGH[power + _POWERS], _LOW[power + _POWERS]
-    product = value * high
-    split = 134217729.0 * value
-    upper = split - (split - value)
-    lower = value - upper
-    split = 134217729.0 * high
-    upper_power = split - (split - high)
-    lower_power = high - upper_power
-    error = upper * upper_power - product
-    error += upper * lower_power
-    error += lower * upper_power
-    error += lower * lower_power
-    return product, error + value * low
-
-
-@numba.njit(nogil=True, cache=True)
-def _nearest(value, power, digits):  # type: ignore[no-untyped-def]
-    """The integer nearest to value * 10**power, of so many digits, and whether that is certain."""
-    if digits <= 9:
-        # A plain product is off by less than 1e-6 then.
-        product = value * _HIGH[power + _POWERS]
-        whole = np.floor(product)
-        part = product - whole
-        if abs(part - 0.5) > 1e-6:
-            return np.uint64(np.int64(whole) + (part > 0.5)), True
-    product, error = _times_power(value, power)
-    whole = np.floor(product)
-    fraction = product - whole
-    rest = fraction + error
-    more = np.floor(rest)
-    number = np.uint64(np.int64(whole) + np.int64(more))
-    part = rest - more
-    if abs(part - 0.5) > 1e-9:
-        return number + np.uint64(part > 0.5), True
-    # A tie goes to the even one, as in printf, if it is one exactly.
-    is_exact = 0 <= power <= _EXACT_POWERS and rest - fraction == error and part == 0.5
-    return number + (number & np.uint64(1)), is_exact
-
-
-@numba.njit(nogil=True, cache=True)
-def _rounded(value, digits, least):  # type: ignore[no-untyped-def]
-    """The digits of a positive float as one integer, its exponent, and whether that is certain.
-
-    `least` is the smallest integer of so many digits.
-    """
-    _, power_of_two = math.frexp(value)
-    # 1233 / 4096 is the logarithm of 2, nearly: off by one at most, which is seen below.
-    exponent = ((power_of_two - 1) * 1233) >> 12
-    number, certain = np.uint64(0), False
-    for _ in range(3):
-        number, certain = _nearest(value, digits - 1 - exponent, digits)
-        if number >= least * np.uint64(10):
-            exponent += 1
-        elif number < least:
-            exponent -= 1
-        else:
-            break
-    return number, exponent, certain
-
-
-@numba.njit(nogil=True, cache=True)
-def _reads_back(value, number, exponent, narrow):  # type: ignore[no-untyped-def]
-    """1 if the six digits read as `value`, 0 if not, -1 if that is not certain."""
-    product, error = _times_power(float(number), exponent - _SHORT + 1)
-    difference = (product - value) + error
-    mantissa, power = math.frexp(value)
-    bits = 24 if narrow else 53
-    unit = math.ldexp(1.0, max(power - bits, -149) if narrow else power - bits)
-    half = unit / 2
-    if difference < 0 and mantissa == 0.5 and not (narrow and power - bits <= -149):
-        half /= 2
-    ratio = abs(difference) / half
-    if abs(ratio - 1) < 1e-6:
-        return -1
-    return 1 if ratio < 1 else 0
-
-
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _write_digits(number, text, end):  # type: ignore[no-untyped-def]
     start = end
     rest = number
@@ -217,7 +121,7 @@ def _write_digits(number, text, end):  # type: ignore[no-untyped-def]
     return end
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _write_text(characters, text, end):  # type: ignore[no-untyped-def]
     for character in characters:
         text[end] = character
@@ -225,7 +129,7 @@ def _write_text(characters, text, end):  # type: ignore[no-untyped-def]
     return end
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _write_pointed(number, count, before, text, end):  # type: ignore[no-untyped-def]
     """A number's `count` digits, a point after so many of them."""
     for place in range(count - 1, -1, -1):
@@ -235,7 +139,7 @@ def _write_pointed(number, count, before, text, end):  # type: ignore[no-untyped
     return end + count + 1
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _write_exponent(exponent, text, end):  # type: ignore[no-untyped-def]
     text[end] = 101
     text[end + 1] = 45 if exponent < 0 else 43
@@ -246,7 +150,7 @@ def _write_exponent(exponent, text, end):  # type: ignore[no-untyped-def]
     return _write_digits(np.uint64(abs(exponent)), text, end)
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _write_decimal(number, exponent, digits, text, end):  # type: ignore[no-untyped-def]
     """`%.{digits}g` of a number of so many digits, with ".0" where it would look like an integer.
 
@@ -276,7 +180,7 @@ def _write_decimal(number, exponent, digits, text, end):  # type: ignore[no-unty
     return _write_pointed(number, count, exponent + 1, text, end)
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _may_be_short(number, digits):  # type: ignore[no-untyped-def]
     """Whether six digits may do for a normal float whose 9 or 17 are `number`.
 
@@ -287,27 +191,27 @@ def _may_be_short(number, digits):  # type: ignore[no-untyped-def]
     return last < np.uint64(120) or last > unit - np.uint64(120)
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _write_positive(value, narrow, text, end):  # type: ignore[no-untyped-def]
     """Where it ends, or -1 if that is not certain."""
-    if not _SMALLEST < value < _LARGEST:
+    if not SMALLEST < value < LARGEST:
         return -1
     if narrow:
         digits, least = 9, np.uint64(100000000)
     else:
         digits, least = 17, np.uint64(10000000000000000)
-    number, exponent, certain = _rounded(value, digits, least)
-    if _may_be_short(number, digits) or value < _NORMAL:
-        short, short_exponent, _ = _rounded(value, _SHORT, np.uint64(100000))
-        reads = _reads_back(value, short, short_exponent, narrow)
+    number, exponent, certain = rounded(value, digits, least)
+    if _may_be_short(number, digits) or value < NORMAL:
+        short, short_exponent, _ = rounded(value, SHORT, np.uint64(100000))
+        reads = reads_back(value, short, short_exponent, narrow)
         if reads == -1:
             return -1
         if reads == 1:
-            return _write_decimal(short, short_exponent, _SHORT, text, end)
+            return _write_decimal(short, short_exponent, SHORT, text, end)
     return _write_decimal(number, exponent, digits, text, end) if certain else -1
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _write_float(value, narrow, text, end):  # type: ignore[no-untyped-def]
     """Where it ends, or -1 if that is not certain."""
     if math.isnan(value):
@@ -323,7 +227,7 @@ def _write_float(value, narrow, text, end):  # type: ignore[no-untyped-def]
     return _write_positive(value, narrow, text, end)
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _write_integer(bits, is_signed, text, end):  # type: ignore[no-untyped-def]
     if is_signed and bits >> np.uint64(63):
         text[end] = 45
