@@ -13,16 +13,26 @@ import grpc
 
 def add_prediction_service(servicer: Any, server: Any) -> None:
     """Register `tensorflow.serving.PredictionService`, as far as `Router` has it."""
-    _add("tensorflow.serving.PredictionService", ("Predict", "GetModelMetadata"), servicer, server)
+    methods = ("Predict", "Classify", "Regress", "MultiInference", "GetModelMetadata")
+    _add("tensorflow.serving.PredictionService", methods, servicer, server)
 
 
 def add_model_service(servicer: Any, server: Any) -> None:
     """Register `tensorflow.serving.ModelService`, as far as `Router` has it."""
-    _add("tensorflow.serving.ModelService", ("GetModelStatus",), servicer, server)
+    methods = ("GetModelStatus", "HandleReloadConfigRequest")
+    _add("tensorflow.serving.ModelService", methods, servicer, server)
+
+
+def add_session_service(servicer: Any, server: Any) -> None:
+    """Register `tensorflow.serving.SessionService`."""
+    _add("tensorflow.serving.SessionService", ("SessionRun",), servicer, server)
 
 
 #: Their import paths, as `gRPCOptions` takes them.
-ADDERS = [f"{__name__}.{adder.__name__}" for adder in (add_prediction_service, add_model_service)]
+ADDERS = [
+    f"{__name__}.{adder.__name__}"
+    for adder in (add_prediction_service, add_model_service, add_session_service)
+]
 
 
 def _add(service: str, methods: tuple[str, ...], servicer: Any, server: Any) -> None:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from google.protobuf import descriptor_pool
-from google.protobuf.message import DecodeError
-from google.protobuf.message_factory import GetMessageClass
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shardserve.batching.errors import InvalidArgument, ServingError
+from shardserve.batching.errors import ServingError
 from shardserve.router import logs
 from shardserve.router.http_door import MAX_BODY
-from shardserve.router.prediction import PredictionHandlers
+from shardserve.router.prediction import RPCS, PredictionHandlers
 from shardserve.router.rest import Rest
 from shardserve.router.servable import RequestContext
 from shardserve.router.status_codes import GRPC_STATUS, grpc_message
@@ -49,58 +45,17 @@ class Ingress:
         headers = {name: value for name, value in answer.headers if name != logs.REQUEST_ID}
         return Response(answer.body, answer.status, headers)
 
-    async def predict(self, raw: bytes, rpc: Any) -> Encoded:
-        """A serialised PredictRequest to a PredictResponse. What fails is set on `rpc`."""
-
-        async def answer(context: RequestContext) -> bytes:
-            return await self._prediction.predict(_parsed("PredictRequest", raw), context)
-
-        return await _answered(rpc, answer)
-
-    async def get_model_metadata(self, raw: bytes, rpc: Any) -> Encoded:
-        """As `predict`, of GetModelMetadata."""
-
-        async def answer(context: RequestContext) -> bytes:
-            request = _parsed("GetModelMetadataRequest", raw)
-            return _serialised(self._prediction.get_model_metadata(request, context))
-
-        return await _answered(rpc, answer)
-
-    async def get_model_status(self, raw: bytes, rpc: Any) -> Encoded:
-        """As `predict`, of GetModelStatus."""
-
-        async def answer(context: RequestContext) -> bytes:
-            request = _parsed("GetModelStatusRequest", raw)
-            return _serialised(self._prediction.get_model_status(request, context))
-
-        return await _answered(rpc, answer)
-
-
-async def _answered(rpc: Any, answer: Callable[[RequestContext], Awaitable[bytes]]) -> Encoded:
-    given = dict(rpc.invocation_metadata()).get(logs.REQUEST_ID)
-    context = RequestContext(logs.request_id(given), math.inf)
-    try:
-        return Encoded(await answer(context))
-    except ServingError as error:
-        rpc.set_code(GRPC_STATUS[error.code])
-        rpc.set_details(grpc_message(error.message))
-        rpc.set_trailing_metadata([(logs.REQUEST_ID, context.request_id)])
-        return Encoded(b"")
-
-
-def _parsed(name: str, raw: bytes) -> Any:
-    """A message of TensorFlow Serving's; its class is there once the handlers are imported."""
-    full_name = f"tensorflow.serving.{name}"
-    kind = GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(full_name))
-    try:
-        return kind.FromString(raw)
-    except DecodeError:
-        raise InvalidArgument(f"the request is not a {full_name}") from None
-
-
-def _serialised(message: Any) -> bytes:
-    raw: bytes = message.SerializeToString()
-    return raw
+    async def rpc(self, method: str, raw: bytes, rpc: Any) -> Encoded:
+        """The reply to a serialised request of a method in `RPCS`. What fails is set on `rpc`."""
+        given = dict(rpc.invocation_metadata()).get(logs.REQUEST_ID)
+        context = RequestContext(logs.request_id(given), math.inf)
+        try:
+            return Encoded(await self._prediction.answer(RPCS[method], raw, context))
+        except ServingError as error:
+            rpc.set_code(GRPC_STATUS[error.code])
+            rpc.set_details(grpc_message(error.message))
+            rpc.set_trailing_metadata([(logs.REQUEST_ID, context.request_id)])
+            return Encoded(b"")
 
 
 async def _body(request: Request) -> bytes | None:

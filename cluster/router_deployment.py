@@ -99,13 +99,30 @@ class Router:
         return await self._ingress.http(request)
 
     async def Predict(self, request: bytes, grpc_context: Any) -> Encoded:  # noqa: N802
-        return await self._ingress.predict(request, grpc_context)
+        return await self._ingress.rpc("Predict", request, grpc_context)
+
+    async def Classify(self, request: bytes, grpc_context: Any) -> Encoded:  # noqa: N802
+        return await self._ingress.rpc("Classify", request, grpc_context)
+
+    async def Regress(self, request: bytes, grpc_context: Any) -> Encoded:  # noqa: N802
+        return await self._ingress.rpc("Regress", request, grpc_context)
+
+    async def MultiInference(self, request: bytes, grpc_context: Any) -> Encoded:  # noqa: N802
+        return await self._ingress.rpc("MultiInference", request, grpc_context)
 
     async def GetModelMetadata(self, request: bytes, grpc_context: Any) -> Encoded:  # noqa: N802
-        return await self._ingress.get_model_metadata(request, grpc_context)
+        return await self._ingress.rpc("GetModelMetadata", request, grpc_context)
 
     async def GetModelStatus(self, request: bytes, grpc_context: Any) -> Encoded:  # noqa: N802
-        return await self._ingress.get_model_status(request, grpc_context)
+        return await self._ingress.rpc("GetModelStatus", request, grpc_context)
+
+    async def HandleReloadConfigRequest(  # noqa: N802
+        self, request: bytes, grpc_context: Any
+    ) -> Encoded:
+        return await self._ingress.rpc("HandleReloadConfigRequest", request, grpc_context)
+
+    async def SessionRun(self, request: bytes, grpc_context: Any) -> Encoded:  # noqa: N802
+        return await self._ingress.rpc("SessionRun", request, grpc_context)
 
 
 def _import_tensorflow() -> None:

@@ -1,20 +1,28 @@
-"""The direct gRPC door: grpc.aio in the running loop, PredictionService and ModelService."""
+"""The direct gRPC door: grpc.aio in the running loop, with TensorFlow Serving's services.
+
+Beside them gRPC's own: health, under the original's short names as well, and reflection.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError, Message
-from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from tensorflow_serving.apis import (
+    model_service_pb2,
+    prediction_service_pb2,
+    session_service_pb2,
+)
 
-from shardserve.batching.errors import InvalidArgument, ServingError, Unavailable
+from shardserve.batching.errors import ServingError, Unavailable
 from shardserve.router import logs
 from shardserve.router.listening import ANY_HOST
-from shardserve.router.prediction import PredictionHandlers
+from shardserve.router.prediction import RPCS, PredictionHandlers, Rpc
 from shardserve.router.servable import RequestContext
 from shardserve.router.status_codes import GRPC_STATUS, grpc_message
 
@@ -28,11 +36,14 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
 )
+#: Their descriptions have to be there for reflection.
+_SERVICES = tuple(
+    service.full_name
+    for file in (prediction_service_pb2, model_service_pb2, session_service_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+)
 
-_M = TypeVar("_M", bound=Message)
-
-#: Takes a serialised request, gives a serialised reply.
-_Answer = Callable[[bytes, RequestContext], Awaitable[bytes]]
+_GRPC_SERVICES = (health.SERVICE_NAME, reflection.SERVICE_NAME)
 
 
 class GrpcDoor:
@@ -44,11 +55,14 @@ class GrpcDoor:
         self.port = port
         self._handlers = handlers
         self._server: Any = None
+        self._health = health.aio.HealthServicer()
 
     async def start(self) -> None:
         """Accept calls from now on, on the running loop. Raises Unavailable without the port."""
         server = grpc.aio.server(options=_OPTIONS)
         server.add_generic_rpc_handlers(_services(self._handlers))
+        await self._add_health(server)
+        reflection.enable_server_reflection((*_SERVICES, *_GRPC_SERVICES), server)
         address = f"{self.host or '[::]'}:{self.port}"
         try:
             self.port = server.add_insecure_port(address)
@@ -57,49 +71,44 @@ class GrpcDoor:
         await server.start()
         self._server = server
 
+    async def _add_health(self, server: Any) -> None:
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        serving = health_pb2.HealthCheckResponse.SERVING
+        for service in ("", *_SERVICES, *(name.rpartition(".")[2] for name in _SERVICES)):
+            await self._health.set(service, serving)
+
     async def stop(self, grace: float = GRACE_SECONDS) -> None:
-        """Refuse new calls; cancel those that are still in flight after `grace` seconds."""
+        """Refuse new calls; cancel those that are still in flight after `grace` seconds.
+
+        Whoever watches the health is told first.
+        """
         if self._server is not None:
+            await self._health.enter_graceful_shutdown()
             await self._server.stop(grace)
             self._server = None
 
 
 def _services(handlers: PredictionHandlers) -> tuple[Any, ...]:
-    async def predict(raw: bytes, context: RequestContext) -> bytes:
-        return await handlers.predict(_parsed(predict_pb2.PredictRequest, raw), context)
-
-    async def metadata(raw: bytes, context: RequestContext) -> bytes:
-        request = _parsed(get_model_metadata_pb2.GetModelMetadataRequest, raw)
-        return _serialized(handlers.get_model_metadata(request, context))
-
-    async def status(raw: bytes, context: RequestContext) -> bytes:
-        request = _parsed(get_model_status_pb2.GetModelStatusRequest, raw)
-        return _serialized(handlers.get_model_status(request, context))
-
-    return (
-        _service("PredictionService", {"Predict": predict, "GetModelMetadata": metadata}),
-        _service("ModelService", {"GetModelStatus": status}),
+    """Bytes in, bytes out: requests are parsed, and replies built, behind the door."""
+    services: dict[str, dict[str, Any]] = {}
+    for rpc in RPCS.values():
+        method = grpc.unary_unary_rpc_method_handler(_method(handlers, rpc))
+        services.setdefault(rpc.service, {})[rpc.method] = method
+    return tuple(
+        grpc.method_handlers_generic_handler(service, methods)
+        for service, methods in services.items()
     )
 
 
-def _service(name: str, answers: dict[str, _Answer]) -> Any:
-    """Bytes in, bytes out: replies are built by the codec, not through a message."""
-    methods = {
-        method: grpc.unary_unary_rpc_method_handler(_method(answer))
-        for method, answer in answers.items()
-    }
-    return grpc.method_handlers_generic_handler(f"tensorflow.serving.{name}", methods)
-
-
-def _method(answer: _Answer) -> Callable[[bytes, Any], Awaitable[bytes]]:
-    async def call(raw: bytes, rpc: Any) -> bytes:
-        context = request_context(rpc)
+def _method(handlers: PredictionHandlers, rpc: Rpc) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    async def call(raw: bytes, servicer: Any) -> bytes:
+        context = request_context(servicer)
         try:
-            return await answer(raw, context)
+            return await handlers.answer(rpc, raw, context)
         except ServingError as error:
             failure = error
-        rpc.set_trailing_metadata(((logs.REQUEST_ID, context.request_id),))
-        await rpc.abort(GRPC_STATUS[failure.code], grpc_message(failure.message))
+        servicer.set_trailing_metadata(((logs.REQUEST_ID, context.request_id),))
+        await servicer.abort(GRPC_STATUS[failure.code], grpc_message(failure.message))
         raise AssertionError("abort returned")
 
     return call
@@ -114,15 +123,3 @@ def request_context(rpc: Any) -> RequestContext:
     left = rpc.time_remaining()
     deadline = math.inf if left is None else time.monotonic() + left
     return RequestContext(logs.request_id(given), deadline)
-
-
-def _serialized(message: Message) -> bytes:
-    raw: bytes = message.SerializeToString()
-    return raw
-
-
-def _parsed(kind: type[_M], raw: bytes) -> _M:
-    try:
-        return kind.FromString(raw)
-    except DecodeError:
-        raise InvalidArgument(f"the request is not a {kind.DESCRIPTOR.full_name}") from None

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-import functools
-import time
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-from google.protobuf import json_format
-from google.protobuf.message import Message
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_pb2,
-    predict_pb2,
-)
+from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
 
-from shardserve.batching.errors import InvalidArgument
+from shardserve.router import model_info, session_run
 from shardserve.router.catalog import Catalog, ModelSpec
+from shardserve.router.example_handlers import ExampleHandlers
 from shardserve.router.json_codec import Form, decode_predict, parse_predict
 from shardserve.router.json_encode import encode_predict
+from shardserve.router.model_specs import served_spec, spec_of
 from shardserve.router.predict import (
     DEFAULT_SIGNATURE,
+    check_method_name,
     choose_outputs,
     decode_inputs,
     signature_named,
     signature_named_over_rest,
 )
 from shardserve.router.proto_codec import encode_predict_response
-from shardserve.router.servable import Array, RequestContext, Servable
+from shardserve.router.request_steps import RequestSteps
+from shardserve.router.servable import Array, RequestContext, Servable, Signature
 from shardserve.router.session import StageThreads
 
-#: JSON bodies from this size on are decoded on a thread: they take longer than handing over does.
-LARGE_BODY = 64 << 10
 
-_SIGNATURE_DEF = "signature_def"
+@dataclass(frozen=True)
+class HandlerOptions:
+    """How requests are answered, as TensorFlow Serving's flags of similar names say.
+
+    `tensor_content`: outputs go into `tensor_content` rather than typed fields
+    (--enable_serialization_as_tensor_content). `check_method_names`: a signature answers only the
+    calls that its method is for (--enable_signature_method_name_check).
+    """
+
+    tensor_content: bool = False
+    check_method_names: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,131 +56,93 @@ class _Call:
 class Handlers:
     """Stateless but for the catalog. What goes wrong with a request is a `ServingError`."""
 
-    def __init__(self, catalog: Catalog, threads: StageThreads) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        threads: StageThreads,
+        options: HandlerOptions = HandlerOptions(),
+    ) -> None:
         self.catalog = catalog
-        self._threads = threads
+        self.steps = RequestSteps(catalog, threads)
+        self.examples = ExampleHandlers(self.steps, options.check_method_names)
+        self._options = options
 
     async def predict(self, request: predict_pb2.PredictRequest, context: RequestContext) -> bytes:
         """A serialised PredictResponse."""
-        started = time.perf_counter()
-        call = self._decode_proto(request)
-        context.spend("decode", time.perf_counter() - started)
+        call = await self.steps.decode(0, lambda: self._decode_proto(request, context), context)
         results = await call.run(context)
-        started = time.perf_counter()
-        spec = _served_spec(request.model_spec.name, call.signature, call.servable.version)
-        reply = encode_predict_response(results, spec)
-        context.spend("encode", time.perf_counter() - started)
-        return reply
+        spec = served_spec(request.model_spec.name, call.signature, call.servable.version)
+        as_content = self._options.tensor_content
+        return await self.steps.encode(
+            _size(results), lambda: encode_predict_response(results, spec, as_content), context
+        )
 
     async def predict_json(self, spec: ModelSpec, body: bytes, context: RequestContext) -> bytes:
         """The reply to a REST predict request, laid out as its body is."""
-        if len(body) < LARGE_BODY:
-            started = time.perf_counter()
-            call, form = self._decode_json(spec, body)
-            context.spend("decode", time.perf_counter() - started)
-        else:
-            call, form = await self._threads.run(
-                lambda: self._decode_json(spec, body), context, "decode"
-            )
+        servable = self.steps.resolve_for_body(spec, body, parse_predict, context)
+        call, form = await self.steps.decode(
+            len(body), lambda: self._decode_json(servable, body), context
+        )
         results = await call.run(context)
-        started = time.perf_counter()
-        reply = encode_predict(results, form)
-        context.spend("encode", time.perf_counter() - started)
-        return reply
+        return await self.steps.encode(
+            _size(results), lambda: encode_predict(results, form), context
+        )
+
+    async def session_run(self, request: Any, context: RequestContext) -> bytes:
+        """A serialised SessionRunResponse."""
+        servable = self.steps.resolve(spec_of(request), context)
+        asked = await self.steps.decode(0, lambda: session_run.decode_session_run(request), context)
+        values = await session_run.run(servable, asked, context)
+        spec = served_spec(request.model_spec.name, asked.by_alias or "", servable.version)
+        size = sum([value.size for value in values])
+        as_content = self._options.tensor_content
+        return await self.steps.encode(
+            size,
+            lambda: session_run.encode_session_run(asked.fetches, values, spec, as_content),
+            context,
+        )
 
     def metadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         """The model's signatures."""
         spec = spec_of(request)
-        if not request.metadata_field:
-            raise InvalidArgument(
-                "GetModelMetadataRequest must specify at least one metadata_field"
-            )
-        for field in request.metadata_field:
-            if field != _SIGNATURE_DEF:
-                raise InvalidArgument(f"Metadata field {field} is not supported")
-        return self._metadata(spec)
+        model_info.check_metadata_fields(request.metadata_field)
+        return model_info.metadata_of(self.catalog, spec)
 
     def metadata_json(self, spec: ModelSpec) -> bytes:
         """The REST form of `metadata`, in which the signatures are not packed."""
-        response = self._metadata(spec)
-        signatures = get_model_metadata_pb2.SignatureDefMap()
-        response.metadata[_SIGNATURE_DEF].Unpack(signatures)
-        return orjson.dumps(
-            {
-                "model_spec": _as_dict(response.model_spec),
-                "metadata": {_SIGNATURE_DEF: _as_dict(signatures)},
-            },
-            option=orjson.OPT_INDENT_2,
-        )
+        return model_info.metadata_json(model_info.metadata_of(self.catalog, spec))
 
     def status(
         self, request: get_model_status_pb2.GetModelStatusRequest
     ) -> get_model_status_pb2.GetModelStatusResponse:
         """The states of the model's versions, newest first; a label is not looked at."""
-        return self._status(spec_of(request))
+        return model_info.status_of(self.catalog, spec_of(request))
 
     def status_json(self, spec: ModelSpec) -> bytes:
         """The REST form of `status`."""
-        return orjson.dumps(_as_dict(self._status(spec)), option=orjson.OPT_INDENT_2)
+        return model_info.status_json(model_info.status_of(self.catalog, spec))
 
-    def _decode_proto(self, request: predict_pb2.PredictRequest) -> _Call:
-        servable = self.catalog.resolve(spec_of(request))
+    def _decode_proto(self, request: predict_pb2.PredictRequest, context: RequestContext) -> _Call:
+        servable = self.steps.resolve(spec_of(request), context)
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-        signature = signature_named(servable, name)
+        signature = self._checked(signature_named(servable, name))
         inputs = decode_inputs(request.inputs, signature)
         return _Call(servable, name, inputs, choose_outputs(request.output_filter, signature))
 
-    def _decode_json(self, spec: ModelSpec, body: bytes) -> tuple[_Call, Form]:
+    def _decode_json(self, servable: Servable, body: bytes) -> tuple[_Call, Form]:
         parsed = parse_predict(body)
-        servable = self.catalog.resolve(spec)
         name = parsed.signature_name or DEFAULT_SIGNATURE
-        signature = signature_named_over_rest(servable, name)
+        signature = self._checked(signature_named_over_rest(servable, name))
         inputs = decode_predict(parsed, signature)
         return _Call(servable, name, inputs, tuple(signature.outputs)), parsed.form
 
-    def _metadata(self, spec: ModelSpec) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        servable = self.catalog.resolve(spec)
-        response = get_model_metadata_pb2.GetModelMetadataResponse()
-        response.model_spec.name = servable.name
-        response.model_spec.version.value = servable.version
-        signatures = get_model_metadata_pb2.SignatureDefMap.FromString(servable.signature_def_map)
-        response.metadata[_SIGNATURE_DEF].Pack(signatures)
-        return response
-
-    def _status(self, spec: ModelSpec) -> get_model_status_pb2.GetModelStatusResponse:
-        response = get_model_status_pb2.GetModelStatusResponse()
-        for number, version in self.catalog.statuses(spec):
-            row = response.model_version_status.add(version=number, state=int(version.state))
-            row.status.error_code = int(version.code)
-            row.status.error_message = version.message
-        return response
+    def _checked(self, signature: Signature) -> Signature:
+        if self._options.check_method_names:
+            check_method_name(signature)
+        return signature
 
 
-def spec_of(request: Any) -> ModelSpec:
-    """The ModelSpec of any request that has one. Raises InvalidArgument if it is missing."""
-    if not request.HasField("model_spec"):
-        raise InvalidArgument("Missing ModelSpec")
-    spec = request.model_spec
-    choice = spec.WhichOneof("version_choice")
-    return ModelSpec(
-        spec.name,
-        spec.version.value if choice == "version" else None,
-        spec.version_label if choice == "version_label" else None,
-    )
-
-
-@functools.lru_cache(maxsize=1024)
-def _served_spec(name: str, signature: str, version: int) -> bytes:
-    """The serialised ModelSpec of a reply: what answered, with nothing left open."""
-    spec = model_pb2.ModelSpec(name=name, signature_name=signature)
-    spec.version.value = version
-    serialized: bytes = spec.SerializeToString()
-    return serialized
-
-
-def _as_dict(message: Message) -> dict[str, Any]:
-    return json_format.MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
+def _size(outputs: dict[str, Array]) -> int:
+    return sum([array.size for array in outputs.values()])

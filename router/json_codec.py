@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,23 +10,17 @@ from typing import Any
 import numpy as np
 
 from shardserve.batching.errors import InvalidArgument
-from shardserve.router.json_strict import (
-    INTEGER_RANGE,
-    MAX_RANK,
-    decode_columns,
-    decode_rows,
-    is_base64,
-    unpack_base64,
-)
+from shardserve.router.json_dense import accepted_prefix, dense, is_base64
+from shardserve.router.json_strict import decode_columns, decode_rows
 from shardserve.router.json_text import (
     may_repeat_a_key,
     parse_exactly,
     parse_object,
     shown,
-    to_bytes,
+    signature_name_of,
 )
 from shardserve.router.servable import Array, Signature
-from shardserve.router.tensor_types import BY_NUMBER, STRING, TensorType
+from shardserve.router.tensor_types import BY_NUMBER, TensorType
 
 
 class Form(enum.Enum):
@@ -54,12 +47,7 @@ def parse_predict(body: bytes) -> PredictBody:
     document = parse_object(body)
     if may_repeat_a_key(body, _count_keys(document)):
         document = parse_exactly(body)
-    name = document.get("signature_name", "")
-    if not isinstance(name, str):
-        raise InvalidArgument(
-            f"JSON Value: {shown(document)} not formatted correctly. "
-            "'signature_name' key must be a string value."
-        )
+    name = signature_name_of(document)
     form = _form(document)
     return PredictBody(name, form, document[form.value])
 
@@ -135,12 +123,29 @@ def _columns(content: Any, kinds: Mapping[str, TensorType]) -> dict[str, Array]:
 
 
 def _rows(content: list[Any], kinds: Mapping[str, TensorType]) -> dict[str, Array]:
+    arrays = _dense_rows(content, kinds)
+    if arrays is not None:
+        return arrays
+    # The first row that does not go with those before it says what is wrong, if anything is.
+    first = _dense_rows(content[:1], kinds)
+    shapes = {} if first is None else {alias: a.shape[1:] for alias, a in first.items()}
+
+    def accepts(start: int, end: int) -> bool:
+        part = _dense_rows(content[start:end], kinds)
+        return part is not None and all(part[alias].shape[1:] == shapes[alias] for alias in kinds)
+
+    place = accepted_prefix(len(content), accepts) if shapes else 0
+    decode_rows({0: content[0], place: content[place]}, kinds)
+    return decode_rows(dict(enumerate(content)), kinds)
+
+
+def _dense_rows(content: list[Any], kinds: Mapping[str, TensorType]) -> dict[str, Array] | None:
     columns = _row_columns(content, kinds)
     if columns is None:
-        return decode_rows(content, kinds)
+        return None
     arrays = {alias: dense(columns[alias], kind) for alias, kind in kinds.items()}
     complete = {alias: array for alias, array in arrays.items() if array is not None}
-    return complete if len(complete) == len(kinds) else decode_rows(content, kinds)
+    return complete if len(complete) == len(kinds) else None
 
 
 def _row_columns(
@@ -152,93 +157,3 @@ def _row_columns(
     if not all(isinstance(row, dict) and row.keys() == kinds.keys() for row in content):
         return None
     return {alias: [row[alias] for row in content] for alias in kinds}
-
-
-def dense(value: Any, kind: TensorType) -> Array | None:
-    """`value` as an array of the type, or None where it is not a dense tensor of just that type."""
-    if kind is STRING:
-        return _strings(value)
-    accept = _ACCEPT.get(kind.name)
-    if accept is None:
-        return None
-    shape, flat = _flatten(value)
-    # Left to itself, numpy would take "1" and true for numbers, and 1.5 for an integer.
-    if not accept.types.issuperset(map(type, flat)):
-        return None
-    try:
-        array = np.array(flat, accept.held)
-    except OverflowError:
-        return None
-    if accept.bounds is not None and array.size and not _within(array, *accept.bounds):
-        return None
-    if array.dtype != kind.numpy:
-        array = array.astype(kind.numpy)
-    return array.reshape(shape)
-
-
-def _within(array: Array, low: int, high: int) -> bool:
-    return bool(array.min() >= low and array.max() <= high)
-
-
-def _flatten(value: Any) -> tuple[list[int], list[Any]]:
-    """Shape and elements of nested lists; where they are ragged, lists are left among the elements.
-
-    Level by level, each by a few passes over all of it that run without the interpreter.
-    """
-    if type(value) is not list:
-        return [], [value]
-    shape, flat = [len(value)], value
-    while flat and type(flat[0]) is list and len(shape) < MAX_RANK:
-        if len(flat) == 1:
-            flat = flat[0]
-            shape.append(len(flat))
-            continue
-        if set(map(type, flat)) != {list} or len(set(map(len, flat))) > 1:
-            break
-        shape.append(len(flat[0]))
-        flat = list(itertools.chain.from_iterable(flat))
-    return shape, flat
-
-
-def _strings(value: Any) -> Array | None:
-    shape, flat = _flatten(value)
-    types = set(map(type, flat))
-    if types == {str}:
-        flat = [to_bytes(text) for text in flat]
-    elif types <= {str, dict} and all(type(v) is str or is_base64(v) for v in flat):
-        flat = [to_bytes(v) if type(v) is str else unpack_base64(v) for v in flat]
-    else:
-        return None
-    values = np.empty(len(flat), object)
-    values[:] = flat
-    return values.reshape(shape)
-
-
-@dataclass(frozen=True)
-class _Accept:
-    """The Python types that numbers of a type parse to, what holds them at first, their bounds."""
-
-    types: frozenset[type]
-    held: np.dtype[Any]
-    bounds: tuple[int, int] | None = None
-
-
-def _accept(held: str, *types: type, bounds: tuple[int, int] | None = None) -> _Accept:
-    return _Accept(frozenset(types), np.dtype(held), bounds)
-
-
-# The original reads small integers as 32 bits and lets them wrap.
-_INT32 = _accept("i8", int, bounds=INTEGER_RANGE["int32"])
-
-_ACCEPT: Mapping[str, _Accept] = {
-    "float": _accept("f4", int, float),
-    "double": _accept("f8", int, float),
-    "int32": _INT32,
-    "int16": _INT32,
-    "int8": _INT32,
-    "uint8": _INT32,
-    "int64": _accept("i8", int),
-    "uint32": _accept("i8", int, bounds=INTEGER_RANGE["uint32"]),
-    "uint64": _accept("u8", int),
-    "bool": _accept("?", bool),
-}

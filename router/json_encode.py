@@ -1,17 +1,19 @@
-"""Outputs as the JSON of a REST predict reply."""
+"""Outputs as the JSON of a REST reply, in the layout of RapidJSON's pretty writer."""
 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import orjson
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.router.json_codec import Form
+from shardserve.router.json_layout import Nesting, Style, empty, nesting, new_line
+from shardserve.router.json_numbers import join_numbers
 from shardserve.router.servable import Array
 from shardserve.router.tensor_types import BY_NUMPY, STRING
 
@@ -23,6 +25,9 @@ _WRITABLE = frozenset(
      "uint64")
 )  # fmt: skip
 
+#: Between the texts of rows; no JSON text holds it.
+_CUT = b"\0"
+
 
 def encode_predict(outputs: Mapping[str, Array], form: Form) -> bytes:
     """The reply to a request of that form: `predictions` by row, or `outputs` by name.
@@ -33,19 +38,63 @@ def encode_predict(outputs: Mapping[str, Array], form: Form) -> bytes:
     """
     if not outputs:
         raise InvalidArgument("Cannot convert empty tensor map to JSON")
-    if form is Form.ROWS:
-        return _dumps({"predictions": _by_row(outputs)})
-    values = {name: _value(array, name) for name, array in outputs.items()}
-    return _dumps({"outputs": values if len(values) > 1 else next(iter(values.values()))})
-
-
-def _by_row(outputs: Mapping[str, Array]) -> Any:
+    for array in outputs.values():
+        _check_type(array)
+    if form is Form.COLUMNS:
+        return _member("outputs", _columns(outputs))
     _check_rows(outputs)
     if len(outputs) == 1:
-        name, array = next(iter(outputs.items()))
-        return _value(array, name)
-    columns = [_rows_of(array, name) for name, array in outputs.items()]
-    return [dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)]
+        [(name, array)] = outputs.items()
+        return _member("predictions", _plain_rows(name, array))
+    return _member("predictions", _object_rows(outputs))
+
+
+def encode_classifications(labels: Array | None, scores: Array | None) -> bytes:
+    """The reply to classify: for each example its classes, each [label, score].
+
+    Both are [examples, classes], at least one of them there; empty labels stand in for the other,
+    or zeros. Raises InvalidArgument for no examples.
+    """
+    shape = _shape_of(labels, scores)
+    if shape[0] == 0:
+        raise InvalidArgument("Cannot convert empty ClassificationResults to JSON")
+    if shape[1] == 0:
+        return _member("results", b"[" + b", ".join([b"[]"] * shape[0]) + _END_OF_ROWS)
+    count = shape[0] * shape[1]
+    numbers = np.zeros(count, np.float32) if scores is None else scores
+    names = _texts(labels.ravel().tolist()) if labels is not None else [b'""'] * count
+    texts = join_numbers(numbers, (_CUT,), ()).split(_CUT)
+    pairs = [b"[%b, %b]" % pair for pair in zip(names, texts, strict=True)]
+    rows = nesting(shape, Style.LINE, 1).joined(pairs)
+    return _member("results", rows[:-1] + _END_OF_ROWS)
+
+
+def encode_regressions(values: Array) -> bytes:
+    """The reply to regress, of a flat array. Raises InvalidArgument for an empty one."""
+    if not values.size:
+        raise InvalidArgument("Cannot convert empty RegressionResults to JSON")
+    return _member("results", b"[" + join_numbers(values, (b", ",), ()) + b"]")
+
+
+def encode_error(message: str) -> bytes:
+    """What went wrong, as the body of a reply."""
+    return _member("error", orjson.dumps(message.encode("utf-8", "replace").decode("utf-8")))
+
+
+def _member(name: str, value: bytes) -> bytes:
+    """An object of that one member."""
+    return b"".join((b'{\n    "', name.encode(), b'": ', value, b"\n}"))
+
+
+#: The original ends lists of rows so, each of which is on one line.
+_END_OF_ROWS = new_line(1) + b"]"
+
+
+def _check_type(array: Array) -> None:
+    kind = BY_NUMPY.get(array.dtype)
+    if kind is None or kind.name not in _WRITABLE:
+        written = kind.name if kind else str(array.dtype)
+        raise InvalidArgument(f"Failed to write JSON value for tensor type: {written}")
 
 
 def _check_rows(outputs: Mapping[str, Array]) -> None:
@@ -61,94 +110,89 @@ def _check_rows(outputs: Mapping[str, Array]) -> None:
         expected = len(array)
 
 
-def _rows_of(array: Array, name: str) -> Any:
-    """What orjson writes for each row of the array."""
-    if _is_plain(array):
-        return array.tolist() if array.ndim == 1 and array.dtype.kind != "f" else array
-    return [_value(row, name) for row in _as_arrays(array)]
+def _plain_rows(name: str, array: Array) -> bytes:
+    text = _array(name, array, Style.LINE, 1)
+    return text[:-1] + _END_OF_ROWS if len(array) else text
 
 
-def _as_arrays(array: Array) -> list[Array]:
-    return [array[place : place + 1].reshape(array.shape[1:]) for place in range(len(array))]
+def _object_rows(outputs: Mapping[str, Array]) -> bytes:
+    columns = [_row_texts(name, array) for name, array in outputs.items()]
+    if not columns[0]:
+        return b"[]"
+    pieces = []
+    before = b"," + new_line(2) + b"{" + new_line(3)
+    for name, texts in zip(outputs, columns, strict=True):
+        pieces += [itertools.repeat(before + orjson.dumps(name) + b": "), texts]
+        before = b"," + new_line(3)
+    pieces.append(itertools.repeat(new_line(2) + b"}"))
+    rows = b"".join(itertools.chain.from_iterable(zip(*pieces, strict=False)))
+    return b"[" + rows[1:] + _END_OF_ROWS
 
 
-def _value(array: Array, name: str) -> Any:
-    """What orjson writes for the array: itself wherever possible."""
-    kind = BY_NUMPY.get(array.dtype)
-    if kind is None or kind.name not in _WRITABLE:
-        written = kind.name if kind else str(array.dtype)
-        raise InvalidArgument(f"Failed to write JSON value for tensor type: {written}")
-    if kind is STRING:
-        return _strings(array, name)
-    if not _is_plain(array):
-        return orjson.Fragment(_with_tokens(array))
-    return array if array.ndim else array[()]
+def _row_texts(name: str, array: Array) -> list[bytes]:
+    """The text of each row, within an object in the list of rows."""
+    shape = array.shape[1:]
+    if not array.size:
+        return [empty(shape, Style.LINE, 3)] * len(array) if len(array) else []
+    if not shape:
+        return _elements(name, array, Nesting(b"", (_CUT,), (), b""), 3).split(_CUT)
+    row = nesting(shape, Style.LINE, 3)
+    cut = row.closing + _CUT + row.opening
+    sizes = (*row.sizes, array.size // len(array))
+    rows = Nesting(row.opening, (*row.separators, cut), sizes, row.closing)
+    return _elements(name, array, rows, 3 + len(shape)).split(_CUT)
 
 
-def _is_plain(array: Array) -> bool:
-    """Whether orjson writes the elements as they should be: it knows neither NaN nor bytes."""
-    if array.dtype.kind == "f":
-        return bool(np.isfinite(array).all())
-    return array.dtype.kind in "iub"
+def _columns(outputs: Mapping[str, Array]) -> bytes:
+    if len(outputs) == 1:
+        [(name, array)] = outputs.items()
+        return _array(name, array, Style.BLOCK, 1)
+    members = [
+        b"".join((new_line(2), orjson.dumps(name), b": ", _array(name, array, Style.BLOCK, 2)))
+        for name, array in outputs.items()
+    ]
+    return b"{" + b",".join(members) + new_line(1) + b"}"
 
 
-def _with_tokens(array: Array) -> bytes:
-    """JSON of floats of which some are not finite."""
-    finite = np.isfinite(array)
-    texts = orjson.dumps(np.where(finite, array, 0).ravel(), option=_NUMPY)[1:-1].split(b",")
-    flat = array.ravel()
-    for place in np.flatnonzero(~finite.ravel()):
-        texts[place] = _token(flat[place])
-    return _nested(texts, array.shape)
+def _array(name: str, array: Array, style: Style, depth: int) -> bytes:
+    """The text of a whole array, within `depth` containers."""
+    if not array.size:
+        return empty(array.shape, style, depth)
+    if not array.ndim:
+        return _elements(name, array, Nesting(b"", (b"",), (), b""), depth)
+    return _elements(name, array, nesting(array.shape, style, depth), depth + array.ndim)
 
 
-def _token(value: float) -> bytes:
-    if np.isnan(value):
-        return b"NaN"
-    return b"Infinity" if value > 0 else b"-Infinity"
-
-
-def _nested(texts: list[bytes], shape: tuple[int, ...]) -> bytes:
-    """The texts of all elements, put into lists from the innermost dimension out."""
-    for size in reversed(shape):
-        texts = [
-            b"[" + b",".join(texts[start : start + size]) + b"]"
-            for start in range(0, len(texts), size)
-        ]
-    return texts[0]
-
-
-def _strings(array: Array, name: str) -> Any:
+def _elements(name: str, array: Array, around: Nesting, depth: int) -> bytes:
+    """The elements, which lie within `depth` containers, with all that is around them."""
+    if BY_NUMPY[array.dtype] is not STRING:
+        return around.around(join_numbers(array, around.separators, around.sizes))
     flat = array.ravel().tolist()
-    if name.endswith(_BYTES_SUFFIX):
-        values: list[Any] = [{"b64": base64.b64encode(raw).decode("ascii")} for raw in flat]
-    else:
-        values = [_text(raw) for raw in flat]
-    if array.ndim <= 1:
-        return values if array.ndim else values[0]
-    nested = np.empty(len(values), object)
-    nested[:] = values
-    return nested.reshape(array.shape).tolist()
+    texts = _base64(flat, depth) if name.endswith(_BYTES_SUFFIX) else _texts(flat)
+    return around.joined(texts)
 
 
-def _text(raw: bytes) -> Any:
-    """A string; one that is not UTF-8 goes out byte by byte, as it is."""
+def _base64(values: list[bytes], depth: int) -> list[bytes]:
+    before = b"{" + new_line(depth + 1) + b'"b64": "'
+    after = b'"' + new_line(depth) + b"}"
+    return [before + base64.b64encode(raw) + after for raw in values]
+
+
+def _texts(values: list[bytes]) -> list[bytes]:
     try:
-        return raw.decode("utf-8")
+        return [orjson.dumps(raw.decode()) for raw in values]
     except UnicodeDecodeError:
-        quoted = json.dumps(raw.decode("utf-8", "surrogateescape"), ensure_ascii=False)
-        return orjson.Fragment(quoted.encode("utf-8", "surrogateescape"))
+        return [_quoted(raw) for raw in values]
 
 
-_NUMPY = orjson.OPT_SERIALIZE_NUMPY
+def _quoted(raw: bytes) -> bytes:
+    """A string; bytes that are not UTF-8 go out as they are."""
+    quoted = json.dumps(raw.decode("utf-8", "surrogateescape"), ensure_ascii=False)
+    return quoted.encode("utf-8", "surrogateescape")
 
 
-def _dumps(value: Any) -> bytes:
-    return orjson.dumps(value, option=_NUMPY, default=_contiguous)
-
-
-def _contiguous(value: Any) -> Any:
-    """orjson asks here about arrays that it cannot write as they lie."""
-    if isinstance(value, np.ndarray):
-        return np.ascontiguousarray(value)
-    raise TypeError(f"{type(value).__name__} is not JSON")
+def _shape_of(labels: Array | None, scores: Array | None) -> tuple[int, int]:
+    there = scores if labels is None else labels
+    assert there is not None
+    rows, columns = there.shape
+    return rows, columns

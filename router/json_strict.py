@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,26 +12,19 @@ from typing import Any
 import numpy as np
 
 from shardserve.batching.errors import InvalidArgument, ServingError, Unimplemented
+from shardserve.router.json_dense import (
+    INTEGER_RANGE,
+    MAX_RANK,
+    dense_prefix,
+    is_base64,
+    unpack_base64,
+)
 from shardserve.router.json_text import shown, to_bytes, type_name
 from shardserve.router.servable import Array
 from shardserve.router.tensor_types import STRING, TensorType
 
-#: numpy's limit.
-MAX_RANK = 64
-
-
-def is_base64(value: Any) -> bool:
-    """Whether a JSON object stands for one binary string: {"b64": "..."}."""
-    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
-
-
-def unpack_base64(value: Mapping[str, Any]) -> bytes:
-    """The bytes of a `{"b64": ...}`: standard alphabet, padding optional, white space ignored."""
-    text = "".join(value["b64"].split()).rstrip("=")
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidArgument("Unable to base64 decode") from None
+#: Longer lists are looked at as wholes first.
+_FEW = 16
 
 
 def decode_columns(content: Any, kinds: Mapping[str, TensorType]) -> dict[str, Array]:
@@ -53,8 +44,8 @@ def decode_columns(content: Any, kinds: Mapping[str, TensorType]) -> dict[str, A
     return arrays
 
 
-def decode_rows(rows: list[Any], kinds: Mapping[str, TensorType]) -> dict[str, Array]:
-    """`instances`: one element a row, all plain or all objects with exactly the inputs' names."""
+def decode_rows(rows: Mapping[int, Any], kinds: Mapping[str, TensorType]) -> dict[str, Array]:
+    """`instances`, by place: all plain, or all objects with exactly the inputs' names."""
     if not isinstance(rows[0], dict) and len(kinds) > 1:
         raise InvalidArgument(
             "instances is a plain list, but expecting list of objects as multiple input tensors "
@@ -62,7 +53,7 @@ def decode_rows(rows: list[Any], kinds: Mapping[str, TensorType]) -> dict[str, A
         )
     named = _is_named(rows[0])
     columns: dict[str, list[Array]] = {alias: [] for alias in kinds}
-    for place, row in enumerate(rows):
+    for place, row in rows.items():
         if named:
             _add_named(columns, kinds, place, row)
         else:
@@ -171,7 +162,11 @@ def _fill(
             f"Encountered list at unexpected size: {len(value)} at level: {level} "
             f"expected size: {shape[level]}"
         )
-    for element in value:
+    start = 0
+    if len(value) > _FEW:
+        start, good = dense_prefix(value, kind, shape[level + 1 :])
+        flat.extend(good.ravel().tolist())
+    for element in value[start:]:
         _fill(element, level + 1, shape, kind, flat)
 
 
@@ -210,19 +205,6 @@ def _as_float(value: float) -> float:
     except OverflowError:
         return math.copysign(math.inf, value)
 
-
-_INT32_RANGE = (-(2**31), 2**31 - 1)
-
-# The original reads small integers as 32 bits and lets them wrap.
-INTEGER_RANGE = {
-    "int32": _INT32_RANGE,
-    "int16": _INT32_RANGE,
-    "int8": _INT32_RANGE,
-    "uint8": _INT32_RANGE,
-    "int64": (-(2**63), 2**63 - 1),
-    "uint32": (0, 2**32 - 1),
-    "uint64": (0, 2**64 - 1),
-}
 
 _SENDABLE = {"float", "double", "bool", "string", *INTEGER_RANGE}
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import struct
 from typing import Any
 
 import orjson
@@ -19,6 +20,11 @@ MAX_SHOWN = 1024
 _SHORT_INFINITY = re.compile(r'"(?:[^"\\]|\\.)*+"?|Inf(?:inity)?', re.DOTALL)
 
 _SHOWN_DEPTH = 8
+
+#: Digits that tell every float32 from its neighbours; doubles take 17.
+_FLOAT32_DIGITS = 9
+
+_FLOAT32 = struct.Struct("<f")
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -62,6 +68,17 @@ def may_repeat_a_key(body: bytes, keys: int) -> bool:
     return body.count(b":") > keys and body.count(b'":') - body.count(b'"b64":') > keys
 
 
+def signature_name_of(document: dict[str, Any]) -> str:
+    """The signature that a request names, "" if none. Raises InvalidArgument if it is no string."""
+    name = document.get("signature_name", "")
+    if not isinstance(name, str):
+        raise InvalidArgument(
+            f"JSON Value: {shown(document)} not formatted correctly. "
+            "'signature_name' key must be a string value."
+        )
+    return name
+
+
 def shown(value: Any) -> str:
     """A value as error messages show it, cut off where it is long."""
     if isinstance(value, float):
@@ -71,12 +88,15 @@ def shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 
 
-def decimal(value: float) -> str:
-    """A float as the original writes it: six digits if they are enough, 17 if not."""
+def decimal(value: float, digits: int = 17) -> str:
+    """A float as the original writes it: six digits if they are enough, `digits` (9, 17) if not."""
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     short = f"{value:g}"
-    text = short if float(short) == value else f"{value:.17g}"
+    read = float(short)
+    if digits == _FLOAT32_DIGITS:
+        [read] = _FLOAT32.unpack(_FLOAT32.pack(read))
+    text = short if read == value else f"{value:.{digits}g}"
     return text if "." in text or "e" in text else text + ".0"
 
 

@@ -15,6 +15,9 @@ from shardserve.shards.measures import Measure, MeasureKind
 #: Upper bounds in microseconds: 10, 18, 32.4, ... as the original's Exponential(10, 1.8, 33).
 BUCKETS = tuple(10 * 1.8**power for power in range(33))
 
+#: Upper bounds of Examples in a request, as the original's Exponential(1, 2, 15).
+EXAMPLE_BUCKETS = tuple(2.0**power for power in range(15))
+
 #: Series kept of one metric. Clients choose the model names of requests that are not found.
 MAX_SERIES = 4096
 
@@ -35,11 +38,15 @@ class Counter:
         self._labels = labels
         self._counts: dict[Labels, int] = {}
 
-    def add(self, values: Labels) -> None:
-        """One more. Past `MAX_SERIES` combinations the first label is left empty."""
+    def add(self, values: Labels, count: int = 1) -> None:
+        """So many more. Past `MAX_SERIES` combinations the first label is left empty."""
         if values not in self._counts and len(self._counts) >= MAX_SERIES:
             values = ("", *values[1:])
-        self._counts[values] = self._counts.get(values, 0) + 1
+        self._counts[values] = self._counts.get(values, 0) + count
+
+    def total(self) -> int:
+        """Over all labels."""
+        return sum(self._counts.values())
 
     def lines(self) -> Iterator[str]:
         yield f"# TYPE {self.name} counter"
@@ -48,21 +55,29 @@ class Counter:
 
 
 class Histogram:
-    """Durations in microseconds, by `BUCKETS`, for each combination of labels."""
+    """Durations in microseconds, by `BUCKETS`, for each combination of labels.
 
-    def __init__(self, name: str, labels: Labels) -> None:
+    Or sizes, by the upper bounds given.
+    """
+
+    def __init__(self, name: str, labels: Labels, bounds: tuple[float, ...] = BUCKETS) -> None:
         self.name = name
         self._labels = labels
+        self._bounds = bounds
         self._series: dict[Labels, _Distribution] = {}
 
     def observe(self, values: Labels, seconds: float) -> None:
         """Add a duration. Past `MAX_SERIES` combinations the first label is left empty."""
+        self.observe_size(values, seconds * _MICROSECONDS)
+
+    def observe_size(self, values: Labels, size: float) -> None:
+        """Add a size, in the unit of the bounds; otherwise as `observe`."""
         series = self._series.get(values)
         if series is None:
             if len(self._series) >= MAX_SERIES:
                 values = ("", *values[1:])
-            series = self._series.setdefault(values, _Distribution())
-        series.observe(seconds * _MICROSECONDS)
+            series = self._series.setdefault(values, _Distribution(self._bounds))
+        series.observe(size)
 
     def lines(self) -> Iterator[str]:
         yield f"# TYPE {self.name} histogram"
@@ -76,21 +91,23 @@ class Histogram:
 
 
 class _Distribution:
-    __slots__ = ("_counts", "count", "total")
+    __slots__ = ("_bounds", "_counts", "count", "total")
 
-    def __init__(self) -> None:
-        self._counts = [0] * (len(BUCKETS) + 1)
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
         self.count = 0
         self.total = 0.0
 
     def observe(self, value: float) -> None:
-        self._counts[bisect.bisect_left(BUCKETS, value)] += 1
+        self._counts[bisect.bisect_left(self._bounds, value)] += 1
         self.count += 1
         self.total += value
 
     def cumulative(self) -> Iterator[tuple[str, int]]:
         reached = 0
-        for bound, count in zip((*_BOUNDS, "+Inf"), self._counts, strict=True):
+        bounds = (*(f"{bound:g}" for bound in self._bounds), "+Inf")
+        for bound, count in zip(bounds, self._counts, strict=True):
             reached += count
             yield bound, reached
 
@@ -113,6 +130,10 @@ class Metrics:
         self._runtime = Histogram(
             ":tensorflow:serving:runtime_latency", ("model_name", "API", "runtime")
         )
+        self._example_counts = Histogram(
+            ":tensorflow:serving:request_example_counts", ("model",), EXAMPLE_BUCKETS
+        )
+        self._example_total = Counter(":tensorflow:serving:request_example_count_total", ("model",))
         self._stages = Histogram(":shardserve:stage_latency", ("model_name", "stage"))
 
     def request(self, model: str, api: str, entrypoint: str, code: Code, seconds: float) -> None:
@@ -130,12 +151,31 @@ class Metrics:
                 running += spent
         self._runtime.observe((model, api, "TF1"), running)
 
+    def examples(self, model: str, count: int) -> None:
+        """A request of so many Examples has been run; the original counts only MultiInference's."""
+        self._example_counts.observe_size((model,), count)
+        self._example_total.add((model,), count)
+
+    def total(self, name: str) -> int | None:
+        """What a counter has reached in this process, by TensorFlow's name for it, with slashes."""
+        for counter in (self._requests, self._example_total):
+            if counter.name == name.replace("/", ":"):
+                return counter.total()
+        return None
+
     def page(self, measures: Iterable[Measure] = ()) -> bytes:
         """Everything in Prometheus' text form, with what the registry has besides.
 
         Measures of the shards stand there under ":shardserve:" and their names.
         """
-        families = (self._requests, self._latency, self._runtime, self._stages)
+        families = (
+            self._requests,
+            self._latency,
+            self._runtime,
+            self._example_counts,
+            self._example_total,
+            self._stages,
+        )
         lines = [line for family in families for line in family.lines()]
         lines += _measure_lines([*_batching(self._batching()), *measures])
         return "\n".join([*lines, ""]).encode() + generate_latest(self._registry)
@@ -165,8 +205,6 @@ def _batching(stages: Mapping[str, StageCounts]) -> list[Measure]:
 _NOW = frozenset({"timeout_micros", "batch_size"})
 
 _CODEC_STAGES = frozenset({"decode", "encode"})
-
-_BOUNDS = tuple(f"{bound:g}" for bound in BUCKETS)
 
 
 async def nothing_measured() -> Sequence[Measure]:

@@ -6,13 +6,15 @@ from collections.abc import Collection, Iterable, Mapping
 
 from tensorflow.core.framework import tensor_pb2
 
-from shardserve.batching.errors import FailedPrecondition, InvalidArgument
+from shardserve.batching.errors import FailedPrecondition, Internal, InvalidArgument
 from shardserve.router.proto_codec import TensorError, decode_tensor
 from shardserve.router.servable import Array, Servable, Signature
 from shardserve.router.tensor_types import BY_NUMPY, name_of
 
 #: The signature a request means that names none.
 DEFAULT_SIGNATURE = "serving_default"
+
+_METHODS = tuple(f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
 
 
 def signature_named(servable: Servable, name: str) -> Signature:
@@ -31,6 +33,15 @@ def signature_named_over_rest(servable: Servable, name: str) -> Signature:
     return signature
 
 
+def check_method_name(signature: Signature) -> None:
+    """Raises Internal, as TensorFlow Serving does, for a signature of an odd method."""
+    if signature.method_name not in _METHODS:
+        raise Internal(
+            "Expected prediction signature method_name to be one of "
+            f"{{{', '.join(_METHODS)}}}. Was: {signature.method_name}"
+        )
+
+
 def decode_inputs(
     protos: Mapping[str, tensor_pb2.TensorProto], signature: Signature
 ) -> dict[str, Array]:
@@ -42,7 +53,7 @@ def decode_inputs(
     inputs = {}
     for place, (alias, info) in enumerate(signature.inputs.items()):
         if alias in protos:
-            inputs[alias] = _decode(alias, protos[alias])
+            inputs[alias] = decode_input(alias, protos[alias])
             _check_type(place, inputs[alias], info.dtype)
         elif alias in signature.defaults:
             inputs[alias] = signature.defaults[alias]
@@ -86,7 +97,8 @@ def _check_count(given: Collection[str], signature: Signature) -> None:
         )
 
 
-def _decode(alias: str, proto: tensor_pb2.TensorProto) -> Array:
+def decode_input(alias: str, proto: tensor_pb2.TensorProto) -> Array:
+    """One tensor of a request. Raises InvalidArgument, naming it."""
     try:
         return decode_tensor(proto)
     except TensorError as error:

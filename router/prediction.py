@@ -4,89 +4,207 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
+from google.protobuf.message import DecodeError
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    predict_pb2,
+    session_service_pb2,
+)
 
-from shardserve.batching.errors import Cancelled, Code, Internal, ServingError
-from shardserve.router import logs
+from shardserve.batching.errors import Cancelled, Code, Internal, InvalidArgument, ServingError
+from shardserve.router import logs, reload
 from shardserve.router.handlers import Handlers
 from shardserve.router.metrics import Metrics
+from shardserve.router.model_specs import metric_name, peek_spec
+from shardserve.router.serialized_examples import ExamplesRequest, MultiInferenceRequest
 from shardserve.router.servable import RequestContext
 
-_Request = TypeVar("_Request")
-_Reply = TypeVar("_Reply")
+#: Requests from this size on are looked into for their model before they are parsed.
+LARGE_REQUEST = 4 << 10
+
+_PACKAGE = "tensorflow.serving"
+
+
+@dataclass(frozen=True)
+class Rpc:
+    """One method of a service. `message` parses its requests, `wanted` is their type's name.
+
+    `is_counted`: the original counts requests of it. `runs_model_first`: its first field is the
+    ModelSpec of a model that it runs.
+    """
+
+    service: str
+    method: str
+    message: Any
+    wanted: str
+    is_counted: bool = False
+    runs_model_first: bool = False
+
+    def parsed(self, raw: bytes) -> Any:
+        """Raises InvalidArgument for bytes that are no such request."""
+        try:
+            return self.message.FromString(raw)
+        except DecodeError:
+            raise InvalidArgument(f"the request is not a {_PACKAGE}.{self.wanted}") from None
+
+
+def _inference(method: str, message: Any, wanted: str, is_counted: bool = True) -> Rpc:
+    service = f"{_PACKAGE}.PredictionService"
+    return Rpc(service, method, message, wanted, is_counted, runs_model_first=is_counted)
+
+
+#: All that is served, by method.
+RPCS: Mapping[str, Rpc] = {
+    rpc.method: rpc
+    for rpc in (
+        _inference("Predict", predict_pb2.PredictRequest, "PredictRequest"),
+        _inference("Classify", ExamplesRequest, "ClassificationRequest"),
+        _inference("Regress", ExamplesRequest, "RegressionRequest"),
+        _inference("MultiInference", MultiInferenceRequest, "MultiInferenceRequest", False),
+        _inference(
+            "GetModelMetadata",
+            get_model_metadata_pb2.GetModelMetadataRequest,
+            "GetModelMetadataRequest",
+            False,
+        ),
+        Rpc(
+            f"{_PACKAGE}.ModelService",
+            "GetModelStatus",
+            get_model_status_pb2.GetModelStatusRequest,
+            "GetModelStatusRequest",
+        ),
+        Rpc(
+            f"{_PACKAGE}.ModelService",
+            "HandleReloadConfigRequest",
+            model_management_pb2.ReloadConfigRequest,
+            "ReloadConfigRequest",
+        ),
+        Rpc(
+            f"{_PACKAGE}.SessionService",
+            "SessionRun",
+            session_service_pb2.SessionRunRequest,
+            "SessionRunRequest",
+            runs_model_first=True,
+        ),
+    )
+}
 
 
 class PredictionHandlers:
     """Answers RPCs, counts predictions, and logs what fails. Raises `ServingError`s only.
 
-    The doors (the direct one, and Ray Serve's ingress) parse requests, make contexts, and turn the
-    errors into gRPC statuses.
+    The doors (the direct one, and Ray Serve's ingress) make contexts, and turn the errors into gRPC
+    statuses.
     """
 
-    def __init__(self, handlers: Handlers, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        handlers: Handlers,
+        metrics: Metrics,
+        reload_models: reload.Reload = reload.refuse_reload,
+    ) -> None:
         self._handlers = handlers
         self._metrics = metrics
+        self._reload_models = reload_models
         self._log = logs.logger(entrypoint="GRPC")
+        self._answers: Mapping[str, Callable[[Any, RequestContext], Awaitable[bytes]]] = {
+            "Predict": handlers.predict,
+            "Classify": handlers.examples.classify,
+            "Regress": handlers.examples.regress,
+            "MultiInference": self._multi_inference,
+            "GetModelMetadata": self._metadata,
+            "GetModelStatus": self._status,
+            "HandleReloadConfigRequest": self._reload,
+            "SessionRun": handlers.session_run,
+        }
 
-    async def predict(self, request: predict_pb2.PredictRequest, context: RequestContext) -> bytes:
-        """A serialised PredictResponse."""
-        started = time.perf_counter()
-        model = request.model_spec.name
+    async def answer(self, rpc: Rpc, raw: bytes, context: RequestContext) -> bytes:
+        """The serialised reply to a serialised request."""
+        call = _Call(rpc, context)
         try:
-            reply = await self._handlers.predict(request, context)
+            reply = await self._answer(call, raw)
         except asyncio.CancelledError:
-            self._failed("Predict", model, context, Cancelled("the client went away"), started)
+            self._failed(call, Cancelled("the client went away"))
             raise
         except Exception as error:
-            raise self._failed("Predict", model, context, error, started) from error
-        seconds = time.perf_counter() - started
-        self._metrics.request(model, "Predict", "GRPC", Code.OK, seconds)
-        self._metrics.stages(model, "Predict", context.seconds)
+            raise self._failed(call, error) from error
+        if rpc.is_counted:
+            self._metrics.request(call.model, rpc.method, "GRPC", Code.OK, call.seconds())
+            self._metrics.stages(call.model, rpc.method, context.seconds)
         return reply
 
-    def get_model_metadata(
-        self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: RequestContext
-    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        return self._look_up("GetModelMetadata", self._handlers.metadata, request, context)
+    async def _answer(self, call: _Call, raw: bytes) -> bytes:
+        if call.rpc.runs_model_first and len(raw) >= LARGE_REQUEST:
+            spec = peek_spec(raw)
+            if spec is not None:
+                call.model = metric_name(spec.name)
+                self._handlers.steps.resolve(spec, call.context)
+        request = call.rpc.parsed(raw)
+        call.model = _model_of(request)
+        return await self._answers[call.rpc.method](request, call.context)
 
-    def get_model_status(
-        self, request: get_model_status_pb2.GetModelStatusRequest, context: RequestContext
-    ) -> get_model_status_pb2.GetModelStatusResponse:
-        return self._look_up("GetModelStatus", self._handlers.status, request, context)
+    async def _multi_inference(self, request: Any, context: RequestContext) -> bytes:
+        def count(examples: int) -> None:
+            self._metrics.examples(_model_of(request), examples)
 
-    def _look_up(
-        self,
-        api: str,
-        answer: Callable[[_Request], _Reply],
-        request: _Request,
-        context: RequestContext,
-    ) -> _Reply:
-        started = time.perf_counter()
-        try:
-            return answer(request)
-        except Exception as error:
-            model = request.model_spec.name  # type: ignore[attr-defined]
-            raise self._logged(api, model, context, error, started) from error
+        return await self._handlers.examples.multi_inference(request, context, count)
 
-    def _failed(
-        self, api: str, model: str, context: RequestContext, error: Exception, started: float
-    ) -> ServingError:
-        failure = self._logged(api, model, context, error, started)
-        self._metrics.request(model, api, "GRPC", failure.code, time.perf_counter() - started)
-        return failure
+    async def _metadata(self, request: Any, context: RequestContext) -> bytes:
+        return _serialized(self._handlers.metadata(request))
 
-    def _logged(
-        self, api: str, model: str, context: RequestContext, error: Exception, started: float
-    ) -> ServingError:
+    async def _status(self, request: Any, context: RequestContext) -> bytes:
+        return _serialized(self._handlers.status(request))
+
+    async def _reload(self, request: Any, context: RequestContext) -> bytes:
+        total = self._metrics.total
+        return _serialized(await reload.reload_config(request, self._reload_models, total))
+
+    def _failed(self, call: _Call, error: Exception) -> ServingError:
         """The error to raise: `error` itself, or INTERNAL for what we did not expect."""
+        request_id, method = call.context.request_id, call.rpc.method
         if not isinstance(error, ServingError):
-            self._log.error("defect", request_id=context.request_id, exc_info=error)
+            self._log.error("defect", request_id=request_id, exc_info=error)
             error = Internal("internal error; the server's log has more")
-        seconds = time.perf_counter() - started
+        seconds = call.seconds()
         logs.request_failed(
-            self._log, context.request_id, model, api, error.code, error.message, seconds
+            self._log, request_id, call.model, method, error.code, error.message, seconds
         )
+        if call.rpc.is_counted:
+            self._metrics.request(call.model, method, "GRPC", error.code, seconds)
         return error
+
+
+class _Call:
+    """One call on its way."""
+
+    __slots__ = ("context", "model", "rpc", "started")
+
+    def __init__(self, rpc: Rpc, context: RequestContext) -> None:
+        self.rpc = rpc
+        self.context = context
+        self.started = time.perf_counter()
+        #: "" until it is known.
+        self.model = ""
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+
+def _model_of(request: Any) -> str:
+    """The name of the model that a request is about; of several tasks, the first one's."""
+    tasks = getattr(request, "tasks", None)
+    if tasks is not None:
+        return metric_name(tasks[0].model_spec.name) if tasks else ""
+    spec = getattr(request, "model_spec", None)
+    return "" if spec is None else metric_name(spec.name)
+
+
+def _serialized(message: Any) -> bytes:
+    raw: bytes = message.SerializeToString()
+    return raw

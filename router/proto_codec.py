@@ -28,6 +28,7 @@ MAX_ELEMENTS = 2**59
 #: A proto may repeat its last value to fill its shape; it may not make that much out of nothing.
 MAX_FILLED_BYTES = 64 << 20
 
+_TENSOR_CONTENT = 4
 
 _FEW = 40
 
@@ -181,25 +182,45 @@ def _varint(content: bytes, position: int) -> tuple[int, int]:
     raise TensorError("tensor_content is cut off in a string's length")
 
 
-def encode_tensor(array: Array) -> bytes:
+def encode_tensor(array: Array, as_content: bool = False) -> bytes:
     """A serialised TensorProto: type, shape, and all values in the typed field.
 
-    Raises InvalidArgument for a dtype that TensorFlow has no type for.
+    `as_content` puts them into `tensor_content` instead. Raises InvalidArgument for a dtype that
+    TensorFlow has no type for.
     """
     kind = BY_NUMPY.get(array.dtype)
     if kind is None:
         raise InvalidArgument(f"an output of numpy type {array.dtype} cannot be sent")
-    dims = b"".join([_message(2, _number(1, size)) for size in array.shape])
-    return b"".join((_number(1, kind.number), _message(2, dims), _encode_values(array, kind)))
+    dims = b"".join([message_field(2, _number(1, size)) for size in array.shape])
+    encode = _encode_content if as_content else _encode_values
+    return b"".join((_number(1, kind.number), message_field(2, dims), encode(array, kind)))
 
 
-def encode_predict_response(outputs: Mapping[str, Array], model_spec: bytes) -> bytes:
+def encode_predict_response(
+    outputs: Mapping[str, Array], model_spec: bytes, as_content: bool = False
+) -> bytes:
     """A serialised PredictResponse. `model_spec` is a serialised ModelSpec."""
     entries = [
-        _message(1, _message(1, alias.encode()) + _message(2, encode_tensor(array)))
+        message_field(1, encode_named_tensor(alias, array, as_content))
         for alias, array in outputs.items()
     ]
-    return b"".join((*entries, _message(2, model_spec)))
+    return b"".join((*entries, message_field(2, model_spec)))
+
+
+def encode_named_tensor(name: str, array: Array, as_content: bool = False) -> bytes:
+    """A serialised NamedTensorProto, which is also an entry of PredictResponse.outputs."""
+    tensor = encode_tensor(array, as_content)
+    return message_field(1, name.encode()) + message_field(2, tensor)
+
+
+def _encode_content(array: Array, kind: TensorType) -> bytes:
+    if not array.size:
+        return b""
+    if kind is not STRING:
+        return message_field(_TENSOR_CONTENT, np.ascontiguousarray(array).tobytes())
+    strings = array.ravel().tolist()
+    lengths = encode_varints(np.fromiter(map(len, strings), np.uint64, len(strings)))
+    return message_field(_TENSOR_CONTENT, b"".join((lengths, *strings)))
 
 
 def _encode_values(array: Array, kind: TensorType) -> bytes:
@@ -211,7 +232,7 @@ def _encode_values(array: Array, kind: TensorType) -> bytes:
         return encoded
     field = FIELDS[kind.field]
     bits = np.ascontiguousarray(array).view(kind.bits).ravel()
-    return _message(field.number, bits.tobytes() if field.raw else encode_varints(bits))
+    return message_field(field.number, bits.tobytes() if field.raw else encode_varints(bits))
 
 
 def _number(field: int, value: int) -> bytes:
@@ -219,7 +240,8 @@ def _number(field: int, value: int) -> bytes:
     return _varint_bytes(field << 3) + _varint_bytes(value) if value else b""
 
 
-def _message(field: int, content: bytes) -> bytes:
+def message_field(field: int, content: bytes) -> bytes:
+    """A field of a length and so many bytes: a message, a string, packed numbers."""
     return b"".join((_varint_bytes(field << 3 | 2), _varint_bytes(len(content)), content))
 
 

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import re
 import time
 import zlib
 from dataclasses import dataclass
 from typing import Protocol
 
-import orjson
-
-from shardserve.batching.errors import (
-    Cancelled,
-    Code,
-    Internal,
-    ServingError,
-    Unimplemented,
-)
+from shardserve.batching.errors import Cancelled, Code, Internal, ServingError
 from shardserve.router import logs
 from shardserve.router.handlers import Handlers
+from shardserve.router.json_encode import encode_error
 from shardserve.router.metrics import CONTENT_TYPE, Measured, Metrics, nothing_measured
-from shardserve.router.routes import Route, route
+from shardserve.router.model_specs import metric_name
+from shardserve.router.openapi import OPENAPI_PATH, openapi
+from shardserve.router.routes import PREFIX, Route, route
 from shardserve.router.servable import RequestContext
 from shardserve.router.status_codes import HTTP_STATUS
 
@@ -57,12 +54,23 @@ class Rest:
         timeout: float = TIMEOUT_SECONDS,
         monitoring_path: str = MONITORING_PATH,
         measured: Measured = nothing_measured,
+        *,
+        cors: bool = False,
+        compress_from: int | None = None,
     ) -> None:
+        """`timeout` is in seconds. `cors` lets pages of any origin read replies.
+
+        Replies of at least `compress_from` bytes are compressed for clients that take gzip; None
+        compresses nothing.
+        """
         self._handlers = handlers
         self._metrics = metrics
         self._timeout = timeout
         self._monitoring_path = monitoring_path
         self._measured = measured
+        self._always = (*_JSON, *(_CORS if cors else ()))
+        self._compress_from = compress_from
+        self._openapi = openapi()
         self._log = logs.logger(entrypoint="REST")
 
     async def handle(
@@ -72,8 +80,12 @@ class Rest:
 
         `path` is as it came: percent-encoded and with its query.
         """
+        if method == "OPTIONS" and path[: len(PREFIX)].lower() == PREFIX:
+            return self._preflight(headers)
         if path.startswith(self._monitoring_path):
             return await self._monitoring(path)
+        if path == OPENAPI_PATH and method == "GET":
+            return Response(200, self._always, self._openapi)
         exchange = _Exchange(logs.request_id(headers.get(logs.REQUEST_ID)), self._timeout)
         try:
             exchange.route = route(method, path)
@@ -87,26 +99,42 @@ class Rest:
             self._log.exception("defect", request_id=exchange.context.request_id)
             return self._failed(exchange, Internal("internal error; the server's log has more"))
         self._count(exchange, Code.OK)
-        return Response(200, exchange.headers(), reply)
+        return await self._compressed(headers, Response(200, self._headers(exchange), reply))
 
     def refused(self, status: int, message: str) -> Response:
         """The response to a request that the door does not even read to its end."""
         self._metrics.request("", "", "REST", Code.INVALID_ARGUMENT, 0.0)
-        return Response(status, _JSON, _error(message))
+        return Response(status, self._always, encode_error(message))
 
     async def _answer(self, exchange: _Exchange, headers: RequestHeaders, body: bytes) -> bytes:
         asked = exchange.route
         assert asked is not None
-        match asked.action:
-            case "predict":
-                if "gzip" in (headers.get("content-encoding") or "").lower():
-                    body = await asyncio.to_thread(_inflated, body)
-                return await self._handlers.predict_json(asked.spec, body, exchange.context)
-            case "status":
-                return self._handlers.status_json(asked.spec)
-            case "metadata":
-                return self._handlers.metadata_json(asked.spec)
-        raise Unimplemented(f"{asked.action} is not served")
+        if asked.action == "status":
+            return self._handlers.status_json(asked.spec)
+        if asked.action == "metadata":
+            return self._handlers.metadata_json(asked.spec)
+        if "gzip" in (headers.get("content-encoding") or "").lower():
+            body = await asyncio.to_thread(_inflated, body)
+        answer = {
+            "predict": self._handlers.predict_json,
+            "classify": self._handlers.examples.classify_json,
+            "regress": self._handlers.examples.regress_json,
+        }[asked.action]
+        return await answer(asked.spec, body, exchange.context)
+
+    async def _compressed(self, headers: RequestHeaders, response: Response) -> Response:
+        if self._compress_from is None or len(response.body) < self._compress_from:
+            return response
+        if not _takes_gzip(headers.get("accept-encoding")):
+            return response
+        body = await asyncio.to_thread(gzip.compress, response.body, _QUICK, mtime=0)
+        added = (("content-encoding", "gzip"), ("vary", "accept-encoding"))
+        return Response(response.status, (*response.headers, *added), body)
+
+    def _preflight(self, headers: RequestHeaders) -> Response:
+        """To a browser that asks whether a page of some origin may send requests."""
+        is_page = _ORIGIN.match(headers.get("origin") or "") is not None
+        return Response(200 if is_page else 400, self._always, b"")
 
     async def _monitoring(self, path: str) -> Response:
         if path != self._monitoring_path:
@@ -121,7 +149,12 @@ class Rest:
         logs.request_failed(
             self._log, request_id, exchange.model, exchange.api, error.code, error.message, seconds
         )
-        return Response(HTTP_STATUS[error.code], exchange.headers(), _error(error.message))
+        return Response(
+            HTTP_STATUS[error.code], self._headers(exchange), encode_error(error.message)
+        )
+
+    def _headers(self, exchange: _Exchange) -> Headers:
+        return (*self._always, (logs.REQUEST_ID, exchange.context.request_id))
 
     def _count(self, exchange: _Exchange, code: Code) -> float:
         seconds = time.perf_counter() - exchange.started
@@ -144,7 +177,7 @@ class _Exchange:
 
     @property
     def model(self) -> str:
-        return self.route.spec.name if self.route else ""
+        return metric_name(self.route.spec.name) if self.route else ""
 
     @property
     def api(self) -> str:
@@ -152,15 +185,29 @@ class _Exchange:
         action = self.route.action if self.route else ""
         return action if action not in ("status", "metadata") else ""
 
-    def headers(self) -> Headers:
-        return (*_JSON, (logs.REQUEST_ID, self.context.request_id))
-
 
 _JSON: Headers = (("content-type", "application/json"),)
 
 
-def _error(message: str) -> bytes:
-    return orjson.dumps({"error": message.encode("utf-8", "replace").decode("utf-8")})
+_CORS: Headers = (
+    ("access-control-allow-origin", "*"),
+    ("access-control-allow-methods", "POST, GET"),
+    ("access-control-allow-headers", "Content-Type"),
+)
+
+_ORIGIN = re.compile(r"https?://", re.IGNORECASE)
+
+#: A level of compression that costs less than sending what it saves.
+_QUICK = 1
+
+
+def _takes_gzip(accepted: str | None) -> bool:
+    """Whether gzip is among a client's codings, and not with a quality of zero."""
+    for coding in (accepted or "").lower().split(","):
+        name, _, quality = coding.partition(";")
+        if name.strip() in ("gzip", "x-gzip", "*"):
+            return quality.replace(" ", "").rstrip("0").rstrip(".") != "q="
+    return False
 
 
 def _inflated(body: bytes) -> bytes:

@@ -22,7 +22,8 @@ _GET = re.compile(
     rf"/v1/models(?:/(?P<name>[^/:]+))?{_WHICH}(?:/(?P<action>metadata))?", re.IGNORECASE
 )
 
-_PREFIX = "/v1/"
+#: All that is of the API, in any case.
+PREFIX = "/v1/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def route(method: str, path: str) -> Route:
 
 
 def _unmatched(method: str, path: str) -> InvalidArgument | NotFound:
-    if path[: len(_PREFIX)].lower() == _PREFIX:
+    if path[: len(PREFIX)].lower() == PREFIX:
         return InvalidArgument(f"Malformed request: {method} {path}")
     return NotFound(f"Not found: {method} {path}")
 

@@ -82,6 +82,41 @@ class Servable(Protocol):
         ...
 
 
+class Admitting(Protocol):
+    """A `Servable` that knows before a request is decoded whether it would refuse it."""
+
+    def admit(self, deadline: float) -> None:
+        """Raise Unavailable if a request that came now, with such a deadline, would be refused.
+
+        Cheap, and without effect: a request that is admitted may still be refused later.
+        """
+        ...
+
+
+class RunningTensors(Protocol):
+    """A `Servable` any of whose graph's tensors can be fed and fetched by its name ("x:0")."""
+
+    async def run_tensors(
+        self,
+        feeds: Mapping[str, Array],
+        fetches: Sequence[str],
+        targets: Sequence[str],
+        context: RequestContext,
+    ) -> list[Array]:
+        """The values of `fetches`, in one run in which the operations `targets` run as well.
+
+        Raises as `Servable.run` does, and InvalidArgument for what the graph does not have.
+        """
+        ...
+
+
+def admit(servable: Servable, deadline: float) -> None:
+    """Raise Unavailable if `servable` is `Admitting`, and would refuse a request that came now."""
+    ask = getattr(servable, "admit", None)
+    if ask is not None:
+        ask(deadline)
+
+
 def numpy_dtype(dtype: int) -> np.dtype[Any]:
     """The numpy dtype that holds a `types_pb2.DataType` (object for strings).
 

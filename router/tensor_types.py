@@ -59,8 +59,14 @@ _TYPES = (
     _type("uint64", "uint64_val", "<u8"),
     _type("float8_e5m2", "float8_val", "u1"),
     _type("float8_e4m3fn", "float8_val", "u1"),
+    _type("float8_e4m3fnuz", "float8_val", "u1"),
+    _type("float8_e4m3b11fnuz", "float8_val", "u1"),
+    _type("float8_e5m2fnuz", "float8_val", "u1"),
+    _type("float4_e2m1fn", "float8_val", "u1"),
     _type("int4", "int_val", "i1"),
     _type("uint4", "int_val", "u1"),
+    _type("int2", "int_val", "i1"),
+    _type("uint2", "int_val", "u1"),
 )
 
 BY_NUMBER: Mapping[int, TensorType] = {t.number: t for t in _TYPES}

@@ -23,6 +23,7 @@ from tensorflow_serving.apis import (
 )
 
 from examples.client import predict_over_grpc, predict_over_rest
+from shardserve.router.prediction import RPCS
 from tests.cluster.servers import Server, server
 
 SECONDS = 30.0
@@ -167,6 +168,24 @@ def test_both_grpc_doors_give_the_same_code_and_text(
 
     assert rpc(on_ray.grpc, request) == (code, text)
     assert rpc(on_ray.ingress_grpc, request) == (code, text)
+
+
+def test_every_rpc_is_served_at_both_grpc_doors(on_ray: Server) -> None:
+    for method in RPCS.values():
+        direct, ingress = (
+            refusal_of_nothing(port, f"/{method.service}/{method.method}")
+            for port in (on_ray.grpc, on_ray.ingress_grpc)
+        )
+        assert direct == ingress
+        assert direct[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def refusal_of_nothing(port: int, path: str) -> tuple[grpc.StatusCode, str]:
+    """Code and text for a request without a single field."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(path)(b"", timeout=SECONDS)
+        return caught.value.code(), caught.value.details()
 
 
 def rpc(port: int, request: Any) -> bytes | tuple[grpc.StatusCode, str]:

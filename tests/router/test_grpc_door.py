@@ -13,7 +13,6 @@ import pytest
 import tensorflow as tf
 from prometheus_client import CollectorRegistry
 from tensorflow_serving.apis import (
-    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
     model_service_pb2_grpc,
@@ -26,7 +25,7 @@ from shardserve.router.catalog import Catalog, Model, State, Version
 from shardserve.router.grpc_door import GrpcDoor
 from shardserve.router.handlers import Handlers
 from shardserve.router.metrics import Metrics
-from shardserve.router.prediction import PredictionHandlers
+from shardserve.router.prediction import RPCS, PredictionHandlers
 from shardserve.router.servable import Array, RequestContext, Signature, TensorInfo
 from shardserve.router.session import StageThreads
 
@@ -118,8 +117,9 @@ async def test_bytes_that_are_no_request_are_an_invalid_argument(
     assert error.details() == "the request is not a tensorflow.serving.PredictRequest"
 
 
-async def test_what_is_not_served_is_unimplemented(prediction: Any) -> None:
-    error = await failure(prediction.Classify(classification_pb2.ClassificationRequest()))
+async def test_what_is_not_served_is_unimplemented(channel: grpc.aio.Channel) -> None:
+    call = channel.unary_unary("/tensorflow.serving.PredictionService/PredictStreamed")
+    error = await failure(call(b""))
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -236,8 +236,8 @@ async def test_handlers_alone_raise_our_errors_for_other_ingresses(
     alone = PredictionHandlers(handlers, metrics)
     context = RequestContext("id", math.inf)
     with pytest.raises(InvalidArgument, match="Missing ModelSpec"):
-        await alone.predict(predict_pb2.PredictRequest(), context)
-    raw = await alone.predict(request_for([1.0]), context)
+        await alone.answer(RPCS["Predict"], b"", context)
+    raw = await alone.answer(RPCS["Predict"], request_for([1.0]).SerializeToString(), context)
     assert predict_pb2.PredictResponse.FromString(raw).outputs["y"].float_val[0] == 2.5
 
 

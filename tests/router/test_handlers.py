@@ -25,7 +25,8 @@ from shardserve.batching.errors import (
     ServingError,
 )
 from shardserve.router.catalog import Catalog, Model, ModelSpec, State, Version
-from shardserve.router.handlers import LARGE_BODY, Handlers
+from shardserve.router.handlers import Handlers
+from shardserve.router.request_steps import LARGE_BODY
 from shardserve.router.servable import RequestContext
 from shardserve.router.whole import WholeServable
 

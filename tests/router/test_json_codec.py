@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shardserve.batching.errors import InvalidArgument, Unimplemented
-from shardserve.router.json_codec import Form, decode_predict, dense, parse_predict
-from shardserve.router.json_encode import encode_predict
+from shardserve.router.json_codec import Form, decode_predict, parse_predict
+from shardserve.router.json_dense import dense
 from shardserve.router.json_strict import decode_columns
 from shardserve.router.servable import Signature, TensorInfo
 from shardserve.router.tensor_types import BY_NUMBER, BY_NUMPY, STRING
@@ -295,89 +295,3 @@ def test_a_message_about_a_huge_value_is_short() -> None:
         nested = [nested] * 40 if isinstance(nested, dict) else [nested]
     message = refusal(orjson.dumps({"instances": nested, "inputs": "x" * 1_000_000}), x="float")
     assert len(message) < 2000
-
-
-# Replies
-
-
-@given(arrays)
-@settings(max_examples=100)
-def test_replies_read_back_as_the_very_same_numbers(array: np.ndarray) -> None:
-    by_column = json.loads(encode_predict({"y": array}, Form.COLUMNS))["outputs"]
-    by_row = json.loads(encode_predict({"y": array, "z": array}, Form.ROWS))["predictions"]
-    np.testing.assert_array_equal(np.array(by_column, array.dtype), array)
-    rows = np.array([row["z"] for row in by_row], array.dtype)
-    np.testing.assert_array_equal(rows, array)
-
-
-@given(hnp.arrays(np.float32, shapes))
-@settings(max_examples=100)
-def test_what_is_not_finite_is_a_bare_token(array: np.ndarray) -> None:
-    for outputs in ({"y": array}, {"y": array, "z": array}):
-        text = encode_predict(outputs, Form.ROWS)
-        parsed = json.loads(text)["predictions"]
-        rows = parsed if len(outputs) == 1 else [row["y"] for row in parsed]
-        np.testing.assert_array_equal(np.array(rows, np.float32), array)
-
-
-def _reply(form: Form, **outputs: Any) -> str:
-    return encode_predict(outputs, form).decode("utf-8", "surrogateescape")
-
-
-def test_one_output_stands_alone_and_several_are_named() -> None:
-    y, z = np.array([1.0, 2.5], np.float32), np.array([[1, 2], [3, 4]])
-    assert _reply(Form.ROWS, y=y) == '{"predictions":[1.0,2.5]}'
-    assert _reply(Form.COLUMNS, y=y) == '{"outputs":[1.0,2.5]}'
-    assert _reply(Form.ROWS, y=y, z=z) == (
-        '{"predictions":[{"y":1.0,"z":[1,2]},{"y":2.5,"z":[3,4]}]}'
-    )
-    assert _reply(Form.COLUMNS, y=y, z=z) == '{"outputs":{"y":[1.0,2.5],"z":[[1,2],[3,4]]}}'
-
-
-def test_strings_are_text_and_outputs_named_bytes_are_base64() -> None:
-    raw = np.array([b"a", b"\xff"], object)
-    assert _reply(Form.ROWS, text=raw) == '{"predictions":["a","\udcff"]}'
-    assert _reply(Form.ROWS, my_bytes=raw) == '{"predictions":[{"b64":"YQ=="},{"b64":"/w=="}]}'
-    assert _reply(Form.COLUMNS, text=raw.reshape(1, 2, 1)) == '{"outputs":[[["a"],["\udcff"]]]}'
-
-
-def test_numbers_named_bytes_are_numbers() -> None:
-    assert _reply(Form.ROWS, my_bytes=np.array([1], np.uint8)) == '{"predictions":[1]}'
-
-
-@pytest.mark.parametrize("value", [np.float32(3), np.int64(3), np.bool_(True), np.float32(np.nan)])
-def test_scalars_may_be_columns_and_not_rows(value: Any) -> None:
-    array = np.asarray(value)
-    assert np.array_equal(
-        json.loads(encode_predict({"y": array}, Form.COLUMNS))["outputs"], value, equal_nan=True
-    )
-    with pytest.raises(InvalidArgument, match="Tensor name: y has no shape information"):
-        encode_predict({"y": array}, Form.ROWS)
-
-
-def test_a_reply_of_no_rows_is_an_empty_list() -> None:
-    empty = np.zeros((0, 3), np.float32)
-    assert _reply(Form.ROWS, y=empty) == '{"predictions":[]}'
-    assert _reply(Form.ROWS, y=empty, z=empty) == '{"predictions":[]}'
-
-
-def test_outputs_by_row_must_have_the_same_number_of_rows() -> None:
-    with pytest.raises(InvalidArgument, match="z has inconsistent batch size: 1 expecting: 2"):
-        encode_predict({"y": np.ones(2), "z": np.ones(1)}, Form.ROWS)
-
-
-@pytest.mark.parametrize("kind", ["half", "bfloat16", "uint16", "complex64"])
-def test_types_that_json_cannot_carry_are_refused(kind: str) -> None:
-    array = np.zeros(1, TYPES[kind].numpy)
-    for form in Form:
-        with pytest.raises(InvalidArgument, match=f"JSON value for tensor type: {kind}"):
-            encode_predict({"y": array}, form)
-
-
-def test_no_outputs_are_no_reply() -> None:
-    with pytest.raises(InvalidArgument, match="empty tensor map"):
-        encode_predict({}, Form.ROWS)
-
-
-def test_arrays_that_do_not_lie_in_order_are_written_in_order() -> None:
-    assert _reply(Form.ROWS, y=np.arange(4).reshape(2, 2).T) == '{"predictions":[[0,2],[1,3]]}'

@@ -146,7 +146,7 @@ async def test_status_and_metadata_are_served(rest: Rest) -> None:
         ("POST", "/v1/models/no:predict", BODY, 404, "Servable not found for request: Latest(no)"),
         ("POST", PREDICT, b"", 400, "JSON Parse error: The document is empty."),
         ("POST", PREDICT, b'{"instances": ["a"]}', 400, "Failed to process element: 0"),
-        ("POST", "/v1/models/half_plus_two:classify", b"{}", 501, "classify is not served"),
+        ("POST", "/v1/models/half_plus_two:classify", b"{}", 400, "JSON Value: {} When method is"),
         ("GET", "/v1/models/no", b"", 404, "Could not find any versions of model no"),
         ("GET", "/elsewhere", b"", 404, "Not found: GET /elsewhere"),
         ("PATCH", "/v1/models/m", b"", 400, "Malformed request: PATCH /v1/models/m"),

@@ -1,0 +1,123 @@
+"""The decimal digits of floats, as C's printf has them, for compiled loops.
+
+A float times a power of ten is computed to 106 bits, as an unevaluated sum of two doubles (T. J.
+Dekker, A floating-point technique for extending the available precision, 1971), so nearly always it
+is certain which integer is the nearest.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numba
+import numpy as np
+
+from shardserve.router.servable import Array
+
+#: The largest power of ten that is used, and (negative) the smallest.
+_POWERS = 306
+
+#: Of those up to this one, a double holds each exactly.
+_EXACT_POWERS = 22
+
+#: Outside of these, products with powers of ten overflow, or lose bits.
+SMALLEST, LARGEST = 1e-270, 1e285
+
+#: Digits that are tried before all of them.
+SHORT = 6
+
+#: The smallest float32 that has all its bits.
+NORMAL = 2.0**-126
+
+_compiled = numba.njit(nogil=True, cache=True)
+
+
+def _power_table() -> tuple[Array, Array]:
+    exact = [Fraction(10) ** power for power in range(-_POWERS, _POWERS + 1)]
+    high = [float(value) for value in exact]
+    low = [float(value - Fraction(h)) for value, h in zip(exact, high, strict=True)]
+    return np.array(high), np.array(low)
+
+
+_HIGH, _LOW = _power_table()
+
+
+@_compiled
+def _times_power(value, power):  # type: ignore[no-untyped-def]
+    """value * 10**power as high + low."""
+    high, low = _HIGH[power + _POWERS], _LOW[power + _POWERS]
+    product = value * high
+    split = 134217729.0 * value
+    upper = split - (split - value)
+    lower = value - upper
+    split = 134217729.0 * high
+    upper_power = split - (split - high)
+    lower_power = high - upper_power
+    error = upper * upper_power - product
+    error += upper * lower_power
+    error += lower * upper_power
+    error += lower * lower_power
+    return product, error + value * low
+
+
+@_compiled
+def _nearest(value, power, digits):  # type: ignore[no-untyped-def]
+    """The integer nearest to value * 10**power, of so many digits, and whether that is certain."""
+    if digits <= 9:
+        # A plain product is off by less than 1e-6 then.
+        product = value * _HIGH[power + _POWERS]
+        whole = np.floor(product)
+        part = product - whole
+        if abs(part - 0.5) > 1e-6:
+            return np.uint64(np.int64(whole) + (part > 0.5)), True
+    product, error = _times_power(value, power)
+    whole = np.floor(product)
+    fraction = product - whole
+    rest = fraction + error
+    more = np.floor(rest)
+    number = np.uint64(np.int64(whole) + np.int64(more))
+    part = rest - more
+    if abs(part - 0.5) > 1e-9:
+        return number + np.uint64(part > 0.5), True
+    # A tie goes to the even one, as in printf, if it is one exactly.
+    is_exact = 0 <= power <= _EXACT_POWERS and rest - fraction == error and part == 0.5
+    return number + (number & np.uint64(1)), is_exact
+
+
+@_compiled
+def rounded(value, digits, least):  # type: ignore[no-untyped-def]
+    """The digits of a positive float as one integer, its exponent, and whether that is certain.
+
+    `least` is the smallest integer of so many digits.
+    """
+    _, power_of_two = math.frexp(value)
+    # 1233 / 4096 is the logarithm of 2, nearly: off by one at most, which is seen below.
+    exponent = ((power_of_two - 1) * 1233) >> 12
+    number, certain = np.uint64(0), False
+    for _ in range(3):
+        number, certain = _nearest(value, digits - 1 - exponent, digits)
+        if number >= least * np.uint64(10):
+            exponent += 1
+        elif number < least:
+            exponent -= 1
+        else:
+            break
+    return number, exponent, certain
+
+
+@_compiled
+def reads_back(value, number, exponent, narrow):  # type: ignore[no-untyped-def]
+    """1 if `SHORT` digits with that exponent read as `value`, 0 if not, -1 if it is not certain."""
+    product, error = _times_power(float(number), exponent - SHORT + 1)
+    difference = (product - value) + error
+    mantissa, power = math.frexp(value)
+    bits = 24 if narrow else 53
+    unit = math.ldexp(1.0, max(power - bits, -149) if narrow else power - bits)
+    half = unit / 2
+    if difference < 0 and mantissa == 0.5 and not (narrow and power - bits <= -149):
+        half /= 2
+    ratio = abs(difference) / half
+    if abs(ratio - 1) < 1e-6:
+        return -1
+    return 1 if ratio < 1 else 0

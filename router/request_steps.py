@@ -1,0 +1,76 @@
+"""What all requests go through, whatever they ask: find the model, decode, encode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from shardserve.batching.errors import ServingError
+from shardserve.router.catalog import Catalog, ModelSpec
+from shardserve.router.servable import RequestContext, Servable, admit
+from shardserve.router.session import StageThreads
+
+#: Bodies from this size on are decoded on a thread: they take longer than handing over does.
+LARGE_BODY = 64 << 10
+
+#: Replies of so many elements are encoded on a thread, for the same reason.
+LARGE_REPLY = 32 << 10
+
+_T = TypeVar("_T")
+
+
+class RequestSteps:
+    """The steps of a request, timed on its context, on the event loop or beside it."""
+
+    def __init__(self, catalog: Catalog, threads: StageThreads) -> None:
+        self.catalog = catalog
+        self._threads = threads
+
+    def resolve(self, spec: ModelSpec, context: RequestContext) -> Servable:
+        """The servable that answers, if it would not refuse a request that came now.
+
+        Raises as `Catalog.resolve` and `servable.admit` do.
+        """
+        servable = self.catalog.resolve(spec)
+        admit(servable, context.deadline)
+        return servable
+
+    def resolve_for_body(
+        self,
+        spec: ModelSpec,
+        body: bytes,
+        parse: Callable[[bytes], object],
+        context: RequestContext,
+    ) -> Servable:
+        """As `resolve`, but raises what `parse` does if there is no such model.
+
+        What is wrong with a body comes before what is wrong with the model's name. Where the
+        servable would refuse, nothing is decoded.
+        """
+        try:
+            servable = self.catalog.resolve(spec)
+        except ServingError:
+            parse(body)
+            raise
+        admit(servable, context.deadline)
+        return servable
+
+    async def decode(self, size: int, decode: Callable[[], _T], context: RequestContext) -> _T:
+        """What `decode` makes of a body of `size` bytes."""
+        return await self._timed("decode", size >= LARGE_BODY, decode, context)
+
+    async def encode(self, size: int, encode: Callable[[], _T], context: RequestContext) -> _T:
+        """What `encode` makes of results of `size` elements."""
+        return await self._timed("encode", size >= LARGE_REPLY, encode, context)
+
+    async def _timed(
+        self, stage: str, on_thread: bool, work: Callable[[], _T], context: RequestContext
+    ) -> _T:
+        if on_thread:
+            result: _T = await self._threads.run(work, context, stage)
+            return result
+        started = time.perf_counter()
+        result = work()
+        context.spend(stage, time.perf_counter() - started)
+        return result
