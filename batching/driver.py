@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import math
@@ -14,7 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 from shardserve.batching.errors import Internal, ServingError, Unavailable, error_of
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.queue import BatchQueues
-from shardserve.batching.tasks import Actions, Batch, Fail, Run, Stop, Task, WakeAt
+from shardserve.batching.tasks import Actions, Batch, Fail, Priority, Run, Stop, Task, WakeAt
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,6 +28,57 @@ class _Call(Task[T], Generic[T, R]):
     """A task whose caller waits for `reply`."""
 
     reply: asyncio.Future[R] = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class DeviceLimits:
+    """What the queues of a device may hold together."""
+
+    max_enqueued_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class StageCounts:
+    """What a stage has done since it was made, and the timeout and size it runs with now."""
+
+    batches: int = 0
+    tasks: int = 0
+    rows: int = 0
+    padding_rows: int = 0
+    refused: int = 0
+    expired: int = 0
+    queue_seconds: float = 0.0
+    run_seconds: float = 0.0
+    timeout_micros: int = 0
+    batch_size: int = 0
+
+
+class BatchDevice:
+    """What runs the batches of many stages. They take turns on its slots.
+
+    All calls come from one event loop.
+    """
+
+    def __init__(self, slots: int, limits: DeviceLimits = DeviceLimits()) -> None:
+        self._slots = slots
+        self._limits = limits
+        self._batchers: list[Batcher[Any, Any]] = []
+
+    def batcher(
+        self,
+        name: str,
+        parameters: BatchingParameters,
+        run: Callable[[Batch[T]], Coroutine[Any, Any, Sequence[R]]],
+    ) -> Batcher[T, R]:
+        """A new stage of this name, with a queue for each key that is submitted to it."""
+        batcher = Batcher(dataclasses.replace(parameters, num_batch_threads=self._slots), run)
+        self._batchers.append(batcher)
+        return batcher
+
+    async def drain(self) -> None:
+        """Accept no more in any stage; return when all that was accepted has ended."""
+        for batcher in self._batchers:
+            await batcher.drain()
 
 
 class Batcher(Generic[T, R]):
@@ -51,7 +103,17 @@ class Batcher(Generic[T, R]):
         self._runs: dict[Batch[T], asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    async def submit(self, key: Hashable, payload: T, size: int, deadline: float = math.inf) -> R:
+    async def submit(
+        self,
+        key: Hashable,
+        payload: T,
+        size: int,
+        deadline: float = math.inf,
+        *,
+        nbytes: int = 0,
+        priority: Priority = Priority.HIGH,
+        context: Any = None,
+    ) -> R:
         """The result of `payload`, run with others of the same key.
 
         `size` is at least 1, `deadline` on `time.monotonic`. Raises as `BatchQueues.offer` does,
@@ -59,13 +121,17 @@ class Batcher(Generic[T, R]):
         DeadlineExceeded if it is running.
         """
         reply: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        call: _Call[T, R] = _Call(payload, size, deadline, reply=reply)
+        call: _Call[T, R] = _Call(payload, size, deadline, context, reply=reply)
         self._perform(self._queues.offer(key, call, time.monotonic()))
         try:
             return await reply
         except asyncio.CancelledError:
             self._perform(self._queues.cancel(call))
             raise
+
+    def counts(self) -> StageCounts:
+        """What this stage has done."""
+        return StageCounts()
 
     async def drain(self) -> None:
         """Accept no more; return when all that was accepted has ended."""

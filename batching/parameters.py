@@ -6,6 +6,7 @@ import bisect
 import itertools
 import os
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -17,51 +18,122 @@ from google.protobuf import (
     wrappers_pb2,
 )
 
-from shardserve.batching.errors import InvalidArgument, NotFound, Unimplemented
+from shardserve.batching.errors import InvalidArgument, NotFound
 
 
 def _cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
+class MixedPriorityPolicy(StrEnum):
+    """Whether tasks of low priority fill what a batch of high priority leaves free.
+
+    Up to `max_batch_size`, up to the next of `allowed_batch_sizes`, or not at all.
+    """
+
+    PAD_TO_MAX = "low_priority_padding_with_max_batch_size"
+    PAD_TO_NEXT_ALLOWED = "low_priority_padding_with_next_allowed_batch_size"
+    ISOLATE = "priority_isolation"
+
+
+class BatchPaddingPolicy(StrEnum):
+    """What is done with a batch that is due between two of `allowed_batch_sizes`.
+
+    It is padded up to the next one, or it runs cut down to the one before, and the rest waits on.
+    """
+
+    PAD_UP = "PAD_UP"
+    BATCH_DOWN = "BATCH_DOWN"
+
+
+@dataclass(frozen=True)
+class Auto:
+    """A timeout and a size that are found, so that 99 of 100 tasks take at most the target."""
+
+    p99_target_micros: int
+
+    def __post_init__(self) -> None:
+        _at_least(1, "p99_target_micros", self.p99_target_micros)
+
+
 @dataclass(frozen=True)
 class BatchingParameters:
-    """TensorFlow Serving's BatchingParameters, with its names and defaults.
+    """TensorFlow Serving's BatchingParameters and BatchFunction's attributes, and some of ours.
 
-    `max_batch_size` bounds the rows of a batch, hence of a request. A batch that is not full waits
-    until it is `batch_timeout_micros` old. Besides those that run, `max_enqueued_batches` may wait
-    (0 counts as 1). `num_batch_threads` batches run at once. A batch is padded up to the next of
-    `allowed_batch_sizes`, if there are any. `pad_variable_length_inputs` lets requests share a
-    batch whose tensors differ beyond dimension 0: they are padded to the longest.
-    `thread_pool_name` names the tasks that run the batches.
+    `max_batch_size` bounds the rows of a task. A batch has at most as many, or, where
+    `enable_large_batch_splitting` cuts larger tasks up, at most `max_execution_batch_size`
+    (0 counts as `max_batch_size`). A batch that is not full waits until it is
+    `batch_timeout_micros` old; `Auto` finds the timeout and the size that hold a target. Besides
+    the batches that run, `max_enqueued_batches` may wait (0 counts as 1). `num_batch_threads`
+    batches run at once on a device made for these parameters.
+
+    A batch is padded up to the next of `allowed_batch_sizes`, if there are any, or cut down, as
+    `batch_padding_policy` says. `pad_variable_length_inputs` lets tasks share a batch whose
+    tensors differ beyond dimension 0: they are padded to the longest. `thread_pool_name` names the
+    tasks that run the batches.
+
+    Tasks of low priority wait in batches of their own, bounded by the `low_priority_` fields (0 and
+    () count as the field without the prefix), and run when no batch of high priority is due, or as
+    `mixed_priority_policy` says in what batches of high priority leave free.
 
     Raises InvalidArgument for what makes no sense.
     """
 
     max_batch_size: int = 1000
-    batch_timeout_micros: int = 0
+    batch_timeout_micros: int | Auto = 0
     max_enqueued_batches: int = 10
     num_batch_threads: int = field(default_factory=_cpus)
     allowed_batch_sizes: tuple[int, ...] = ()
     pad_variable_length_inputs: bool = False
     thread_pool_name: str = "batch_threads"
+    enable_large_batch_splitting: bool = False
+    max_execution_batch_size: int = 0
+    batch_padding_policy: BatchPaddingPolicy = BatchPaddingPolicy.PAD_UP
+    low_priority_max_batch_size: int = 0
+    low_priority_batch_timeout_micros: int = 0
+    low_priority_max_enqueued_batches: int = 0
+    low_priority_allowed_batch_sizes: tuple[int, ...] = ()
+    mixed_priority_policy: MixedPriorityPolicy = MixedPriorityPolicy.PAD_TO_MAX
 
     def __post_init__(self) -> None:
         _at_least(1, "max_batch_size", self.max_batch_size)
-        _at_least(0, "batch_timeout_micros", self.batch_timeout_micros)
-        _at_least(0, "max_enqueued_batches", self.max_enqueued_batches)
+        if not isinstance(self.batch_timeout_micros, Auto):
+            _at_least(0, "batch_timeout_micros", self.batch_timeout_micros)
         _at_least(1, "num_batch_threads", self.num_batch_threads)
+        for name in _NOT_NEGATIVE:
+            _at_least(0, name, getattr(self, name))
+        self._check_execution_size()
         if self.allowed_batch_sizes:
-            _check_allowed(self.allowed_batch_sizes, self.max_batch_size)
+            _check_allowed("", self.allowed_batch_sizes, self._largest())
+        if self.low_priority_allowed_batch_sizes:
+            largest = {self.low_priority_max_batch_size or self.execution_size}
+            _check_allowed("low_priority_", self.low_priority_allowed_batch_sizes, largest)
+
+    @property
+    def execution_size(self) -> int:
+        """The most rows that a batch runs with."""
+        if not self.enable_large_batch_splitting:
+            return self.max_batch_size
+        return self.max_execution_batch_size or self.max_batch_size
 
     def padded(self, rows: int) -> int:
         """The rows with which a batch of `rows` runs. No rows stay none: there is none to repeat.
 
-        `rows` is at most `max_batch_size`.
+        `rows` is at most `execution_size`.
         """
         if not self.allowed_batch_sizes or rows == 0:
             return rows
         return self.allowed_batch_sizes[bisect.bisect_left(self.allowed_batch_sizes, rows)]
+
+    def _check_execution_size(self) -> None:
+        if self.max_execution_batch_size > self.max_batch_size:
+            raise InvalidArgument(
+                f"max_execution_batch_size must be at most max_batch_size, {self.max_batch_size}; "
+                f"was {self.max_execution_batch_size}"
+            )
+
+    def _largest(self) -> set[int]:
+        return {self.max_batch_size, self.execution_size}
 
 
 def read_batching_parameters(path: Path) -> BatchingParameters:
@@ -81,8 +153,8 @@ def read_batching_parameters(path: Path) -> BatchingParameters:
 def parse_batching_parameters(text: str, source: str) -> BatchingParameters:
     """A text-format `tensorflow.serving.BatchingParameters`; `source` is named in errors.
 
-    Raises InvalidArgument with line and column for what does not parse, InvalidArgument for values
-    that make no sense, Unimplemented for a field that has no effect here.
+    Raises InvalidArgument, with line and column for what does not parse, and for values that make
+    no sense.
     """
     message = _MESSAGE()
     try:
@@ -91,11 +163,6 @@ def parse_batching_parameters(text: str, source: str) -> BatchingParameters:
         name = message.DESCRIPTOR.full_name
         raise InvalidArgument(f"{source}: Error parsing text-format {name}: {error}") from None
     values = {descriptor.name: _plain(value) for descriptor, value in message.ListFields()}
-    # Said to be off, it is what we do anyway.
-    if not values.get("enable_large_batch_splitting", True):
-        del values["enable_large_batch_splitting"]
-    for name in _NOT_DONE & values.keys():
-        raise Unimplemented(f"{source}: {name} is not supported")
     try:
         return BatchingParameters(**values)
     except InvalidArgument as error:
@@ -108,14 +175,15 @@ def _at_least(least: int, name: str, value: int) -> None:
         raise InvalidArgument(f"{name} must be {kind}; was {value}")
 
 
-def _check_allowed(sizes: tuple[int, ...], largest: int) -> None:
-    _at_least(1, "allowed_batch_sizes' first entry", sizes[0])
+def _check_allowed(prefix: str, sizes: tuple[int, ...], largest: set[int]) -> None:
+    name = f"{prefix}allowed_batch_sizes"
+    _at_least(1, f"{name}' first entry", sizes[0])
     if any(a >= b for a, b in itertools.pairwise(sizes)):
-        raise InvalidArgument("allowed_batch_sizes entries must be monotonically increasing")
-    if sizes[-1] != largest:
+        raise InvalidArgument(f"{name} entries must be monotonically increasing")
+    if sizes[-1] not in largest:
         raise InvalidArgument(
-            "Last entry in allowed_batch_sizes must match max_batch_size; last entry was "
-            f"{sizes[-1]}; expected {largest}"
+            f"Last entry in {name} must match {prefix}max_batch_size; last entry was {sizes[-1]}; "
+            f"expected {' or '.join(map(str, sorted(largest)))}"
         )
 
 
@@ -126,7 +194,13 @@ def _plain(value: Any) -> Any:
     return value.value if hasattr(value, "value") else tuple(value)
 
 
-_NOT_DONE = {"enable_large_batch_splitting", "max_execution_batch_size"}
+_NOT_NEGATIVE = (
+    "max_enqueued_batches",
+    "max_execution_batch_size",
+    "low_priority_max_batch_size",
+    "low_priority_batch_timeout_micros",
+    "low_priority_max_enqueued_batches",
+)
 
 _Field = descriptor_pb2.FieldDescriptorProto
 

@@ -25,7 +25,7 @@ from shardserve.batching.errors import (
     ServingError,
     Unavailable,
 )
-from shardserve.batching.parameters import BatchingParameters
+from shardserve.batching.parameters import Auto, BatchingParameters
 from shardserve.batching.tasks import Action, Actions, Batch, Fail, Run, Stop, Task, WakeAt
 from shardserve.batching.tensors import NotBatchable
 
@@ -46,7 +46,8 @@ class BatchQueues(Generic[T]):
 
     def __init__(self, parameters: BatchingParameters) -> None:
         self._max_batch_size = parameters.max_batch_size
-        self._timeout = parameters.batch_timeout_micros / 1e6
+        timeout = parameters.batch_timeout_micros
+        self._timeout = 0.0 if isinstance(timeout, Auto) else timeout / 1e6
         self._max_enqueued = max(1, parameters.max_enqueued_batches)
         self._free_slots = parameters.num_batch_threads
         # In the order of their turns; none is empty.

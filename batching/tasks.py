@@ -5,16 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeAlias, TypeVar
+from enum import IntEnum
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from shardserve.batching.errors import ServingError
 
 T = TypeVar("T")
 
 
+class Priority(IntEnum):
+    """Who goes first. Tasks of low priority may fill what is left free in others' batches."""
+
+    HIGH = 0
+    LOW = 1
+
+
 @dataclass(slots=True, eq=False)
 class Task(Generic[T]):
     """What a caller offers: `payload`, that takes the room of `size` >= 1, wanted by `deadline`.
+
+    `context` is for whom the run is to be told about, and no concern of the batching.
 
     The queue's: `queued`, since when it has been waiting for a run, and `batch`, None once it has
     ended.
@@ -23,6 +33,7 @@ class Task(Generic[T]):
     payload: T
     size: int
     deadline: float = math.inf
+    context: Any = None
     queued: float = 0.0
     batch: Batch[T] | None = None
 

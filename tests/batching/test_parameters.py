@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardserve.batching.errors import InvalidArgument, NotFound, ServingError, Unimplemented
+from shardserve.batching.errors import InvalidArgument, NotFound, ServingError
 from shardserve.batching.parameters import (
     BatchingParameters,
     parse_batching_parameters,
@@ -59,8 +59,11 @@ def test_every_field_is_read(tmp_path):
         ("allowed_batch_sizes: 4", InvalidArgument, "last entry was 4; expected 1000"),
         ("allowed_batch_sizes: [9, 9, 1000]", InvalidArgument, "monotonically increasing"),
         ("allowed_batch_sizes: [0, 1000]", InvalidArgument, "must be positive; was 0"),
-        ("enable_large_batch_splitting { value: true }", Unimplemented, "enable_large_batch"),
-        ("max_execution_batch_size { value: 9 }", Unimplemented, "file: max_execution_batch_size"),
+        (
+            "max_execution_batch_size { value: 1001 }",
+            InvalidArgument,
+            "at most max_batch_size",
+        ),
     ],
 )
 def test_what_makes_no_sense_or_is_not_done_is_refused_by_name(text, error, message):
