@@ -1,9 +1,10 @@
 """The arrays of a running batch: a row for each sequence, moved only when sequences come and go.
 
-Each carried state is one array [rows, ...]: what a step returns is what the next one gets, uncopied.
-When sequences leave, those that join take their rows, or the last rows move up; only then a state is
-copied. What sequences bring for every step, and what they keep of every step, is staged
-`WINDOW` steps at a time in arrays [WINDOW, rows, ...], so that a step's own part lies together.
+Each carried state is one array [rows, ...]: what a step returns is what the next one gets, and
+nothing is copied. When sequences leave, those that join take their rows, or the last rows move up;
+only then a state is copied. What sequences bring for every step, and what they keep of every step,
+is staged `WINDOW` steps at a time in arrays [WINDOW, rows, ...], so that a step's own part lies
+together.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class StepForm:
 
 @dataclass(slots=True, eq=False)
 class SequenceRow:
-    """One sequence: its first states and constants, [...] each, and its inputs, [steps, ...] each.
+    """One sequence: its first states and constants, [1, ...] each, and inputs, [steps, ...] each.
 
     The batch's: `slot` is its row, `base` the step of the batch before its own first one, `chunks`
     what is kept so far, and `kept_from` where in the window the rest begins.
@@ -59,8 +60,12 @@ class SequenceRow:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What a sequence returns: `last` outputs, [...] each, and those of `every` step, [steps, ...]."""
+    """What a sequence returns after `steps` steps.
 
+    `last` outputs are [1, ...] each, those of `every` step [steps, ...].
+    """
+
+    steps: int
     last: list[Array]
     every: list[Array]
 
@@ -108,10 +113,10 @@ class RunningBatch:
     def finish(self, row: SequenceRow) -> RowResult:
         """Free the row of a sequence that has taken a step at least; what it returns, its own."""
         self._flush(row)
-        last = [np.array(self._outputs[place][row.slot]) for place in self._form.last]
+        last = [self._outputs[place][row.slot : row.slot + 1].copy() for place in self._form.last]
         every = [np.concatenate(chunks) for chunks in row.chunks]
         self.leave(row)
-        return RowResult(last, every)
+        return RowResult(self._clock - row.base, last, every)
 
     def prepare(self, rows: int, part: Sequence[SequenceRow] | None = None) -> list[Array]:
         """The inputs of the next step of all sequences, or of a `part`, padded to `rows` rows.
@@ -126,6 +131,9 @@ class RunningBatch:
         if self._at == WINDOW:
             self._next_window(rows)
         staged = [window[self._at, :rows] for window in self._staged]
+        for inputs in staged:
+            # What is left there of others could be refused.
+            inputs[len(self._rows) :] = inputs[:1]
         carried = self._form.carried
         return [*self._resident[:carried], *staged, *self._resident[carried:]]
 
@@ -155,7 +163,7 @@ class RunningBatch:
         count = len(self._rows)
         firsts = zip(*[(*row.initial, *row.constant) for row in joined], strict=True)
         if not self._resident:
-            self._resident = [np.stack(values) for values in firsts]
+            self._resident = [np.concatenate(values) for values in firsts]
             self._resident = [_padded(array, rows) for array in self._resident]
         else:
             columns = list(firsts) or [()] * len(self._resident)
@@ -187,11 +195,11 @@ class RunningBatch:
             while self._rows and self._rows[-1] is None:
                 self._rows.pop()
             if hole < len(self._rows):
-                row = self._rows.pop()
-                assert row is not None
-                moves.append((row.slot, hole))
-                row.slot = hole
-                self._rows[hole] = row
+                last = self._rows.pop()
+                assert last is not None
+                moves.append((last.slot, hole))
+                last.slot = hole
+                self._rows[hole] = last
         return moves, joined
 
     # Windows.
@@ -214,7 +222,7 @@ class RunningBatch:
         if first is None:
             return
         kinds = [(values.dtype, values.shape[1:]) for values in first.per_step]
-        old = self._staged or [None] * len(kinds)
+        old: Sequence[Array | None] = self._staged or [None] * len(kinds)
         self._staged = [_wider(w, rows, *kind) for w, kind in zip(old, kinds, strict=True)]
 
     def _stage(self, row: SequenceRow) -> None:
@@ -226,7 +234,7 @@ class RunningBatch:
     def _keep(self, outputs: Sequence[Array]) -> None:
         kept = [outputs[place] for place in self._form.every]
         if not self._kept or self._kept[0].shape[1] < len(kept[0]):
-            old = self._kept or [None] * len(kept)
+            old: Sequence[Array | None] = self._kept or [None] * len(kept)
             self._kept = [
                 _wider(window, len(output), output.dtype, output.shape[1:])
                 for window, output in zip(old, kept, strict=True)
@@ -257,9 +265,10 @@ class RunningBatch:
         self, part: Sequence[SequenceRow], outputs: Sequence[Array]
     ) -> list[SequenceRow]:
         slots = [row.slot for row in part]
+        before: Sequence[Array | None] = self._outputs or [None] * len(outputs)
         self._outputs = [
             _scattered(old, len(self._rows), slots, output[: len(part)])
-            for old, output in zip(self._outputs or [None] * len(outputs), outputs, strict=True)
+            for old, output in zip(before, outputs, strict=True)
         ]
         for place in range(self._form.carried):
             self._resident[place] = self._resident[place].copy()
@@ -305,7 +314,7 @@ class RunningBatch:
         place, value = self._form.stop
         output = outputs[place][: len(rows)]
         hits = (output == value).reshape(len(rows), -1).all(1)
-        return [row for slot in np.flatnonzero(hits) if (row := rows[slot]) is not None]
+        return [row for slot in np.flatnonzero(hits).tolist() if (row := rows[slot]) is not None]
 
 
 def _resettled(
@@ -323,7 +332,7 @@ def _resettled(
     for source, target in moves:
         settled[target] = array[source]
     for row, value in zip(joined, values, strict=False):
-        settled[row.slot] = value
+        settled[row.slot] = value[0]
     settled[count:] = settled[:1]
     return settled
 
@@ -331,7 +340,9 @@ def _resettled(
 def _padded(array: Array, rows: int) -> Array:
     if len(array) == rows:
         return array
-    return np.concatenate([array, np.broadcast_to(array[:1], (rows - len(array), *array.shape[1:]))])
+    return np.concatenate(
+        [array, np.broadcast_to(array[:1], (rows - len(array), *array.shape[1:]))]
+    )
 
 
 def _wider(window: Array | None, rows: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:

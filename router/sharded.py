@@ -129,6 +129,20 @@ class ShardedServable:
     def _stage(self, plan: StagePlan) -> Stage | None:
         return self._runner.make_callable(plan.feeds, plan.fetches) if plan.fetches else None
 
+    def stage_of(
+        self, signature: str, inputs: Sequence[str], outputs: Sequence[str]
+    ) -> Stage | None:
+        """The stage from these inputs of a signature to these outputs, by alias.
+
+        None where it is not one stage: there are lookups, or an output is an input.
+        """
+        program = self._cut.program_for(signature, outputs)
+        feeds = [program.inputs[alias] for alias in inputs]
+        fetches = [program.outputs[alias] for alias in outputs]
+        if program.rounds or not {*fetches}.isdisjoint(feeds):
+            return None
+        return self._runner.make_callable(feeds, fetches)
+
     def close(self) -> None:
         """Free the session. No request may be running any more."""
         self._runner.close()

@@ -61,6 +61,14 @@ class WholeServable:
         results = await self._runner.run(stage, values, context)
         return dict(zip(outputs, results, strict=True))
 
+    def stage_of(self, signature: str, inputs: Sequence[str], outputs: Sequence[str]) -> Stage:
+        """The stage from these inputs of a signature, by alias, to these outputs."""
+        chosen = self.signatures[signature]
+        return self._runner.make_callable(
+            [chosen.inputs[alias].tensor for alias in inputs],
+            [chosen.outputs[alias].tensor for alias in outputs],
+        )
+
     def prepare(self, signature: str) -> None:
         """Compile a signature with all its outputs now, so that no request has to wait for it."""
         chosen = self.signatures[signature]
