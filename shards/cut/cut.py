@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,11 @@ from shardserve.shards.cut.motifs import MotifFinder, TableNode, Uses
 from shardserve.shards.cut.partitioned import PartitionedTable, Strategy, find_partitioned
 from shardserve.shards.cut.picks import with_separate_outputs
 from shardserve.shards.cut.program import Program
+from shardserve.shards.cut.region_cut import GatedRegions, gate_regions
+from shardserve.shards.cut.regions import CutRegion, Region
 from shardserve.shards.cut.rewrite import pruned_to, without_tables
 from shardserve.shards.cut.saved_model import InlinedModel, inline
-from shardserve.shards.cut.scorings import AnyLookup, Scoring, hidden_layer, outputs_of
+from shardserve.shards.cut.scorings import AnyCall, AnyLookup, Scoring, hidden_layer, outputs_of
 from shardserve.shards.cut.shapes import ShapedGraph
 from shardserve.shards.cut.stages import plan_program
 from shardserve.shards.cut.stored import StoredRows, stored_rows
@@ -82,14 +84,17 @@ class CutModel:
     """A SavedModel after the cut.
 
     `graph_def` holds what the stages run. `variables` are the variable nodes left in it, which the
-    router restores. `programs` has one program for each signature.
+    router restores. `programs` has one program for each signature, `regions` the regions that these
+    and other regions call, by name.
     """
 
     inlined: InlinedModel
     tables: Mapping[str, CutTable]
     whole: tuple[WholeVariable, ...]
     programs: Mapping[str, Program]
+    regions: Mapping[str, CutRegion]
     variables: tuple[Variable, ...]
+    gated: GatedRegions
     graph_def: graph_pb2.GraphDef = field(repr=False)
 
     def program_for(self, signature: str, outputs: Collection[str]) -> Program:
@@ -101,8 +106,8 @@ class CutModel:
         return plan_program(
             self._graph,
             {alias: info.name for alias, info in definition.inputs.items()},
-            {alias: definition.outputs[alias].name for alias in outputs},
-            self._lookups,
+            {alias: self.gated.outside(definition.outputs[alias].name) for alias in outputs},
+            self._calls,
         )
 
     @cached_property
@@ -110,25 +115,38 @@ class CutModel:
         return Graph(self.graph_def)
 
     @cached_property
-    def _lookups(self) -> dict[str, AnyLookup]:
-        return _by_output(self.tables)
+    def _calls(self) -> dict[str, AnyCall]:
+        return {**_by_output(self.tables), **self.gated.by_output}
 
 
-def cut_saved_model(directory: Path, rule: CutRule, tags: tuple[str, ...] = ("serve",)) -> CutModel:
+def cut_saved_model(
+    directory: Path,
+    rule: CutRule,
+    tags: tuple[str, ...] = ("serve",),
+    regions: Sequence[Region] = (),
+) -> CutModel:
     """Cut the SavedModel in `directory` (the one that holds `saved_model.pb`).
 
-    Reads no variable. Raises NotFound, DataLoss or InvalidArgument naming the file for a model
-    that cannot be read, and InvalidArgument naming the table for one that the rule names and that
-    is not there or cannot be cut.
+    `regions` are the operator's; those that the model marks come besides. Reads no variable. Raises
+    NotFound, DataLoss or InvalidArgument naming the file for a model that cannot be read,
+    InvalidArgument naming the table for one that the rule names and that is not there or cannot be
+    cut, and InvalidArgument naming the region for one that is not closed.
     """
     # Each of these graphs is large, and let go of as soon as there is the next.
-    decided, graph_def = _Cutter(*inline(directory, tags), rule).decide()
+    decided, graph_def = _decided(*inline(directory, tags), rule, regions)
     table_dtypes = {name: cut.table.dtype for name, cut in decided.tables.items()}
     lookups = decided.lookups
     dtypes = {t: _dtype(lookup, t, table_dtypes[lookup.table]) for t, lookup in lookups.items()}
     graph_def = with_separate_outputs(graph_def, lookups.values(), table_dtypes)
     graph_def = without_tables(graph_def, dtypes, decided.shapes, decided.cut_nodes)
     return _assembled(decided, graph_def)
+
+
+def _decided(
+    model: InlinedModel, graph_def: graph_pb2.GraphDef, rule: CutRule, regions: Sequence[Region]
+) -> tuple[_Decided, graph_pb2.GraphDef]:
+    gated = gate_regions(graph_def, model, regions)
+    return _Cutter(model, graph_def, rule, gated).decide()
 
 
 @dataclass(frozen=True)
@@ -145,6 +163,7 @@ class _Decided:
     variables: tuple[Variable, ...]
     shapes: Mapping[str, tuple[int, ...]]
     cut_nodes: frozenset[str]
+    gated: GatedRegions
 
     @property
     def lookups(self) -> dict[str, AnyLookup]:
@@ -153,36 +172,53 @@ class _Decided:
 
 
 def _assembled(decided: _Decided, without: graph_pb2.GraphDef) -> CutModel:
-    lookups = decided.lookups
+    lookups, gated = decided.lookups, decided.gated
+    calls: dict[str, AnyCall] = {**lookups, **gated.by_output}
     graph = Graph(without)
     programs = {
         name: plan_program(
             graph,
             {alias: info.name for alias, info in signature.inputs.items()},
-            {alias: info.name for alias, info in signature.outputs.items()},
-            lookups,
+            {alias: gated.outside(info.name) for alias, info in signature.outputs.items()},
+            calls,
         )
         for name, signature in decided.model.signatures.items()
     }
-    graph_def = pruned_to(without, _roots(decided.model, lookups.values()))
+    regions = {
+        name: CutRegion(
+            one.region,
+            plan_program(graph, _numbered(one.entries), _numbered(one.values), calls),
+        )
+        for name, one in gated.regions.items()
+    }
+    graph_def = pruned_to(without, [*_roots(decided.model, lookups.values()), *gated.tensors])
     left = {node.name for node in graph_def.node}
     return CutModel(
         inlined=decided.model,
         tables=decided.tables,
         whole=decided.whole,
         programs=programs,
+        regions=regions,
+        gated=gated,
         variables=tuple(v for v in decided.variables if v.node in left),
         graph_def=graph_def,
     )
 
 
 class _Cutter:
-    def __init__(self, model: InlinedModel, graph_def: graph_pb2.GraphDef, rule: CutRule) -> None:
+    def __init__(
+        self,
+        model: InlinedModel,
+        graph_def: graph_pb2.GraphDef,
+        rule: CutRule,
+        gated: GatedRegions,
+    ) -> None:
         self._model = model
         self._rule = rule
-        outputs = [i.name for s in model.signatures.values() for i in s.outputs.values()]
+        self._gated = gated
+        outputs = [*_outputs(model), *gated.tensors]
         self._variables = restored_variables(Graph(graph_def), model.restore_op)
-        self._graph_def = _cleaned(model, graph_def)
+        self._graph_def = _cleaned(model, graph_def, gated)
         self._graph = ShapedGraph(self._graph_def, outputs)
         self._live = self._graph.ancestors(self._graph.outputs)
         self._finder = MotifFinder(self._graph, self._live)
@@ -210,6 +246,7 @@ class _Cutter:
             variables=tuple(self._variables.values()),
             shapes=self._shapes,
             cut_nodes=frozenset(self._cut_nodes),
+            gated=self._gated,
         )
         return decided, self._graph_def
 
@@ -297,11 +334,20 @@ class _Cutter:
         return stored if isinstance(stored, str) else None
 
 
-def _cleaned(model: InlinedModel, graph_def: graph_pb2.GraphDef) -> graph_pb2.GraphDef:
+def _outputs(model: InlinedModel) -> list[str]:
+    return [i.name for s in model.signatures.values() for i in s.outputs.values()]
+
+
+def _numbered(tensors: Iterable[str]) -> dict[str, str]:
+    return {str(number): name for number, name in enumerate(tensors)}
+
+
+def _cleaned(
+    model: InlinedModel, graph_def: graph_pb2.GraphDef, gated: GatedRegions
+) -> graph_pb2.GraphDef:
     """What the signatures and the init op need; saving and restoring do not."""
-    outputs = [i.name for s in model.signatures.values() for i in s.outputs.values()]
     inputs = [i.name for s in model.signatures.values() for i in s.inputs.values()]
-    roots = [*outputs, *inputs, *model.assets]
+    roots = [*_outputs(model), *inputs, *model.assets, *gated.tensors]
     if model.init_op is not None:
         roots.append(model.init_op)
     return pruned_to(graph_def, [tensor(name) for name in roots])

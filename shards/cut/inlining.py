@@ -2,7 +2,8 @@
 
 What TensorFlow's own inliner does, for the calls that an export makes, in a fraction of its time
 and memory. A call's name stays: a node that waits for it waits for all that the function does.
-Functions that If and While run stay functions.
+Functions that If and While run stay functions. A BatchFunction becomes what it stands for: its
+function's body between a Batch and Unbatch nodes, past which it reads what it captured.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from shardserve.shards.cut.graph import (
     data_inputs,
     function_attributes,
 )
+from shardserve.shards.cut.marks import NAME, copy_attributes
 
 Attributes = Mapping[str, Any]
 
-_CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+_BATCH_FUNCTION = "BatchFunction"
+_CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall", _BATCH_FUNCTION})
 _COMPILED = "_XlaMustCompile"
+UNBATCH_MICROS = 60_000_000
 _MAX_DEPTH = 100
 
 
@@ -50,7 +54,10 @@ def inlined(graph_def: graph_pb2.GraphDef, roots: Iterable[str]) -> graph_pb2.Gr
 
 @dataclass(frozen=True)
 class _Call:
-    """One call to expand: where it is, what goes in, and how deep it lies in others."""
+    """One call to expand: where it is, what goes in, and how deep it lies in others.
+
+    `batch` is the Batch node that a BatchFunction's inputs go through.
+    """
 
     name: str
     function: function_pb2.FunctionDef
@@ -58,6 +65,7 @@ class _Call:
     controls: Sequence[str]
     attributes: Attributes
     depth: int
+    batch: NodeDef | None = None
 
 
 class _Inliner:
@@ -115,7 +123,22 @@ class _Inliner:
         if controls:
             self._add("NoOp", f"{name}/_before", [f"^{control}" for control in controls])
             gate = [f"{name}/_before"]
-        self._calls.append(_Call(name, function, inputs, gate, attributes, depth))
+        batch = None
+        if node.op == _BATCH_FUNCTION:
+            batch = self._add_batch(node, name, inputs, gate)
+            count = len(data_inputs(batch))
+            inputs = [*(f"{batch.name}:{slot}" for slot in range(count)), *inputs[count:]]
+        self._calls.append(_Call(name, function, inputs, gate, attributes, depth, batch))
+
+    def _add_batch(
+        self, node: NodeDef, name: str, inputs: Sequence[str], gate: Sequence[str]
+    ) -> NodeDef:
+        count = len(node.attr["Tin"].list.type)
+        controls = [f"^{control}" for control in gate]
+        batch = self._add("Batch", f"{name}/batch", [*inputs[:count], *controls])
+        copy_attributes(node, batch, inputs[count:])
+        batch.attr[NAME].s = name.encode()
+        return batch
 
     def _add(self, op: str, name: str, inputs: Sequence[str]) -> NodeDef:
         node = self._result.node.add(name=name, op=op)
@@ -143,12 +166,22 @@ class _Inliner:
             self._add_node(call, body, node)
         for slot, output in enumerate(function.signature.output_arg):
             value = body.tensor(function.ret[output.name])
-            identity = self._add("Identity", _output(call.name, slot), [value])
-            identity.attr["T"].type = _type(output, call.attributes)
+            self._add_output(call, slot, value, _type(output, call.attributes))
         done = [f"^{body.name(node)}" for node in function.control_ret.values()]
         # Of a call of the graph itself the name is taken by what gathers its outputs.
         name = f"{call.name}/_done" if call.depth == 0 else call.name
         self._add("NoOp", name, [*done, *(f"^{gate}" for gate in call.controls)])
+
+    def _add_output(self, call: _Call, slot: int, value: str, kind: int) -> None:
+        inputs = [value]
+        if call.batch is not None:
+            count = len(data_inputs(call.batch))
+            inputs += [f"{call.batch.name}:{count}", f"{call.batch.name}:{count + 1}"]
+        op = "Identity" if call.batch is None else "Unbatch"
+        node = self._add(op, _output(call.name, slot), inputs)
+        node.attr["T"].type = kind
+        if call.batch is not None:
+            node.attr["timeout_micros"].i = UNBATCH_MICROS
 
     def _add_node(self, call: _Call, body: _Body, node: NodeDef) -> None:
         name = body.name(node.name)

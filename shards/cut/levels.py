@@ -1,25 +1,30 @@
-"""In which round each lookup can be made: when all that its operands follow from is known. Pure."""
+"""In which round each call can be made: when all that its operands follow from is known. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from shardserve.shards.cut.graph import ITERATES, Graph, split, tensor
-from shardserve.shards.cut.scorings import AnyLookup
+from shardserve.shards.cut.scorings import AnyCall
 
 
 def rounds_of(
-    graph: Graph, outputs: Iterable[str], lookups: Mapping[str, AnyLookup]
-) -> list[tuple[AnyLookup, ...]]:
-    """The lookups that the outputs need, by round; each needs nothing of its own round.
+    graph: Graph,
+    inputs: Collection[str],
+    outputs: Iterable[str],
+    calls: Mapping[str, AnyCall],
+) -> list[tuple[AnyCall, ...]]:
+    """The lookups and regions that the outputs need, by round; each needs nothing of its own round.
 
-    `lookups` are by each tensor that they make known, a placeholder of the graph.
+    `calls` are by each tensor that they make known, a placeholder or a gate of the graph. What is
+    above the tensors `inputs` is not looked at.
     """
-    levels = _Levels(graph, lookups).of(split(name)[0] for name in outputs)
-    rounds: dict[int, list[AnyLookup]] = {}
+    given = frozenset(split(name)[0] for name in inputs)
+    levels = _Levels(graph, given, calls).of(split(name)[0] for name in outputs)
+    rounds: dict[int, list[AnyCall]] = {}
     for name in sorted(levels):
-        if tensor(name) in lookups:
-            rounds.setdefault(levels[name], []).append(lookups[tensor(name)])
+        if name not in given and tensor(name) in calls:
+            rounds.setdefault(levels[name], []).append(calls[tensor(name)])
     return [tuple(dict.fromkeys(rounds[level])) for level in sorted(rounds)]
 
 
@@ -29,9 +34,10 @@ class _Levels:
     Loops are why it may take some passes: what enters the next iteration is known last.
     """
 
-    def __init__(self, graph: Graph, lookups: Mapping[str, AnyLookup]) -> None:
+    def __init__(self, graph: Graph, given: Collection[str], calls: Mapping[str, AnyCall]) -> None:
         self._graph = graph
-        self._lookups = lookups
+        self._given = given
+        self._calls = calls
         self._iterated: dict[str, int] = {}
         self._known: dict[str, int] = {}
 
@@ -72,13 +78,16 @@ class _Levels:
                 pending.extend(unknown)
                 continue
             level = max((self._known[s] for s in sources), default=self._iterated.get(name, 0))
-            self._known[name] = level + (tensor(name) in self._lookups)
+            is_call = name not in self._given and tensor(name) in self._calls
+            self._known[name] = level + is_call
             pending.pop()
 
     def _sources(self, name: str) -> list[str]:
-        lookup = self._lookups.get(tensor(name))
-        if lookup is not None:
-            return [split(operand)[0] for operand in lookup.operands]
+        if name in self._given:
+            return []
+        call = self._calls.get(tensor(name))
+        if call is not None:
+            return [split(operand)[0] for operand in call.operands]
         return [] if self._graph.nodes[name].op in ITERATES else self._inputs(name)
 
     def _inputs(self, name: str) -> list[str]:

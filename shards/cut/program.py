@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from shardserve.shards.cut.regions import RegionCall
 from shardserve.shards.cut.scorings import AnyLookup
 
 
@@ -18,19 +19,23 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Round:
-    """Lookups that need nothing of each other, and the ids stage that makes their operands."""
+    """Lookups and regions that need nothing of each other, and the stage before them.
+
+    The stage, an ids stage, makes their operands.
+    """
 
     stage: StagePlan
     lookups: tuple[AnyLookup, ...]
+    regions: tuple[RegionCall, ...] = ()
 
 
 @dataclass(frozen=True)
 class Program:
-    """How to answer one signature.
+    """How to answer one signature, or what a region does.
 
-    Start with the inputs' tensors; for each round run its stage, then its lookups, each adding its
-    tensors to what is known; then run `dense`. An output alias's tensor is then known under
-    `outputs[alias]`. Lookups name their operands by tensors that are known by then.
+    Start with the inputs' tensors; for each round run its stage, then its lookups and regions, each
+    adding its tensors to what is known; then run `dense`. An output alias's tensor is then known
+    under `outputs[alias]`. Operands are named by tensors that are known by then.
     """
 
     inputs: Mapping[str, str]

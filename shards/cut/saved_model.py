@@ -12,6 +12,7 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 
 from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
 from shardserve.shards.cut.inlining import NotInlinable, inlined
+from shardserve.shards.cut.marks import MarkedRegion, lift_marked
 from shardserve.shards.cut.ops import check_ops, fill_in_defaults
 from shardserve.shards.cut.rewrite import drop_idle_controls
 
@@ -24,6 +25,7 @@ class InlinedModel:
 
     `restore_op` names the op that assigns all variables from a checkpoint. `init_op` is run once
     after that, with `assets` (tensor -> path) fed. The saver's tensors tell checkpoint keys.
+    `marked` are the regions that Batch and Unbatch nodes, or a BatchFunction, enclosed.
     """
 
     directory: Path
@@ -31,6 +33,7 @@ class InlinedModel:
     restore_op: str | None
     init_op: str | None
     assets: Mapping[str, str]
+    marked: tuple[MarkedRegion, ...] = ()
 
     @property
     def signatures(self) -> dict[str, meta_graph_pb2.SignatureDef]:
@@ -101,8 +104,10 @@ def inline(
         path = directory / "saved_model.pb"
         raise DataLoss(f"{path}: a function refers to {error}, which it does not have") from None
     fill_in_defaults(graph_def)
+    marked = lift_marked(graph_def)
     drop_idle_controls(graph_def)
-    model = InlinedModel(directory, _without_graph(meta_graph), restore_op, init_op, assets)
+    rest = _without_graph(meta_graph)
+    model = InlinedModel(directory, rest, restore_op, init_op, assets, marked)
     return model, graph_def
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from shardserve.shards.cut.lookups import Lookup
+from shardserve.shards.cut.regions import RegionCall
 from shardserve.shards.messages import Axis
 
 
@@ -95,6 +96,8 @@ class Scoring:
 
 #: All that a round may ask of tables.
 AnyLookup = Lookup | Scoring
+#: All that may be between two stages.
+AnyCall = AnyLookup | RegionCall
 
 
 #: An output layer has far more classes than it is wide; a hidden layer seldom four times as many.
@@ -111,6 +114,6 @@ def hidden_layer(lookups: Collection[AnyLookup], shape: tuple[int, ...]) -> str 
     return f"it is a hidden layer: {shape[0]} x {shape[1]}, and not named"
 
 
-def outputs_of(lookup: AnyLookup) -> tuple[str, ...]:
-    """The tensors that a lookup makes known."""
-    return lookup.outputs if isinstance(lookup, Scoring) else (lookup.output,)
+def outputs_of(call: AnyCall) -> tuple[str, ...]:
+    """The tensors that a lookup or a region makes known."""
+    return (call.output,) if isinstance(call, Lookup) else call.outputs

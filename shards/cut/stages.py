@@ -1,4 +1,4 @@
-"""Orders a signature's lookups into rounds, and says what each stage feeds and fetches.
+"""Orders lookups and regions into rounds, and says what each stage feeds and fetches.
 
 What an earlier stage has computed is fetched there and fed later, never run twice, so that a random
 draw or a costly string hash happens once. What depends on no input (constants, whole variables)
@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tensorflow.core.framework import types_pb2
-from tensorflow.core.framework.node_def_pb2 import NodeDef
-from tensorflow.python.framework import op_def_registry
 
 from shardserve.shards.cut.graph import (
     ITERATES,
@@ -24,8 +22,10 @@ from shardserve.shards.cut.graph import (
     tensor,
 )
 from shardserve.shards.cut.levels import rounds_of
+from shardserve.shards.cut.op_outputs import output_type
 from shardserve.shards.cut.program import Program, Round, StagePlan
-from shardserve.shards.cut.scorings import AnyLookup, Scoring, outputs_of
+from shardserve.shards.cut.regions import RegionCall
+from shardserve.shards.cut.scorings import AnyCall, Scoring, outputs_of
 
 _NOT_CARRIED = frozenset({types_pb2.DT_RESOURCE, types_pb2.DT_VARIANT})
 
@@ -34,18 +34,18 @@ def plan_program(
     graph: Graph,
     inputs: Mapping[str, str],
     outputs: Mapping[str, str],
-    lookups: Mapping[str, AnyLookup],
+    calls: Mapping[str, AnyCall],
 ) -> Program:
-    """The program of one signature over the rewritten graph.
+    """The program of one signature, or of one region, over the rewritten graph.
 
-    `inputs` and `outputs` are the signature's tensors by alias; `lookups` are all lookups of the
-    model by each tensor that they make known (a placeholder of the graph by now).
+    `inputs` and `outputs` are the tensors by alias; `calls` are all lookups and regions of the
+    model by each tensor that they make known (a placeholder or a gate of the graph by now).
     """
     planner = _Planner(graph, inputs)
     # One IdentityN often passes on all outputs; asked for one, it would make the others too.
     wanted = {alias: graph.resolve(name) for alias, name in outputs.items()}
-    for ready in rounds_of(graph, wanted.values(), lookups):
-        planner.add_stage([t for lookup in ready for t in lookup.operands], ready)
+    for ready in rounds_of(graph, inputs.values(), wanted.values(), calls):
+        planner.add_stage([t for call in ready for t in call.operands], ready)
     planner.add_stage(wanted.values(), ())
     *rounds, last = planner.finished()
     named = {alias: planner.known_as(name) for alias, name in wanted.items()}
@@ -64,7 +64,7 @@ class _Planner:
         self._ran: dict[str, int] = {}
         self._feeds: list[list[str]] = []
         self._fetches: list[list[str]] = []
-        self._rounds: list[tuple[AnyLookup, ...]] = []
+        self._rounds: list[tuple[AnyCall, ...]] = []
         self._varies: dict[str, bool] = {}
 
     def known_as(self, name: str) -> str:
@@ -72,8 +72,8 @@ class _Planner:
         resolved = self._graph.resolve(name)
         return name if name in self._known or resolved not in self._known else resolved
 
-    def add_stage(self, tensors: Iterable[str], lookups: tuple[AnyLookup, ...]) -> None:
-        """Append the stage that makes `tensors`, and the lookups that follow it."""
+    def add_stage(self, tensors: Iterable[str], calls: tuple[AnyCall, ...]) -> None:
+        """Append the stage that makes `tensors`, and the lookups and regions that follow it."""
         number = len(self._feeds)
         self._feeds.append([])
         self._fetches.append([])
@@ -83,11 +83,11 @@ class _Planner:
         self._fetches[number].extend(fetches)
         self._trace(fetches, number)
         self._known.update(fetches)
-        self._known.update(output for lookup in lookups for output in outputs_of(lookup))
+        self._known.update(output for call in calls for output in outputs_of(call))
         self._rounds.append(
             tuple(
-                _with_operands(lookup, {t: self.known_as(tensor(t)) for t in lookup.operands})
-                for lookup in lookups
+                _with_operands(call, {t: self.known_as(tensor(t)) for t in call.operands})
+                for call in calls
             )
         )
 
@@ -158,47 +158,35 @@ class _Planner:
         return self._varies[name]
 
     def finished(self) -> list[Round]:
-        """Every stage with its lookups, the last one without any."""
+        """Every stage with its lookups and regions, the last one without any."""
         return [
-            Round(StagePlan(tuple(feeds), tuple(fetches)), lookups)
-            for feeds, fetches, lookups in zip(
-                self._feeds, self._fetches, self._rounds, strict=True
+            Round(
+                StagePlan(tuple(feeds), tuple(fetches)),
+                tuple(one for one in calls if not isinstance(one, RegionCall)),
+                tuple(one for one in calls if isinstance(one, RegionCall)),
             )
+            for feeds, fetches, calls in zip(self._feeds, self._fetches, self._rounds, strict=True)
         ]
 
 
-def _with_operands(lookup: AnyLookup, known: Mapping[str, str]) -> AnyLookup:
-    if isinstance(lookup, Scoring):
-        return lookup.with_operands(known)
+def _with_operands(call: AnyCall, known: Mapping[str, str]) -> AnyCall:
+    if isinstance(call, Scoring | RegionCall):
+        return call.with_operands(known)
 
     def renamed(name: str | None) -> str | None:
         return None if name is None else known[name]
 
     return replace(
-        lookup,
-        ids=known[lookup.ids],
-        take=renamed(lookup.take),
-        segments=renamed(lookup.segments),
-        num_segments=renamed(lookup.num_segments),
-        weights=renamed(lookup.weights),
+        call,
+        ids=known[call.ids],
+        take=renamed(call.take),
+        segments=renamed(call.segments),
+        num_segments=renamed(call.num_segments),
+        weights=renamed(call.weights),
     )
 
 
 def _can_carry(graph: Graph, name: str) -> bool:
     op, slot = split(name)
     node = graph.nodes[op]
-    return _output_type(node, slot) not in _NOT_CARRIED
-
-
-def _output_type(node: NodeDef, slot: int) -> int:
-    """The DataType of a node's output, from its op's definition."""
-    definition = op_def_registry.get(node.op)
-    types: list[int] = []
-    for output in definition.output_arg if definition is not None else ():
-        if output.type_list_attr:
-            types.extend(node.attr[output.type_list_attr].list.type)
-        else:
-            kind = node.attr[output.type_attr].type if output.type_attr else output.type
-            count = int(node.attr[output.number_attr].i) if output.number_attr else 1
-            types.extend([kind] * count)
-    return types[slot] if slot < len(types) else types_pb2.DT_RESOURCE
+    return output_type(node, slot) not in _NOT_CARRIED
