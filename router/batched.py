@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
 
-from shardserve.batching.driver import Batcher
+from shardserve.batching.driver import BatchDevice
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.tasks import Batch
-from shardserve.batching.tensors import batch_tensors, rows_of, unbatch_tensors
+from shardserve.batching.tensor_stage import TensorStage
+from shardserve.batching.tensors import rows_of
+from shardserve.router.batch_context import batch_context
 from shardserve.router.servable import Array, RequestContext, Servable, Signature
+
+#: Sets of a signature and outputs that have a queue. Clients choose the outputs: it is bounded.
+MAX_QUEUES = 64
+
+#: A signature, and outputs by alias.
+_Set = tuple[str, tuple[str, ...]]
 
 
 class BatchedServable:
@@ -19,18 +26,25 @@ class BatchedServable:
     shapes beyond dimension 0 in common (with `pad_variable_length_inputs`, their ranks). Every
     input and output must have the batch's rows as dimension 0. A batch runs until the latest
     deadline of its requests, each of which ends at its own. The time that a batch spends on its
-    stages is spent on each of its requests. A request that is alone in its batch runs as it is.
-    All requests come from one event loop.
+    stages is spent on each of its requests. Requests for further sets of outputs than `MAX_QUEUES`
+    are not joined. All requests come from one event loop.
     """
 
-    def __init__(self, servable: Servable, parameters: BatchingParameters) -> None:
+    def __init__(
+        self,
+        servable: Servable,
+        parameters: BatchingParameters,
+        device: BatchDevice | None = None,
+    ) -> None:
+        """Without a `device` the servable has one of its own, with `num_batch_threads` slots."""
         self.name = servable.name
         self.version = servable.version
         self.signatures: Mapping[str, Signature] = servable.signatures
         self.signature_def_map = servable.signature_def_map
         self._servable = servable
         self._parameters = parameters
-        self._batcher: Batcher[_Request, dict[str, Array]] = Batcher(parameters, self._run_batch)
+        self._device = device or BatchDevice(parameters.num_batch_threads)
+        self._stages: dict[_Set, TensorStage] = {}
 
     async def run(
         self,
@@ -47,78 +61,29 @@ class BatchedServable:
         """
         tensors = [inputs[alias] for alias in self.signatures[signature].inputs]
         rows = rows_of(tensors)
-        group = _Group(signature, tuple(sorted(outputs)), self._likeness(tensors))
-        request = _Request(inputs, tensors, rows, context)
-        # A request of no rows takes a place as well, so that a batch has a bounded number of them.
-        return await self._batcher.submit(group, request, max(1, rows), context.deadline)
+        stage = self._stage_of(signature, tuple(sorted(outputs)))
+        if stage is None:
+            return await self._servable.run(signature, inputs, outputs, context)
+        values = await stage(tensors, rows, context.deadline, context=context)
+        return dict(zip(sorted(outputs), values, strict=True))
 
     async def drain(self) -> None:
         """Accept no more requests; return when those accepted have been answered."""
-        await self._batcher.drain()
+        for stage in self._stages.values():
+            await stage.drain()
 
-    def _likeness(self, tensors: Sequence[Array]) -> tuple[object, ...]:
-        if self._parameters.pad_variable_length_inputs:
-            return tuple([(tensor.dtype, tensor.ndim) for tensor in tensors])
-        return tuple([(tensor.dtype, tensor.shape[1:]) for tensor in tensors])
+    def _stage_of(self, signature: str, outputs: tuple[str, ...]) -> TensorStage | None:
+        stage = self._stages.get((signature, outputs))
+        if stage is None and len(self._stages) < MAX_QUEUES:
+            stage = self._stages[signature, outputs] = self._new_stage(signature, outputs)
+        return stage
 
-    async def _run_batch(self, batch: Batch[_Request]) -> list[dict[str, Array]]:
-        _spend_waiting(batch)
-        group = cast(_Group, batch.key)
-        requests = [task.payload for task in batch.tasks]
-        sizes = [request.rows for request in requests]
-        rows = self._parameters.padded(sum(sizes))
-        if sizes == [rows]:
-            inputs, context = requests[0].inputs, requests[0].context
-        else:
-            inputs, context = self._joined(group, requests, rows), _common_context(requests)
-        try:
-            outputs = await self._servable.run(group.signature, inputs, group.outputs, context)
-        finally:
-            _share_stages(context, requests)
-        return unbatch_tensors(outputs, sizes, rows)
+    def _new_stage(self, signature: str, outputs: tuple[str, ...]) -> TensorStage:
+        async def run(joined: list[Array], batch: Batch[Sequence[Array]]) -> list[Array]:
+            inputs = dict(zip(self.signatures[signature].inputs, joined, strict=True))
+            with batch_context(batch) as context:
+                found = await self._servable.run(signature, inputs, outputs, context)
+            return [found[alias] for alias in outputs]
 
-    def _joined(self, group: _Group, requests: Sequence[_Request], rows: int) -> dict[str, Array]:
-        tensors = batch_tensors(
-            [request.tensors for request in requests],
-            rows,
-            self._parameters.pad_variable_length_inputs,
-        )
-        return dict(zip(self.signatures[group.signature].inputs, tensors, strict=True))
-
-
-class _Group(NamedTuple):
-    """What requests of one batch have in common."""
-
-    signature: str
-    outputs: tuple[str, ...]
-    likeness: tuple[object, ...]
-
-
-class _Request(NamedTuple):
-    """`tensors` are `inputs` in the signature's order."""
-
-    inputs: Mapping[str, Array]
-    tensors: Sequence[Array]
-    rows: int
-    context: RequestContext
-
-
-def _spend_waiting(batch: Batch[_Request]) -> None:
-    assert batch.started is not None
-    for task in batch.tasks:
-        task.payload.context.spend("queue", batch.started - task.queued)
-
-
-def _common_context(requests: Sequence[_Request]) -> RequestContext:
-    first = requests[0].context.request_id
-    return RequestContext(
-        request_id=first if len(requests) == 1 else f"{first}+{len(requests) - 1}",
-        deadline=max(request.context.deadline for request in requests),
-    )
-
-
-def _share_stages(context: RequestContext, requests: Sequence[_Request]) -> None:
-    for request in requests:
-        if request.context is not context:
-            for stage, seconds in context.seconds.items():
-                request.context.spend(stage, seconds)
+        name = f"{self.name}/{signature}"
+        return TensorStage(self._device, name, self._parameters, run, outputs)

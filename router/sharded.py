@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-import tensorflow as tf
 
-from shardserve.batching.errors import FailedPrecondition, error_of
+from shardserve.batching.driver import BatchDevice
+from shardserve.batching.parameters import BatchingParameters
+from shardserve.batching.tensors import rows_of
+from shardserve.router.batched import BatchedServable
+from shardserve.router.joined_stage import JoinedStage
 from shardserve.router.once import OnceCache
+from shardserve.router.regions import LocalRegion, RegionRunner, Regions, together
+from shardserve.router.restoring import graph_of, initialise
 from shardserve.router.rounds import Fanout, SplitRound, ask
 from shardserve.router.servable import RequestContext, Signature
 from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFlowRunner
 from shardserve.router.whole import signature_def_map_of, signatures_of
 from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
-from shardserve.shards.cut.program import Program, StagePlan
-from shardserve.shards.cut.saved_model import checkpoint_prefix
+from shardserve.shards.cut.program import Program, Round, StagePlan
+from shardserve.shards.cut.regions import CutRegion, Region, RegionCall
 from shardserve.shards.cut.scorings import AnyLookup
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
+from shardserve.shards.stages import Stages
 
 Array = npt.NDArray[Any]
 
 MAX_COMPILED_PROGRAMS = 256
+#: Stages that have a queue. Clients choose the outputs, hence the programs: it is bounded.
+MAX_JOINED_STAGES = 128
 #: Ids in a round, or elements to merge, up to which splitting and merging stay on the event loop:
 #: handing over to a thread and back costs about what they cost then.
 INLINE_IDS = 2048
@@ -37,37 +45,68 @@ def load_sharded(
     channels: Sequence[ShardChannel],
     threads: StageThreads,
     parallelism: Parallelism = Parallelism(),  # noqa: B008 (frozen)
+    batching: StageBatching | None = None,
 ) -> ShardedServable:
     """Load a plan's model, but for its tables: those are asked of `channels`, one for each shard.
 
-    Blocks while TensorFlow loads; call it on a thread. Raises a `ServingError` that names the file
-    or the table when the model does not match the plan.
+    Its stages are batched as `batching` says; None: only its regions are. Blocks while TensorFlow
+    loads; call it on a thread. Raises a `ServingError` that names the file, the table or the region
+    when the model does not match the plan.
     """
-    cut = cut_saved_model(
-        Path(plan.directory), CutRule(only=frozenset(plan.layout.tables)), plan.tags
-    )
-    runner = TensorFlowRunner(threads, _graph_of(cut), parallelism)
-    _initialise(runner, cut)
-    return ShardedServable(plan, cut, channels, runner)
+    batching = batching or StageBatching(BatchDevice(threads.count))
+    rule = CutRule(only=frozenset(plan.layout.tables))
+    cut = cut_saved_model(Path(plan.directory), rule, plan.tags, batching.regions)
+    runner = TensorFlowRunner(threads, graph_of(cut), parallelism)
+    initialise(runner, cut)
+    return ShardedServable(plan, cut, channels, runner, batching)
+
+
+@dataclass(frozen=True)
+class StageBatching:
+    """What a model's stages are batched in, and how.
+
+    `ids` and `dense` None: not batched. `regions` are the operator's, of which those in `remote`
+    are run by others.
+    """
+
+    device: BatchDevice
+    stages: Stages = field(default_factory=Stages)
+    remote: Mapping[str, RegionRunner] = field(default_factory=dict)
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions that the operator names."""
+        return tuple(self.stages.regions.values())
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A stage (None where nothing has to run) and the lookups that follow it."""
+    """A stage (None where nothing has to run), and the lookups and regions that follow it.
+
+    `joined` where requests are joined for it.
+    """
 
     stage: Stage | None
+    joined: JoinedStage | None
     lookups: tuple[AnyLookup, ...]
+    regions: tuple[RegionCall, ...]
 
 
 @dataclass(frozen=True)
 class _Compiled:
+    """`dense` is the last step. `at_front`: its requests are to be joined before the first."""
+
     program: Program
     steps: tuple[_Step, ...]
-    dense: Stage | None
+    dense: _Step
+    at_front: bool = False
 
 
 class ShardedServable:
-    """One version of a model whose tables lie on shards. Implements `Servable`."""
+    """One version of a model whose tables lie on shards. Implements `Servable`.
+
+    Or a whole model with regions, without tables.
+    """
 
     def __init__(
         self,
@@ -75,6 +114,7 @@ class ShardedServable:
         cut: CutModel,
         channels: Sequence[ShardChannel],
         runner: TensorFlowRunner,
+        batching: StageBatching,
     ) -> None:
         self.name = plan.name
         self.version = plan.version
@@ -85,9 +125,14 @@ class ShardedServable:
         self._cut = cut
         self._channels = tuple(channels)
         self._runner = runner
+        self._batching = batching
+        self._joined = 0
+        self._regions = self._regions_of(cut)
         self._compiled = OnceCache(runner.threads, self._compile, MAX_COMPILED_PROGRAMS)
         for name, signature in self.signatures.items():
             self._compiled.prepare((name, tuple(sorted(signature.outputs))))
+        dense = batching.stages.dense
+        self._front = None if dense is None else BatchedServable(_Walking(self), dense)
 
     async def run(
         self,
@@ -96,18 +141,63 @@ class ShardedServable:
         outputs: Sequence[str],
         context: RequestContext,
     ) -> dict[str, Array]:
-        """See `Servable.run`."""
+        """See `Servable.run`; with batching, what `BatchedServable.run` raises besides."""
         compiled = await self._compiled.get((signature, tuple(sorted(outputs))), context)
+        if compiled.at_front and self._front is not None:
+            return await self._front.run(signature, inputs, outputs, context)
+        return await self.walk(compiled, inputs, outputs, context)
+
+    async def walk(
+        self,
+        compiled: _Compiled,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        context: RequestContext,
+    ) -> dict[str, Array]:
+        """The outputs of a program, by alias; each of its stages joined or not on its own."""
         known = {compiled.program.inputs[alias]: value for alias, value in inputs.items()}
+        steps = (*compiled.steps, compiled.dense)
+        rows = rows_of(list(inputs.values())) if any(step.joined for step in steps) else 0
         work = _Work(self._fanout, known, context)
         for step in compiled.steps:
-            split = await self._perform(work, step)
-            work.take(split, await ask(split, self._channels, context))
-        await self._finish(work, compiled.dense)
+            split = await self._perform(work, step, rows)
+            await self._ask(work, split, step)
+        await self._finish(work, compiled.dense, rows)
         return {alias: known[compiled.program.outputs[alias]] for alias in outputs}
 
-    async def _perform(self, work: _Work, step: _Step) -> SplitRound:
+    async def walk_signature(
+        self,
+        signature: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        context: RequestContext,
+    ) -> dict[str, Array]:
+        """As `walk`, by a signature's name."""
+        compiled = await self._compiled.get((signature, tuple(sorted(outputs))), context)
+        return await self.walk(compiled, inputs, outputs, context)
+
+    async def _ask(self, work: _Work, split: SplitRound, step: _Step) -> None:
+        """Lookups and regions of one round, at once."""
+        if not step.regions:
+            work.take(split, await ask(split, self._channels, work.context))
+            return
+        calls = [self._call(work, call) for call in step.regions]
+        if step.lookups:
+            calls.append(self._look_up(work, split))
+        await together(calls)
+
+    async def _call(self, work: _Work, call: RegionCall) -> None:
+        work.known.update(await self._regions.run(call, work.known, work.context))
+
+    async def _look_up(self, work: _Work, split: SplitRound) -> None:
+        work.take(split, await ask(split, self._channels, work.context))
+
+    async def _perform(self, work: _Work, step: _Step, rows: int) -> SplitRound:
         """Merge what came, run the ids stage, split the next round; a little of it on the loop."""
+        if step.joined is not None:
+            await self._merge(work)
+            await step.joined(work.known, rows, work.context)
+            step = replace(step, stage=None)
         if step.stage is None and work.is_small(step.lookups):
             return work.next_round(step)
         split: SplitRound = await self._runner.threads.run(
@@ -115,16 +205,45 @@ class ShardedServable:
         )
         return split
 
-    async def _finish(self, work: _Work, dense: Stage | None) -> None:
-        if dense is None and work.is_small(()):
+    async def _finish(self, work: _Work, dense: _Step, rows: int) -> None:
+        if dense.joined is not None:
+            await self._merge(work)
+            await dense.joined(work.known, rows, work.context)
+        elif dense.stage is None:
+            await self._merge(work)
+        else:
+            await self._runner.threads.run(lambda: work.finish(dense.stage), work.context, None)
+
+    async def _merge(self, work: _Work) -> None:
+        if work.is_small(()):
             work.merge()
         else:
-            await self._runner.threads.run(lambda: work.finish(dense), work.context, None)
+            await self._runner.threads.run(work.merge, work.context, None)
 
     def _compile(self, key: tuple[str, tuple[str, ...]]) -> _Compiled:
+        """The program of a signature, its stages joined where they may be."""
         program = self._cut.program_for(*key)
-        steps = tuple(_Step(self._stage(r.stage), r.lookups) for r in program.rounds)
-        return _Compiled(program, steps, self._stage(program.dense))
+        stages = self._batching.stages
+        dense_joins = not self._cut.why_not_joined(program.dense.feeds)
+        steps = tuple(self._step(r, "ids", self._ids_parameters(r.stage)) for r in program.rounds)
+        last = Round(program.dense, ())
+        dense = self._step(last, "dense", stages.dense if dense_joins else None)
+        return _Compiled(program, steps, dense, at_front=not dense_joins)
+
+    def _step(self, part: Round, kind: str, parameters: BatchingParameters | None) -> _Step:
+        stage = self._stage(part.stage)
+        joined = None
+        if stage is not None and parameters is not None and self._joined < MAX_JOINED_STAGES:
+            self._joined += 1
+            device, threads = self._batching.device, self._runner.threads
+            joined = JoinedStage(device, f"{self.name}/{kind}", parameters, threads, stage, kind)
+        return _Step(stage, joined, part.lookups, part.regions)
+
+    def _ids_parameters(self, plan: StagePlan) -> BatchingParameters | None:
+        if self._batching.stages.ids is None:
+            return None
+        joins = not self._cut.why_not_joined((*plan.feeds, *plan.fetches))
+        return self._batching.stages.ids if joins else None
 
     def _stage(self, plan: StagePlan) -> Stage | None:
         return self._runner.make_callable(plan.feeds, plan.fetches) if plan.fetches else None
@@ -143,9 +262,47 @@ class ShardedServable:
             return None
         return self._runner.make_callable(feeds, fetches)
 
+    def _regions_of(self, cut: CutModel) -> Regions:
+        runners = {
+            name: self._batching.remote.get(name) or self._local_region(one)
+            for name, one in cut.regions.items()
+        }
+        return Regions(runners, {n: len(one.region.inputs) for n, one in cut.regions.items()})
+
+    def _local_region(self, one: CutRegion) -> LocalRegion:
+        """Runs a region here. Batches that wait for others' have slots of their own."""
+        program = one.program
+        steps = tuple(
+            _Step(self._stage(r.stage), None, r.lookups, r.regions) for r in program.rounds
+        )
+        dense = _Step(self._stage(program.dense), None, (), ())
+        compiled = _Compiled(program, steps, dense)
+        names = [str(number) for number in range(len(one.region.outputs))]
+        device = self._batching.device
+        if program.rounds:
+            device = BatchDevice(one.region.batching.num_batch_threads)
+
+        async def run(tensors: Sequence[Array], context: RequestContext) -> list[Array]:
+            inputs = {str(number): value for number, value in enumerate(tensors)}
+            found = await self.walk(compiled, inputs, names, context)
+            return [found[name] for name in names]
+
+        return LocalRegion(one.region, device, run)
+
     def close(self) -> None:
         """Free the session. No request may be running any more."""
         self._runner.close()
+
+
+class _Walking:
+    """A sharded servable as `BatchedServable` runs it: from the first stage to the last."""
+
+    def __init__(self, servable: ShardedServable) -> None:
+        self.name = servable.name
+        self.version = servable.version
+        self.signatures = servable.signatures
+        self.signature_def_map = servable.signature_def_map
+        self.run = servable.walk_signature
 
 
 class _Work:
@@ -153,8 +310,8 @@ class _Work:
 
     def __init__(self, fanout: Fanout, known: dict[str, Array], context: RequestContext) -> None:
         self.context = context
+        self.known = known
         self._fanout = fanout
-        self._known = known
         self._pending: tuple[SplitRound, dict[int, Any]] | None = None
 
     def take(self, split: SplitRound, replies: dict[int, Any]) -> None:
@@ -162,8 +319,8 @@ class _Work:
 
     def is_small(self, lookups: Sequence[AnyLookup]) -> bool:
         """Whether merging what came, and splitting these lookups, is too little for a thread."""
-        known = [one.operands[0] for one in lookups if one.operands[0] in self._known]
-        ids = sum(self._known[name].size for name in known)
+        known = [one.operands[0] for one in lookups if one.operands[0] in self.known]
+        ids = sum(self.known[name].size for name in known)
         if self._pending is not None:
             ids += sum(one.size for one in self._pending[0].prepared)
         return ids <= INLINE_IDS
@@ -174,14 +331,14 @@ class _Work:
         started = time.monotonic()
         split, replies = self._pending
         self._pending = None
-        self._known.update(self._fanout.merge(split, replies))
+        self.known.update(self._fanout.merge(split, replies))
         self.context.spend("merge", time.monotonic() - started)
 
     def next_round(self, step: _Step) -> SplitRound:
         self.merge()
         started = time.monotonic()
         self._run(step.stage)
-        split = self._fanout.split(step.lookups, self._known)
+        split = self._fanout.split(step.lookups, self.known)
         self.context.spend("ids", time.monotonic() - started)
         return split
 
@@ -193,49 +350,5 @@ class _Work:
 
     def _run(self, stage: Stage | None) -> None:
         if stage is not None:
-            values = stage(*(self._known[name] for name in stage.feeds))
-            self._known.update(zip(stage.fetches, values, strict=True))
-
-
-def _graph_of(cut: CutModel) -> tf.Graph:
-    graph = tf.Graph()
-    with graph.as_default():
-        tf.graph_util.import_graph_def(cut.graph_def, name="")
-    return graph
-
-
-def _initialise(runner: TensorFlowRunner, cut: CutModel) -> None:
-    """Restore the variables that stayed whole, straight from the checkpoint; then the init op."""
-    try:
-        with runner.graph.as_default():
-            assigned = _assign_ops(runner.graph, cut)
-        for operation in assigned:
-            runner.session.run(operation)
-        if cut.inlined.init_op is not None:
-            runner.session.run(cut.inlined.init_op, feed_dict=dict(cut.inlined.assets))
-    except tf.errors.OpError as error:
-        # What follows the first line is where TensorFlow's Python made the node.
-        reason = error.message.partition("\n")[0]
-        raise error_of(error.error_code, f"{cut.inlined.directory}: {reason}") from None
-
-
-def _assign_ops(graph: tf.Graph, cut: CutModel) -> list[tf.Operation]:
-    if not cut.variables:
-        return []
-    prefix = checkpoint_prefix(cut.inlined.directory)
-    if not prefix.with_name(prefix.name + ".index").exists():
-        raise FailedPrecondition(f"{prefix}.index: no such file; the model has variables")
-    values = tf.raw_ops.RestoreV2(
-        prefix=str(prefix),
-        tensor_names=[v.key for v in cut.variables],
-        shape_and_slices=[v.slice_spec for v in cut.variables],
-        dtypes=[tf.dtypes.as_dtype(v.dtype) for v in cut.variables],
-    )
-    operations = []
-    for variable, value in zip(cut.variables, values, strict=True):
-        target = graph.get_tensor_by_name(f"{variable.node}:0")
-        if variable.is_ref:
-            operations.append(tf.raw_ops.Assign(ref=target, value=value).op)
-        else:
-            operations.append(tf.raw_ops.AssignVariableOp(resource=target, value=value))
-    return [tf.group(*operations)]
+            values = stage(*(self.known[name] for name in stage.feeds))
+            self.known.update(zip(stage.fetches, values, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.batching.parameters import BatchingParameters
@@ -36,7 +36,7 @@ class Region:
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    batching: BatchingParameters = BatchingParameters()
+    batching: BatchingParameters = field(default_factory=BatchingParameters)
     actors: ActorOptions | None = None
     captured: tuple[str, ...] = ()
 

@@ -18,6 +18,7 @@ from shardserve.shards.cut.program import Program
 from shardserve.shards.cut.region_cut import GatedRegions, gate_regions
 from shardserve.shards.cut.regions import CutRegion, Region
 from shardserve.shards.cut.rewrite import pruned_to, without_tables
+from shardserve.shards.cut.row_wise import RowWise
 from shardserve.shards.cut.saved_model import InlinedModel, inline
 from shardserve.shards.cut.scorings import AnyCall, AnyLookup, Scoring, hidden_layer, outputs_of
 from shardserve.shards.cut.shapes import ShapedGraph
@@ -109,6 +110,19 @@ class CutModel:
             {alias: self.gated.outside(definition.outputs[alias].name) for alias in outputs},
             self._calls,
         )
+
+    def why_not_joined(self, tensors: Iterable[str]) -> tuple[str, ...]:
+        """Why a stage between these tensors cannot run joined requests as one; nothing if it can.
+
+        Inputs of signatures are taken to have a row for each example.
+        """
+        reasons = (self._row_wise.why_not(name) for name in tensors)
+        return tuple(dict.fromkeys(reason for reason in reasons if reason is not None))
+
+    @cached_property
+    def _row_wise(self) -> RowWise:
+        inputs = [i.name for s in self.inlined.signatures.values() for i in s.inputs.values()]
+        return RowWise(ShapedGraph(self.graph_def, ()), inputs, self._calls)
 
     @cached_property
     def _graph(self) -> Graph:

@@ -54,9 +54,13 @@ class Leak:
 
 @dataclass(frozen=True)
 class Enclosed:
-    """The nodes of a region that vary between requests; `effects` are run for what they do."""
+    """The nodes of a region that vary between requests, and those that it needs besides.
+
+    Nobody reads the nodes `effects`: they are run for what they do.
+    """
 
     nodes: frozenset[str]
+    fixed: frozenset[str]
     effects: tuple[str, ...]
 
 
@@ -72,10 +76,13 @@ def enclosed(graph: Graph, ends: Ends, wanted: Collection[str]) -> Enclosed:
         raise _leaking(ends, leak)
     _check_ends(ends, walk, readers)
     inside = walk.inside()
-    inside |= _run_for_effects(graph, walk, inside, readers)
+    fixed = walk.fixed()
+    checks = _run_for_effects(walk, inside, readers)
+    inside |= checks
     for leak in _leaks_out(ends, inside, readers):
         raise _leaking(ends, leak)
-    return Enclosed(frozenset(inside), tuple(sorted(filter(readers.ends_in_effect, inside))))
+    effects = tuple(sorted(name for name in checks if not readers.of(name)))
+    return Enclosed(frozenset(inside), frozenset(fixed), effects)
 
 
 def side_inputs(graph: Graph, ends: Ends) -> tuple[str, ...]:
@@ -94,7 +101,6 @@ class _Readers:
 
     def __init__(self, graph: Graph, wanted: Collection[str]) -> None:
         self.wanted = frozenset(map(tensor, wanted))
-        self._graph = graph
         self._of: dict[str, list[tuple[str, str]]] = {}
         for name in graph.ancestors(wanted):
             for source in data_inputs(graph.nodes[name]):
@@ -113,10 +119,6 @@ class _Readers:
                 found.add(name)
                 pending.extend(reader for reader, _ in self.of(name))
         return found
-
-    def ends_in_effect(self, node: str) -> bool:
-        """Whether the node is run for what it does, and nobody reads it."""
-        return not self.of(node) and has_effect(self._graph.nodes[node], self._graph.library)
 
 
 class _Walk:
@@ -165,6 +167,9 @@ class _Walk:
     def inside(self) -> set[str]:
         return {n for n, follows in self._follows.items() if follows >= _Follows.EFFECT}
 
+    def fixed(self) -> set[str]:
+        return {n for n, follows in self._follows.items() if follows is _Follows.NOTHING}
+
     def leaks_in(self) -> Iterator[Leak]:
         for output in self._ends.outputs:
             if self.of_tensor(output) is _Follows.SIGNATURE:
@@ -191,9 +196,7 @@ def _check_ends(ends: Ends, walk: _Walk, readers: _Readers) -> None:
             )
 
 
-def _run_for_effects(
-    graph: Graph, walk: _Walk, inside: Collection[str], readers: _Readers
-) -> set[str]:
+def _run_for_effects(walk: _Walk, inside: Collection[str], readers: _Readers) -> set[str]:
     """Nodes that read what is inside, and of which nothing is read: checks and messages."""
     found: set[str] = set()
     for name in inside:
@@ -203,7 +206,8 @@ def _run_for_effects(
             members = readers.downstream(reader)
             if any(_node_of(t) in members for t in readers.wanted):
                 continue
-            if all([walk.visit(member) is not _Follows.SIGNATURE for member in members]):
+            follows = {walk.visit(member) for member in members}
+            if _Follows.SIGNATURE not in follows:
                 found |= members
     return found
 

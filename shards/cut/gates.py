@@ -13,7 +13,7 @@ from tensorflow.core.framework import graph_pb2, types_pb2
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from shardserve.batching.errors import InvalidArgument
-from shardserve.shards.cut.enclosed import PLACEHOLDERS, Ends, enclosed
+from shardserve.shards.cut.enclosed import PLACEHOLDERS, Enclosed, Ends, enclosed
 from shardserve.shards.cut.graph import Graph, control_inputs, data_inputs, split
 from shardserve.shards.cut.op_outputs import output_type
 from shardserve.shards.cut.shapes import ShapedGraph
@@ -65,14 +65,17 @@ class Gating:
         for name in (*ends.entries, *ends.outputs):
             _check_can_be_fed(graph, ends, name)
         before = list(graph.nodes.values())
-        awaited = _awaited(graph, inside.nodes)
+        awaited = _awaited(graph, inside)
         outputs = {
             name: self._gate(graph, f"{ends.name}/output_{n}", name, inside.effects)
             for n, name in enumerate(ends.outputs)
         }
         after = self._after(ends.name, next(iter(outputs.values())))
         for node in before:
-            if node.name not in inside.nodes:
+            if node.name in inside.fixed:
+                # It is needed outside as well, perhaps; the region's own ends wait for these.
+                _wait_instead(node, {*inside.nodes, *awaited}, ())
+            elif node.name not in inside.nodes:
                 _read_instead(node, outputs)
                 _wait_instead(node, inside.nodes, [after])
         entries = {
@@ -98,8 +101,7 @@ class Gating:
             source = f"{waits.name}:0"
         gate = self._add("PlaceholderWithDefault", name, [source])
         gate.attr["dtype"].type = kind
-        if shape is None:
-            gate.attr["shape"].shape.unknown_rank = True
+        gate.attr["shape"].shape.unknown_rank = shape is None
         for axis, size in enumerate(shape or ()):
             # Joined, there are more rows than one request has.
             known = size is not None and axis > 0
@@ -111,7 +113,7 @@ class Gating:
         (dtype,) = [n.attr["dtype"].type for n in self._graph_def.node if f"{n.name}:0" == gate]
         node = self._add("Identity", f"{name}/after", [gate])
         node.attr["T"].type = dtype
-        return node.name
+        return str(node.name)
 
     def _add(self, op: str, name: str, inputs: Iterable[str]) -> NodeDef:
         taken = {node.name for node in self._graph_def.node}
@@ -131,9 +133,10 @@ def _check_can_be_fed(graph: Graph, ends: Ends, name: str) -> None:
         raise InvalidArgument(f"{where} is a handle, which cannot be fed")
 
 
-def _awaited(graph: Graph, inside: Collection[str]) -> tuple[str, ...]:
+def _awaited(graph: Graph, inside: Enclosed) -> tuple[str, ...]:
     """Nodes outside that follow from a signature's input, for which nodes inside wait."""
-    waited = {c for name in inside for c in control_inputs(graph.nodes[name]) if c not in inside}
+    waiting = [graph.nodes[name] for name in (*inside.nodes, *inside.fixed)]
+    waited = {c for node in waiting for c in control_inputs(node) if c not in inside.nodes}
     return tuple(sorted(name for name in waited if _follows_from_signature(graph, name)))
 
 

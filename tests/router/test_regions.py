@@ -1,0 +1,185 @@
+"""Regions answer what TensorFlow answers for one request, and requests meet in them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shardserve.batching.driver import BatchDevice
+from shardserve.router.servable import RequestContext
+from shardserve.router.session import StageThreads
+from shardserve.router.sharded import ShardedServable, StageBatching, load_sharded
+from shardserve.shards.bundle import open_bundle
+from shardserve.shards.cut.cut import CutRule, cut_saved_model
+from shardserve.shards.cut.planning import table_sources
+from shardserve.shards.cut.saved_model import checkpoint_prefix
+from shardserve.shards.layout import Layout
+from shardserve.shards.local import LocalChannel
+from shardserve.shards.model import ModelPlan
+from shardserve.shards.regions import Region
+from shardserve.shards.shard import Shard
+from shardserve.shards.stages import Stages
+from tests import region_models
+from tests.layouts import layout_of
+from tests.region_models import ROWS, THRESHOLD
+from tests.saved_models import Feeds, float_array, int_array
+from tests.uncut import Uncut
+
+WHOLE = "whole"
+LAYOUTS = (WHOLE, "row_range", "row_hash", "column")
+MODELS: dict[str, Callable[[Path], None]] = {
+    "marked": region_models.marked,
+    "captures": region_models.captures,
+    "pairs": region_models.pairs,
+    "plain": region_models.plain,
+}
+
+Request = tuple[str, Feeds]
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[StageThreads]:
+    threads = StageThreads(2)
+    yield threads
+    threads.close()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Callable[[str], Path]:
+    """Where a model was exported."""
+
+    @functools.cache
+    def exported(name: str) -> Path:
+        path = tmp_path_factory.mktemp("regions") / name
+        MODELS[name](path)
+        return path
+
+    return exported
+
+
+@pytest.fixture(scope="module")
+def uncut(directory) -> Iterator[Callable[[str], Uncut]]:
+    loaded = functools.cache(lambda name: Uncut(directory(name)))
+    yield loaded
+
+
+@pytest.fixture
+def serve(directory, threads) -> Iterator[Callable[..., ShardedServable]]:
+    """A model served under a layout, its shards in this process."""
+    loaded = []
+
+    def load(name: str, kind: str, regions: Sequence[Region] = (), **stages) -> ShardedServable:
+        plan = plan_of(directory(name), kind)
+        shards = [Shard.load(plan.sources, plan.slices_of_shard(n)) for n in range(2)]
+        batching = StageBatching(
+            BatchDevice(2), Stages(regions={one.name: one for one in regions}, **stages)
+        )
+        channels = [LocalChannel(shard) for shard in shards]
+        loaded.append(load_sharded(plan, channels, threads, batching=batching))
+        return loaded[-1]
+
+    yield load
+    for servable in loaded:
+        servable.close()
+
+
+def plan_of(directory: Path, kind: str) -> ModelPlan:
+    sources = {}
+    if kind != WHOLE:
+        cut = cut_saved_model(directory, CutRule(threshold=THRESHOLD))
+        sources = table_sources(open_bundle(str(checkpoint_prefix(directory))), cut.tables)
+    tables = {name: source.table for name, source in sources.items()}
+    layout = layout_of(kind, tables, 2) if tables else Layout(2, 1, {})
+    return ModelPlan("model", 1, str(directory), ("serve",), layout, sources, "")
+
+
+async def ask(servable: ShardedServable, request: Request) -> Feeds:
+    signature, feeds = request
+    outputs = tuple(servable.signatures[signature].outputs)
+    return await servable.run(signature, feeds, outputs, RequestContext("test", math.inf))
+
+
+async def ask_all(servable: ShardedServable, requests: Sequence[Request]) -> list:
+    return await asyncio.gather(*(ask(servable, one) for one in requests), return_exceptions=True)
+
+
+def assert_same(got: Feeds, expected: Feeds) -> None:
+    assert got.keys() == expected.keys()
+    for alias, value in expected.items():
+        assert got[alias].dtype == value.dtype, alias
+        assert got[alias].shape == value.shape, alias
+        if value.dtype.kind == "f":
+            np.testing.assert_allclose(got[alias], value, rtol=1e-5, atol=1e-5, err_msg=alias)
+        else:
+            np.testing.assert_array_equal(got[alias], value, err_msg=alias)
+
+
+@st.composite
+def ids(draw: st.DrawFn, *inner: int) -> Feeds:
+    return {"ids": draw(int_array(0, ROWS, (draw(st.integers(1, 4)), *inner), np.int64))}
+
+
+@st.composite
+def floats(draw: st.DrawFn) -> Feeds:
+    return {"x": draw(float_array((draw(st.integers(1, 4)), 4)))}
+
+
+@st.composite
+def scaled(draw: st.DrawFn) -> Feeds:
+    x = np.abs(draw(float_array((draw(st.integers(1, 4)), 4))))
+    return {"x": x, "scale": np.float32(draw(st.sampled_from([0.5, 2.0])))}
+
+
+@st.composite
+def paired(draw: st.DrawFn) -> Feeds:
+    rows = draw(st.integers(1, 4))
+    words = draw(st.lists(st.sampled_from([b"a", b"bc", b""]), min_size=rows, max_size=rows))
+    return {"x": draw(float_array((rows, 4))), "words": np.array(words, object)}
+
+
+@st.composite
+def plain_feeds(draw: st.DrawFn) -> Feeds:
+    rows = draw(st.integers(1, 4))
+    x = draw(float_array((rows, 2)))
+    return {"ids": draw(int_array(-ROWS, ROWS, (rows,), np.int64)), "x": x}
+
+
+REQUESTS: dict[str, st.SearchStrategy[Request]] = {
+    "marked": st.one_of(
+        st.tuples(st.just("serving_default"), ids()),
+        st.tuples(st.just("dense"), floats()),
+        st.tuples(st.just("looking_up"), ids(3)),
+        st.tuples(st.just("before"), ids()),
+    ),
+    "captures": st.one_of(
+        st.tuples(st.just("serving_default"), scaled()),
+        st.tuples(st.just("nested"), floats()),
+    ),
+    "pairs": st.tuples(st.just("serving_default"), paired()),
+    "plain": st.tuples(st.just("serving_default"), plain_feeds()),
+}
+
+few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("name", ["marked", "captures", "pairs"])
+def test_concurrent_requests_get_what_tensorflow_answers_each(name, kind, serve, uncut):
+    servable = serve(name, kind)
+
+    @few
+    @given(st.lists(REQUESTS[name], min_size=1, max_size=6))
+    def check(requests: list[Request]) -> None:
+        answers = asyncio.run(ask_all(servable, requests))
+        for request, answer in zip(requests, answers, strict=True):
+            assert_same(answer, uncut(name).answer(*request))
+
+    check()
