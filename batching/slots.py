@@ -131,9 +131,10 @@ class RunningBatch:
         if self._at == WINDOW:
             self._next_window(rows)
         staged = [window[self._at, :rows] for window in self._staged]
-        for inputs in staged:
-            # What is left there of others could be refused.
-            inputs[len(self._rows) :] = inputs[:1]
+        if rows > len(self._rows):
+            for inputs in staged:
+                # What is left there of others could be refused.
+                inputs[len(self._rows) :] = inputs[:1]
         carried = self._form.carried
         return [*self._resident[:carried], *staged, *self._resident[carried:]]
 
@@ -302,8 +303,9 @@ class RunningBatch:
 
     def _unshared(self, output: Array) -> Array:
         """The output, copied if it lies in a window, which the next steps overwrite."""
-        if any(np.may_share_memory(output, window) for window in self._staged):
-            return output.copy()
+        for window in self._staged:
+            if np.may_share_memory(output, window):
+                return output.copy()
         return output
 
     def _stopped(

@@ -79,6 +79,9 @@ class StepCounts:
     step_seconds: float = 0.0
 
 
+_COUNTED = ("steps", "row_steps", "padding_row_steps", "sequences", "refused")
+
+
 def take_steps(burst: Burst, call: Callable[[list[Any]], Sequence[Any]]) -> Taken:
     """Take a burst's steps on this thread: `call` gets the inputs and returns the outputs."""
     batch, taken = burst.batch, 0
@@ -123,7 +126,7 @@ class StepBatcher:
         self._burst: Burst | None = None
         self._stepping: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._counts = StepCounts()
+        self._counted = dict.fromkeys(_COUNTED, 0)
 
     @property
     def is_idle(self) -> bool:
@@ -165,8 +168,8 @@ class StepBatcher:
 
     def counts(self) -> StepCounts:
         """What this running batch has done, and what it holds now."""
-        return dataclasses.replace(
-            self._counts,
+        return StepCounts(
+            **self._counted,
             running=self._scheduler.running,
             waiting=self._scheduler.waiting,
             step_seconds=self._scheduler.step_seconds,
@@ -252,8 +255,8 @@ class StepBatcher:
             return Internal(f"{type(error).__name__}: {error}")
 
     def _count(self, **more: int) -> None:
-        counted = {name: getattr(self._counts, name) + number for name, number in more.items()}
-        self._counts = dataclasses.replace(self._counts, **counted)
+        for name, number in more.items():
+            self._counted[name] += number
 
     def _set_timer(self, when: float | None) -> None:
         if self._timer is not None:

@@ -131,11 +131,8 @@ class StepScheduler(Generic[T]):
         actions: list[StepAction[T]] = []
         for task in step.tasks:
             task.taken += steps
-            if task.place is Place.RUNNING and (task.taken >= task.steps or task in stopped):
-                self._end(task)
-                self._batch.remove(task)
-                task.in_batch = False
-                actions.append(Finish(task))
+            if task.taken >= task.steps or task in stopped:
+                actions += self._finish(task)
         return [*actions, *self._advance(now)]
 
     def failed(self, error: ServingError, now: float) -> StepActions[T]:
@@ -258,6 +255,14 @@ class StepScheduler(Generic[T]):
         if not is_all or (self._waiting and self._has_room):
             return 1
         return min(MAX_BURST, *[task.steps - task.taken for task in tasks])
+
+    def _finish(self, task: SequenceTask[T]) -> StepActions[T]:
+        if task.place is not Place.RUNNING:
+            return ()
+        self._end(task)
+        self._batch.remove(task)
+        task.in_batch = False
+        return (Finish(task),)
 
     def _end(self, task: SequenceTask[T]) -> None:
         task.place = Place.ENDED
