@@ -237,30 +237,27 @@ def export(path: Path, plan: Plan) -> None:
     layer = keras.layers.LSTM(plan.units)
     layer.build((None, None, plan.width))
     some = tf.TensorSpec([None, None, plan.width], tf.float32, name="x")
-    state = [None, plan.units]
+    lengths_form = tf.TensorSpec([None], tf.int64, name="lengths")
+    row = tf.TensorSpec([None, plan.width], tf.float32, name="x")
+    states = [tf.TensorSpec([None, plan.units], tf.float32, name=name) for name in "hc"]
 
-    @tf.function(input_signature=[some])
     def whole(x: Any) -> dict[str, Any]:
         return {"output": layer(x)}
 
-    @tf.function(input_signature=[some, tf.TensorSpec([None], tf.int64, name="lengths")])
     def masked(x: Any, lengths: Any) -> dict[str, Any]:
         return {"output": layer(x, mask=tf.sequence_mask(lengths, tf.shape(x)[1]))}
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, plan.width], tf.float32, name="x"),
-            tf.TensorSpec(state, tf.float32, name="h"),
-            tf.TensorSpec(state, tf.float32, name="c"),
-        ]
-    )
     def step(x: Any, h: Any, c: Any) -> dict[str, Any]:
         _, (new_h, new_c) = layer.cell(x, [h, c])
         return {"new_h": new_h, "new_c": new_c}
 
     module = tf.Module()
     module.kept = [variable.value for variable in layer.variables]
-    signatures = {"serving_default": whole, "masked": masked, "step": step}
+    signatures = {
+        "serving_default": tf.function(whole, input_signature=[some]),
+        "masked": tf.function(masked, input_signature=[some, lengths_form]),
+        "step": tf.function(step, input_signature=[row, *states]),
+    }
     tf.saved_model.save(module, str(path), signatures=signatures)
 
 

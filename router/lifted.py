@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ class CannotStep(InvalidArgument):
 
 
 class LoopRunner:
-    """Runs one lifted loop. It is a `RegionRunner`, but for the errors and the rows' place.
+    """Runs one lifted loop. It is a `RegionRunner`, whose operands are those of the loop's call.
 
     All calls come from one event loop.
     """
@@ -45,23 +46,30 @@ class LoopRunner:
             device,
         )
 
-    async def run(self, tensors: Sequence[Array], context: RequestContext) -> list[Array]:
-        """The outputs of the loop's call, for the operands `tensors`.
+    async def run(
+        self, tensors: Sequence[Array], rows: int, context: RequestContext
+    ) -> list[Array]:
+        """The outputs of the loop's call, for the operands `tensors`, which say the rows too.
 
         Raises CannotStep before anything has run, and as `SteppedRows.run` does.
         """
         loop = self._loop
-        states, reads = tensors[: loop.states], tensors[loop.states : loop.states + loop.reads]
-        scalars = tensors[loop.states + loop.reads :]
+        counts = itertools.accumulate((loop.states, loop.reads, loop.constants), initial=0)
+        (a, b, c, d) = counts
+        states, reads, constants, scalars = tensors[a:b], tensors[b:c], tensors[c:d], tensors[d:]
         steps = _steps(loop, reads, scalars)
-        rows = _rows(states, reads, self._most_rows)
+        rows = _rows([*states, *constants], reads, self._most_rows)
         results = await self._stepped.run(
             [
-                SequenceRow([s[n : n + 1] for s in states], [r[:steps, n] for r in reads])
+                SequenceRow(
+                    [state[n : n + 1] for state in states],
+                    [read[:steps, n] for read in reads],
+                    [constant[n : n + 1] for constant in constants],
+                )
                 for n in range(rows)
             ],
             [steps] * rows,
-            tuple([(s.dtype, s.shape[1:]) for s in states] + [(r.dtype, r.shape[2:]) for r in reads]),
+            _likeness(1, [*states, *constants]) + _likeness(2, reads),
             context.deadline,
             nbytes=sum(tensor.nbytes for tensor in tensors),
         )
@@ -81,11 +89,15 @@ def form_of(loop: StepLoop) -> StepForm:
     return StepForm(
         carried=loop.states,
         per_step=loop.reads,
-        constant=0,
+        constant=loop.constants,
         outputs=loop.fetches,
         last=tuple(place for place, what in loop.kept if what is not Kept.ALL),
         every=tuple(place for place, what in loop.kept if what is Kept.ALL),
     )
+
+
+def _likeness(inner: int, tensors: Sequence[Array]) -> tuple[object, ...]:
+    return tuple([(tensor.dtype, tensor.shape[inner:]) for tensor in tensors])
 
 
 def _steps(loop: StepLoop, reads: Sequence[Array], scalars: Sequence[Array]) -> int:

@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.parameters import BatchingParameters
+from shardserve.batching.step_driver import StepCounts
 from shardserve.batching.tensors import rows_of
 from shardserve.router.batched import BatchedServable
 from shardserve.router.joined_stage import JoinedStage
+from shardserve.router.lifted import CannotStep, LoopRunner
 from shardserve.router.once import OnceCache
 from shardserve.router.regions import LocalRegion, RegionRunner, Regions, together
 from shardserve.router.restoring import graph_of, initialise
@@ -26,6 +28,7 @@ from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
 from shardserve.shards.cut.program import Program, Round, StagePlan
 from shardserve.shards.cut.regions import CutRegion, Region, RegionCall
 from shardserve.shards.cut.scorings import AnyLookup
+from shardserve.shards.cut.step_loops import StepLoop
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
 from shardserve.shards.stages import Stages
@@ -56,6 +59,7 @@ def load_sharded(
     batching = batching or StageBatching(BatchDevice(threads.count))
     rule = CutRule(only=frozenset(plan.layout.tables))
     cut = cut_saved_model(Path(plan.directory), rule, plan.tags, batching.regions)
+    cut = cut.stepping(batching.stages.loops)
     runner = TensorFlowRunner(threads, graph_of(cut), parallelism)
     initialise(runner, cut)
     return ShardedServable(plan, cut, channels, runner, batching)
@@ -130,7 +134,7 @@ class ShardedServable:
         self._regions = self._regions_of(cut)
         self._compiled = OnceCache(runner.threads, self._compile, MAX_COMPILED_PROGRAMS)
         for name, signature in self.signatures.items():
-            self._compiled.prepare((name, tuple(sorted(signature.outputs))))
+            self._compiled.prepare((name, tuple(sorted(signature.outputs)), False))
         dense = batching.stages.dense
         self._front = None if dense is None else BatchedServable(_Walking(self), dense)
 
@@ -142,8 +146,14 @@ class ShardedServable:
         context: RequestContext,
     ) -> dict[str, Array]:
         """See `Servable.run`; with batching, what `BatchedServable.run` raises besides."""
-        compiled = await self._compiled.get((signature, tuple(sorted(outputs))), context)
-        if compiled.at_front and self._front is not None:
+        key = (signature, tuple(sorted(outputs)))
+        compiled = await self._compiled.get((*key, False), context)
+        if signature in self._cut.stepped:
+            try:
+                return await self.walk(compiled, inputs, outputs, context)
+            except CannotStep:
+                compiled = await self._compiled.get((*key, True), context)
+        elif compiled.at_front and self._front is not None:
             return await self._front.run(signature, inputs, outputs, context)
         return await self.walk(compiled, inputs, outputs, context)
 
@@ -173,7 +183,7 @@ class ShardedServable:
         context: RequestContext,
     ) -> dict[str, Array]:
         """As `walk`, by a signature's name."""
-        compiled = await self._compiled.get((signature, tuple(sorted(outputs))), context)
+        compiled = await self._compiled.get((signature, tuple(sorted(outputs)), False), context)
         return await self.walk(compiled, inputs, outputs, context)
 
     async def _ask(self, work: _Work, split: SplitRound, step: _Step) -> None:
@@ -220,9 +230,10 @@ class ShardedServable:
         else:
             await self._runner.threads.run(work.merge, work.context, None)
 
-    def _compile(self, key: tuple[str, tuple[str, ...]]) -> _Compiled:
-        """The program of a signature, its stages joined where they may be."""
-        program = self._cut.program_for(*key)
+    def _compile(self, key: tuple[str, tuple[str, ...], bool]) -> _Compiled:
+        """The program of a signature, its stages joined where they may be; or with whole loops."""
+        signature, outputs, whole_loops = key
+        program = self._cut.program_for(signature, outputs, whole_loops=whole_loops)
         stages = self._batching.stages
         dense_joins = not self._cut.why_not_joined(program.dense.feeds)
         steps = tuple(self._step(r, "ids", self._ids_parameters(r.stage)) for r in program.rounds)
@@ -263,11 +274,23 @@ class ShardedServable:
         return self._runner.make_callable(feeds, fetches)
 
     def _regions_of(self, cut: CutModel) -> Regions:
-        runners = {
+        runners: dict[str, RegionRunner] = {
             name: self._batching.remote.get(name) or self._local_region(one)
             for name, one in cut.regions.items()
         }
-        return Regions(runners, {n: len(one.region.inputs) for n, one in cut.regions.items()})
+        inputs = {n: len(one.region.inputs) for n, one in cut.regions.items()}
+        self._loops = {name: self._loop(loop) for name, loop in cut.loops.loops.items()}
+        inputs |= dict.fromkeys(self._loops, 1)
+        return Regions({**runners, **self._loops}, inputs)
+
+    def _loop(self, loop: StepLoop) -> LoopRunner:
+        """With the parameters of the first signature that has the loop."""
+        parameters = next(
+            parameters
+            for name, parameters in self._batching.stages.loops.items()
+            if any(loop.call.region == c.region for c in self._cut.loop_calls(name))
+        )
+        return LoopRunner(loop, self._runner, parameters, self._batching.device)
 
     def _local_region(self, one: CutRegion) -> LocalRegion:
         """Runs a region here. Batches that wait for others' have slots of their own."""
@@ -288,6 +311,10 @@ class ShardedServable:
             return [found[name] for name in names]
 
         return LocalRegion(one.region, device, run)
+
+    def loop_counts(self) -> dict[str, StepCounts]:
+        """What each loop that is stepped has done, by its node's name."""
+        return {name: loop.counts() for name, loop in self._loops.items()}
 
     def close(self) -> None:
         """Free the session. No request may be running any more."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from shardserve.batching.errors import InvalidArgument
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.shards.regions import Region
+from shardserve.shards.sequences_form import SequenceEntry
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,14 @@ class LookupBatching:
 class Stages:
     """The batching of each kind of stage; None: that stage is not batched.
 
-    With `per_model`, a version directory's own file says what there is in it for `ids` and `dense`.
+    `sequences` are signatures made of steps, by their names; `loops` are of the signatures whose
+    loops are stepped. With `per_model`, a version directory's own file says what there is in it
+    for `ids` and `dense`.
     """
 
     ids: BatchingParameters | None = None
     lookups: LookupBatching | None = None
     dense: BatchingParameters | None = None
     regions: Mapping[str, Region] = field(default_factory=dict)
+    sequences: Mapping[str, SequenceEntry] = field(default_factory=dict)
+    loops: Mapping[str, BatchingParameters] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,13 +16,14 @@ from shardserve.shards.cut.partitioned import PartitionedTable, Strategy, find_p
 from shardserve.shards.cut.picks import with_separate_outputs
 from shardserve.shards.cut.program import Program
 from shardserve.shards.cut.region_cut import GatedRegions, gate_regions
-from shardserve.shards.cut.regions import CutRegion, Region
+from shardserve.shards.cut.regions import CutRegion, Region, RegionCall
 from shardserve.shards.cut.rewrite import pruned_to, without_tables
 from shardserve.shards.cut.row_wise import RowWise
 from shardserve.shards.cut.saved_model import InlinedModel, inline
 from shardserve.shards.cut.scorings import AnyCall, AnyLookup, Scoring, hidden_layer, outputs_of
 from shardserve.shards.cut.shapes import ShapedGraph
 from shardserve.shards.cut.stages import plan_program
+from shardserve.shards.cut.step_loops import LiftedLoops, lift_loops
 from shardserve.shards.cut.stored import StoredRows, stored_rows
 from shardserve.shards.cut.variables import Variable, handle_tensor, named, restored_variables
 from shardserve.shards.model import DEFAULT_THRESHOLD
@@ -97,19 +98,53 @@ class CutModel:
     variables: tuple[Variable, ...]
     gated: GatedRegions
     graph_def: graph_pb2.GraphDef = field(repr=False)
+    loops: LiftedLoops = field(default_factory=LiftedLoops)
+    stepped: frozenset[str] = frozenset()
 
-    def program_for(self, signature: str, outputs: Collection[str]) -> Program:
+    def program_for(
+        self, signature: str, outputs: Collection[str], *, whole_loops: bool = False
+    ) -> Program:
         """The program that answers only some of a signature's outputs, by alias.
 
-        It makes only the lookups that those outputs need.
+        It makes only the lookups that those outputs need. Of a `stepped` signature it calls the
+        `loops` that could be lifted, but with `whole_loops`.
         """
         definition = self.inlined.signatures[signature]
         return plan_program(
             self._graph,
             {alias: info.name for alias, info in definition.inputs.items()},
             {alias: self.gated.outside(definition.outputs[alias].name) for alias in outputs},
-            self._calls,
+            self._calls if whole_loops or signature not in self.stepped else self._stepped_calls,
         )
+
+    def stepping(self, signatures: Collection[str]) -> CutModel:
+        """The same model, in which the loops of these signatures are stepped, if they can be.
+
+        Raises InvalidArgument for a signature that there is not.
+        """
+        if not signatures:
+            return self
+        for name in signatures:
+            if name not in self.inlined.signatures:
+                known = ", ".join(sorted(self.inlined.signatures))
+                raise InvalidArgument(
+                    f"loops.{name}: the model has no such signature; it has: {known}"
+                )
+        outputs = [
+            self.gated.outside(info.name)
+            for name in signatures
+            for info in self.inlined.signatures[name].outputs.values()
+        ]
+        graph_def = graph_pb2.GraphDef()
+        graph_def.CopyFrom(self.graph_def)
+        loops = lift_loops(graph_def, outputs)
+        return replace(self, graph_def=graph_def, loops=loops, stepped=frozenset(signatures))
+
+    def loop_calls(self, signature: str) -> tuple[RegionCall, ...]:
+        """The calls of lifted loops that a signature makes for all its outputs."""
+        program = self.program_for(signature, self.inlined.signatures[signature].outputs)
+        calls = [call for one in program.rounds for call in one.regions]
+        return tuple(call for call in calls if call.region in self.loops.loops)
 
     def why_not_joined(self, tensors: Iterable[str]) -> tuple[str, ...]:
         """Why a stage between these tensors cannot run joined requests as one; nothing if it can.
@@ -131,6 +166,10 @@ class CutModel:
     @cached_property
     def _calls(self) -> dict[str, AnyCall]:
         return {**_by_output(self.tables), **self.gated.by_output}
+
+    @cached_property
+    def _stepped_calls(self) -> dict[str, AnyCall]:
+        return {**self._calls, **self.loops.calls}
 
 
 def cut_saved_model(

@@ -140,7 +140,9 @@ def loop_body(loop: NodeDef, library: Mapping[str, FunctionDef]) -> LoopBody:
     }  # fmt: skip
     indices = {f"{names[place]}:0" for place in counters}
     roles = tuple(
-        Role.COUNTER if place in counters else _role(body, name, returned[place], indices, kinds[place])
+        Role.COUNTER
+        if place in counters
+        else _role(body, name, returned[place], indices, kinds[place])
         for place, name in enumerate(names)
     )
     parameters = [a.name for a in library[loop.attr["cond"].func.name].signature.input_arg]
@@ -174,9 +176,7 @@ def _is_counted(body: Graph, name: str, returned: str) -> bool:
     return f"{name}:0" in terms and len(ones) == 1 and ones[0].shape == () and int(ones[0]) == 1
 
 
-def _role(
-    body: Graph, name: str, returned: str, indices: Collection[str], kind: int
-) -> Role:
+def _role(body: Graph, name: str, returned: str, indices: Collection[str], kind: int) -> Role:
     argument = f"{name}:0"
     if kind != types_pb2.DT_VARIANT:
         return Role.INVARIANT if returned == argument else Role.STATE
@@ -234,5 +234,3 @@ def _copy(node: NodeDef, prefix: str, given: Mapping[str, str]) -> NodeDef:
     copy.input.extend(given.get(name, f"{prefix}/{name}") for name in data_inputs(node))
     copy.input.extend(f"^{prefix}/{name}" for name in control_inputs(node))
     return copy
-
-

@@ -5,7 +5,8 @@ TensorArrays, `tf.scan`, every Keras RNN): a `While` whose variables are counter
 values that stay as they are, lists that are read at the counter, lists that are written at the
 counter (or, for the last value alone, at 0), and states. Its condition bounds counters, and its
 body keeps rows apart: row r of each state and of each value written follows from row r of the
-states and of what was read. Every other loop stays as it is, with the reason.
+states, of what was read, and of the request's own values that stay. Every other loop stays as it
+is, with the reason.
 """
 
 from __future__ import annotations
@@ -14,11 +15,18 @@ import enum
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tensorflow.core.framework import graph_pb2, types_pb2
+from tensorflow.core.framework import graph_pb2
 from tensorflow.core.framework.node_def_pb2 import NodeDef
-from tensorflow.python.framework import dtypes
 
-from shardserve.shards.cut.graph import Graph, control_inputs, data_inputs, split, tensor
+from shardserve.shards.cut.enclosed import PLACEHOLDERS
+from shardserve.shards.cut.graph import (
+    Graph,
+    control_inputs,
+    data_inputs,
+    has_effect,
+    split,
+    tensor,
+)
 from shardserve.shards.cut.loop_body import LoopBody, Role, Stays, loop_body
 from shardserve.shards.cut.op_outputs import output_type
 from shardserve.shards.cut.regions import RegionCall
@@ -43,17 +51,18 @@ class StepLoop:
     """A loop as a step, between tensors of the graph.
 
     `call`'s operands are the states' first values, [rows, ...], what is read, [steps, rows, ...],
-    then int32 scalars: the bounds on the steps, and the sizes of lists with an element for each
-    step. Its outputs are `kept`: each the fetch at that place, and what of it.
+    constants, [rows, ...], then scalars: the bounds on the steps, and the sizes of lists with an
+    element for each step. Its outputs are `kept`: each the fetch at that place, and what of it.
 
-    A step feeds `feeds`, the states and a row of what is read, and fetches `fetches`, the states
-    again and then what is written.
+    A step feeds `feeds`, the states, what is read in this step, and the constants, and fetches
+    `fetches`, the states again and then what is written.
     """
 
     node: str
     call: RegionCall
     states: int
     reads: int
+    constants: int
     bounds: int
     sizes: int
     feeds: tuple[str, ...]
@@ -121,24 +130,32 @@ class _Lifting:
         body = loop_body(self._node, self._graph.library)
         self._check_counters(body)
         states = body.of(Role.STATE)
-        sources = {place: self._source(place) for place in body.of(Role.READ)}
+        sources = {p: self._source(p) for p in body.of(Role.READ) if body.reads_of(p)}
+        constants = [place for place in body.of(Role.INVARIANT) if self._is_constant(body, place)]
         kept, read_by = self._kept(body)
-        feeds = self._feeds(body, states, sources)
+        feeds = self._feeds(body, states, sources, constants)
         fetches = self._step(body, feeds)
         self._check_rows(list(feeds.values()), fetches)
         scalars = [self._outer(body, bound) for bound in body.bounds]
         sizes = self._sizes(body)
         self._graph_def.node.extend(self._new)
         outputs = self._gate(kept, read_by)
-        operands = [*[self._operands[n] for n in states], *sources.values(), *scalars, *sizes]
+        operands = [
+            *(self._operands[place] for place in states),
+            *sources.values(),
+            *(self._operands[place] for place in constants),
+            *scalars,
+            *sizes,
+        ]
         return StepLoop(
             node=self._node.name,
             call=RegionCall(self._node.name, tuple(map(self._fetched, operands)), outputs),
             states=len(states),
             reads=len(sources),
+            constants=len(constants),
             bounds=len(scalars),
             sizes=len(sizes),
-            feeds=tuple(feeds.values()),
+            feeds=tuple(dict.fromkeys(feeds.values())),
             fetches=fetches,
             kept=tuple(kept.values()),
         )
@@ -158,6 +175,16 @@ class _Lifting:
         if made.op != "TensorListFromTensor":
             raise Stays(f"it reads a list that {made.op} {made.name} makes, not of a tensor")
         return data_inputs(made)[0]
+
+    def _is_constant(self, body: LoopBody, place: int) -> bool:
+        """Whether a value that stays is the request's own, and a step needs it."""
+        if not body.graph.consumers(f"{body.arguments[place]}:0"):
+            return False
+        above = self._graph.ancestors([self._operands[place]])
+        return any(
+            self._graph.nodes[name].op in PLACEHOLDERS or has_effect(self._graph.nodes[name])
+            for name in above
+        )
 
     def _sizes(self, body: LoopBody) -> list[str]:
         """The sizes that written lists were reserved with; the last value's list has size 1."""
@@ -234,7 +261,11 @@ class _Lifting:
     # The step.
 
     def _feeds(
-        self, body: LoopBody, states: Iterable[int], sources: Mapping[int, str]
+        self,
+        body: LoopBody,
+        states: Iterable[int],
+        sources: Mapping[int, str],
+        constants: Iterable[int],
     ) -> dict[str, str]:
         """The step's placeholders by the tensor of the body that they stand for."""
         feeds: dict[str, str] = {}
@@ -249,6 +280,11 @@ class _Lifting:
             placeholder = self._feed(f"read_{place}", kind, shape)
             for read in body.reads_of(place):
                 feeds[read] = placeholder
+        for place in constants:
+            shape = self._rows(self._operands[place], 0)
+            feeds[f"{body.arguments[place]}:0"] = self._feed(
+                f"constant_{place}", body.dtypes[place], shape
+            )
         return feeds
 
     def _rows(self, name: str, before: int) -> tuple[int | None, ...]:
@@ -265,8 +301,7 @@ class _Lifting:
     def _step(self, body: LoopBody, feeds: Mapping[str, str]) -> tuple[str, ...]:
         """Add the body's nodes; the tensors that it makes: states first, then what is written."""
         fixed = {
-            f"{body.arguments[place]}:0": self._operands[place]
-            for place in body.of(Role.INVARIANT)
+            f"{body.arguments[place]}:0": self._operands[place] for place in body.of(Role.INVARIANT)
         }
         made, nodes = body.step(self._prefix, {**fixed, **feeds})
         self._new.extend(nodes)
@@ -290,8 +325,3 @@ def _placeholder(name: str, kind: int, shape: tuple[int | None, ...] | None) -> 
     for size in shape or ():
         node.attr["shape"].shape.dim.add(size=-1 if size is None else size)
     return node
-
-
-def dtype_name(kind: int) -> str:
-    """A DataType's name."""
-    return str(dtypes.as_dtype(types_pb2.DataType.Name(kind)).name)

@@ -80,9 +80,7 @@ class Program(RuleBasedStateMachine):
     )
     def offer(self, lengths, known, bad_at, patience, nbytes):
         tasks = [
-            SequenceTask(
-                Payload(n, bad_at), n if known else 30, self.now + patience, nbytes, known
-            )
+            SequenceTask(Payload(n, bad_at), n if known else 30, self.now + patience, nbytes, known)
             for n in lengths
         ]
         try:

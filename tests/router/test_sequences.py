@@ -264,7 +264,10 @@ async def test_it_is_a_signature_like_any_other(encoder_dir, threads):
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"x": np.zeros((1, 2, 3), "f")}, r"input 'x' has shape \[1, 2, 3\]; it must be \[-1, -1, 6\]"),
+        (
+            {"x": np.zeros((1, 2, 3), "f")},
+            r"input 'x' has shape \[1, 2, 3\]; it must be \[-1, -1, 6\]",
+        ),
         ({"x": np.zeros(6, "f")}, r"input 'x' has shape \[6\]"),
         ({"x": np.zeros((1, 0, WIDTH), "f")}, "a sequence has 1 to 512 steps, not 0"),
         ({"x": np.zeros((1, 513, WIDTH), "f")}, "a sequence has 1 to 512 steps, not 513"),
