@@ -2,25 +2,25 @@
 
 A section of `python -m benchmarks batching`. One model, a Keras LSTM layer that answers with its
 last output, and requests of one sequence each, whose lengths are lognormal (median 40, sigma 1;
-mean 64, 99 of 100 below 410), clipped to 1 to 512. Three ways to serve it in one process:
+mean 64, 99 of 100 below 410), clipped to 1 to 512. Four ways to serve it in one process:
 
 - `steps`: the layer's cell is a signature, declared as the step of a sequence;
+- `loop`: the layer's own loop is lifted, and nothing is declared;
 - `padded`: whole requests are batched and padded to the longest (`pad_variable_length_inputs`);
   the signature takes each row's length and masks what is behind it, so that answers are right;
 - `alone`: each request runs by itself.
 
-Load is open-loop (Poisson), latency counts from the time a request was meant to be sent. A subject's
-figure is the highest rate at which 99 of 100 requests take at most the bound. `padded` is given the
-best of several batch sizes.
+Load is open-loop (Poisson), latency counts from the time a request was meant to be sent. A
+subject's figure is the highest rate at which 99 of 100 requests take at most the bound. `padded` is
+given the best of several batch sizes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +30,20 @@ import numpy as np
 import uvloop
 
 from benchmarks.report import Claim, Options, Row
-from benchmarks.serving_search import Bracket, highest_rate
-from benchmarks.workloads import Array, FloatArray, IntArray, poisson_arrivals
+from benchmarks.serving_search import Bracket
+from benchmarks.workloads import Array, IntArray, poisson_arrivals
+from shardserve.batching.driver import BatchDevice
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.router.batched import BatchedServable
 from shardserve.router.sequences import SequenceServable
 from shardserve.router.servable import RequestContext, Servable
 from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
+from shardserve.router.sharded import StageBatching, load_sharded
 from shardserve.router.whole import WholeServable, load_whole
+from shardserve.shards.cut.planning import plan_model
+from shardserve.shards.model import PlanOptions
 from shardserve.shards.sequences_form import SequenceEntry
+from shardserve.shards.stages import Stages
 
 CLAIM = "batching.steps_vs_padded"
 MEDIAN, SIGMA, LONGEST = 40, 1.0, 512
@@ -86,15 +91,16 @@ def measure(options: Options) -> tuple[list[Row], list[Claim], list[str]]:
         path = Path(directory) / "1"
         export(path, plan)
         whole = load_whole("lstm", 1, path, threads)
-        return uvloop.run(_measure(plan, whole, threads))
+        return uvloop.run(_measure(plan, whole, looped(path, threads), threads))
 
 
 async def _measure(
-    plan: Plan, whole: WholeServable, threads: StageThreads
+    plan: Plan, whole: WholeServable, loop: Send, threads: StageThreads
 ) -> tuple[list[Row], list[Claim], list[str]]:
     load = _Load(plan)
     found = {
         "steps": await load.find(steps(whole, threads)),
+        "loop": await load.find(loop),
         "padded": await _best_padded(load, whole),
         "alone": await load.find(alone(whole)),
     }
@@ -128,6 +134,16 @@ def steps(whole: WholeServable, threads: StageThreads) -> Send:
     )
     servable = SequenceServable(whole, whole, {"encode": entry}, threads)
     return _sender(servable, "encode", "new_h")
+
+
+def looped(path: Path, threads: StageThreads) -> Send:
+    """Batched at each step of the model's own loop. Blocks while it loads."""
+    parameters = BatchingParameters(max_batch_size=STEP_ROWS, max_enqueued_batches=1000)
+    batching = StageBatching(
+        BatchDevice(threads.count), Stages(loops={"serving_default": parameters})
+    )
+    plan = plan_model("lstm", 1, path, PlanOptions(threshold=1 << 40))
+    return _sender(load_sharded(plan, [], threads, batching=batching), "serving_default", "output")
 
 
 def padded(whole: WholeServable, rows: int) -> Send:

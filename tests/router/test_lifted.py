@@ -141,5 +141,5 @@ async def test_the_tables_of_a_model_with_loops_lie_on_shards(directory, threads
 
 def test_a_signature_that_there_is_not_is_refused_by_name(directory):
     cut = cut_saved_model(directory("lstm"), CutRule(only=frozenset()))
-    with pytest.raises(InvalidArgument, match="loops.encode: the model has no such signature"):
+    with pytest.raises(InvalidArgument, match=r"loops\.encode: the model has no such signature"):
         cut.stepping(["encode"])
