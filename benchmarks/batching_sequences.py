@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,12 @@ import uvloop
 from benchmarks.report import Claim, Options, Row
 from benchmarks.serving_search import Bracket
 from benchmarks.workloads import Array, IntArray, poisson_arrivals
-from shardserve.batching.driver import BatchDevice
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.router.batched import BatchedServable
 from shardserve.router.sequences import SequenceServable
 from shardserve.router.servable import RequestContext, Servable
 from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
-from shardserve.router.sharded import StageBatching, load_sharded
+from shardserve.router.sharded import load_sharded
 from shardserve.router.whole import WholeServable, load_whole
 from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.model import PlanOptions
@@ -82,7 +81,7 @@ def measure(options: Options) -> tuple[list[Row], list[Claim], list[str]]:
 
     `--set sequence_seconds=S` changes the length of a trial, `--set sequence_bound=S` the bound.
     """
-    seconds = float(options.settings.get("sequence_seconds", 1.0 if options.quick else 8.0))
+    seconds = float(options.settings.get("sequence_seconds", 1.0 if options.quick else 7.0))
     bound = float(options.settings.get("sequence_bound", 0.6))
     units, width = (32, 8) if options.quick else (UNITS, WIDTH)
     plan = Plan(units, width, seconds, 2 if options.quick else 5, bound)
@@ -115,10 +114,8 @@ async def _measure(
 
 
 async def _best_padded(load: _Load, whole: WholeServable) -> Found:
-    """With the batch size that does most in a closed loop; the rest is TensorFlow Serving's own."""
-    sizes = {size: await load.closed(padded(whole, size)) for size in PADDED_ROWS}
-    best = max(sizes, key=lambda size: sizes[size])
-    return await load.find(padded(whole, best), sizes[best])
+    """With the batch size that holds the highest rate; the rest is TensorFlow Serving's default."""
+    return max([await load.find(padded(whole, size)) for size in PADDED_ROWS], key=lambda f: f.rate)
 
 
 def steps(whole: WholeServable, threads: StageThreads) -> Send:
@@ -139,11 +136,10 @@ def steps(whole: WholeServable, threads: StageThreads) -> Send:
 def looped(path: Path, threads: StageThreads) -> Send:
     """Batched at each step of the model's own loop. Blocks while it loads."""
     parameters = BatchingParameters(max_batch_size=STEP_ROWS, max_enqueued_batches=1000)
-    batching = StageBatching(
-        BatchDevice(threads.count), Stages(loops={"serving_default": parameters})
-    )
+    stages = Stages(loops={"serving_default": parameters})
     plan = plan_model("lstm", 1, path, PlanOptions(threshold=1 << 40))
-    return _sender(load_sharded(plan, [], threads, batching=batching), "serving_default", "output")
+    servable = load_sharded(replace(plan, stages=stages), [], threads)
+    return _sender(servable, "serving_default", "output")
 
 
 def padded(whole: WholeServable, rows: int) -> Send:
@@ -180,10 +176,10 @@ class _Load:
         self._pool = rng.standard_normal((1, 4 * LONGEST, plan.width), np.float32)
         self._expected: dict[int, Array] = {}
 
-    async def find(self, send: Send, capacity: float = 0.0) -> Found:
+    async def find(self, send: Send) -> Found:
         """The highest rate that holds, by bisection from what a closed loop does."""
         await self._check(send)
-        capacity = capacity or await self.closed(send)
+        capacity = await self.closed(send)
         held: dict[float, float] = {}
         bracket = Bracket.around(capacity)
         for number in range(self._plan.tries):

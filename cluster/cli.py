@@ -24,9 +24,17 @@ from shardserve.cluster.options import (
 from shardserve.cluster.quiet import quiet_import
 from shardserve.cluster.versions import locate
 from shardserve.shards.model import DEFAULT_THRESHOLD, PlanOptions
+from shardserve.shards.stages import BatchingOptions
 from shardserve.shards.storage import Precision, Storage, Tier
 
-BOOLEAN_FLAGS = frozenset({"--enable_batching", "--verify_checksums"})
+BOOLEAN_FLAGS = frozenset(
+    {
+        "--enable_batching",
+        "--enable_per_model_batching_parameters",
+        "--stages",
+        "--verify_checksums",
+    }
+)
 
 app = typer.Typer(
     help="Serve TensorFlow SavedModels that are too big for one machine.",
@@ -74,6 +82,15 @@ TierOption = Annotated[
 PrecisionOption = Annotated[
     Precision,
     typer.Option("--precision", help="What float32 tables are kept as, where no layout says so."),
+]
+StagesPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--stages_file",
+        metavar="FILE",
+        resolve_path=True,
+        help="How each stage is batched, and regions of the graph that are stages of their own.",
+    ),
 ]
 Tags = Annotated[str, typer.Option("--saved_model_tags", help="Tags of the MetaGraph, by comma.")]
 
@@ -126,6 +143,14 @@ def serve(
             help="TensorFlow Serving's BatchingParameters, in text format.",
         ),
     ] = None,
+    enable_per_model_batching_parameters: Annotated[
+        bool,
+        typer.Option(
+            "--enable_per_model_batching_parameters",
+            help="Read them from batching_params.pbtxt in the version directory.",
+        ),
+    ] = False,
+    stages_file: StagesPath = None,
     saved_model_tags: Tags = "serve",
     verify_checksums: Annotated[
         bool,
@@ -164,6 +189,15 @@ def serve(
             _tags(saved_model_tags),
             Storage(tier, precision),
             verify_checksums,
+            BatchingOptions(
+                _batching(
+                    batching_parameters_file,
+                    per_model=enable_per_model_batching_parameters,
+                    enabled=enable_batching,
+                ),
+                enable_per_model_batching_parameters,
+                stages_file,
+            ),
         ),
         doors=DoorOptions(
             host=host,
@@ -172,7 +206,6 @@ def serve(
             rest_timeout=rest_api_timeout_in_ms / 1000.0,
             intra_op_threads=tensorflow_intra_op_parallelism,
             inter_op_threads=tensorflow_inter_op_parallelism,
-            batching=_batching(batching_parameters_file, enabled=enable_batching),
         ),
         engine=engine,
         ray=RayOptions(address, routers, serve_http_port, serve_grpc_port),
@@ -187,16 +220,38 @@ def inspect(
     directory: Directory,
     layout: LayoutPath = None,
     cut_threshold: Threshold = DEFAULT_THRESHOLD,
+    stages: Annotated[
+        bool,
+        typer.Option("--stages", help="Show each signature's stages, and how they are batched."),
+    ] = False,
+    stages_file: StagesPath = None,
+    enable_batching: Annotated[
+        bool, typer.Option("--enable_batching", help="As `serve` is to be told.")
+    ] = False,
+    batching_parameters_file: Annotated[
+        Path | None, typer.Option("--batching_parameters_file", metavar="FILE")
+    ] = None,
     saved_model_tags: Tags = "serve",
 ) -> None:
     """Show a model's signatures and tables, where it is cut and why, and what stays whole."""
     found = locate(directory)
-    options = PlanOptions(layout_file=layout, threshold=cut_threshold, tags=_tags(saved_model_tags))
+    batching = _batching(batching_parameters_file, enabled=enable_batching)
+    options = PlanOptions(
+        layout_file=layout,
+        threshold=cut_threshold,
+        tags=_tags(saved_model_tags),
+        batching=BatchingOptions(batching, stages_file=stages_file),
+    )
     with quiet_import():
         from shardserve.cluster.reports import draw_inspection  # noqa: PLC0415
+        from shardserve.cluster.stage_reports import draw_stages  # noqa: PLC0415
         from shardserve.shards.cut.inspection import inspect_model  # noqa: PLC0415
+        from shardserve.shards.cut.stage_graph import stage_graph  # noqa: PLC0415
 
-    draw_inspection(Console(), inspect_model(found.path, options))
+    if stages:
+        draw_stages(Console(), stage_graph(found.path, options))
+    else:
+        draw_inspection(Console(), inspect_model(found.path, options))
 
 
 @app.command()
@@ -263,9 +318,13 @@ def _run(options: ServeOptions, console: Console) -> None:
         ray_engine.serve(options, console)
 
 
-def _batching(path: Path | None, *, enabled: bool) -> BatchingParameters | None:
+def _batching(
+    path: Path | None, *, per_model: bool = False, enabled: bool
+) -> BatchingParameters | None:
     if path is not None and not enabled:
         raise InvalidArgument("--batching_parameters_file needs --enable_batching")
+    if per_model and not enabled:
+        raise InvalidArgument("--enable_per_model_batching_parameters needs --enable_batching")
     if not enabled:
         return None
     if path is None:

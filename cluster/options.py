@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardserve.batching.errors import InvalidArgument
-from shardserve.batching.parameters import BatchingParameters
 from shardserve.shards.model import PlanOptions
 
 
@@ -23,7 +22,6 @@ class DoorOptions:
     """The direct doors: TensorFlow Serving's own ports. A port of 0 leaves that door shut.
 
     `rest_timeout` is in seconds. The threads are TensorFlow's own, see `session.Parallelism`.
-    With `batching`, requests that come together are run together.
     """
 
     host: str = "127.0.0.1"
@@ -32,7 +30,6 @@ class DoorOptions:
     rest_timeout: float = 30.0
     intra_op_threads: int = 0
     inter_op_threads: int = -1
-    batching: BatchingParameters | None = None
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from shardserve.batching.driver import BatchDevice
 from shardserve.cluster.options import DoorOptions
 from shardserve.router.batched import BatchedServable
 from shardserve.router.catalog import Catalog, Model, State, Version
@@ -14,13 +15,17 @@ from shardserve.router.handlers import Handlers
 from shardserve.router.http_door import HttpDoor
 from shardserve.router.metrics import Metrics
 from shardserve.router.prediction import PredictionHandlers
+from shardserve.router.regions import RegionRunner
 from shardserve.router.rest import Rest
+from shardserve.router.sequences import SequenceServable, Steppable
 from shardserve.router.servable import Servable
 from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
-from shardserve.router.sharded import load_sharded
+from shardserve.router.sharded import StageBatching, load_sharded
 from shardserve.router.whole import load_whole
+from shardserve.shards.batched_channel import BatchedChannel
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
+from shardserve.shards.replicas import ReplicatedChannel
 
 
 def start_threads(options: DoorOptions) -> StageThreads:
@@ -30,25 +35,49 @@ def start_threads(options: DoorOptions) -> StageThreads:
 
 
 def load_servable(
-    plan: ModelPlan, channels: Sequence[ShardChannel], threads: StageThreads, options: DoorOptions
+    plan: ModelPlan,
+    channels: Sequence[ShardChannel],
+    threads: StageThreads,
+    options: DoorOptions,
+    remote: Mapping[str, RegionRunner] | None = None,
 ) -> Servable:
     """Load the part of a plan's model that stays in the router: all of it, if nothing is cut.
 
-    With batching parameters, requests are batched around it. Blocks while TensorFlow loads. Raises
-    as `load_sharded` and `load_whole` do.
+    Its stages are batched as the plan says; regions in `remote` are run there. Blocks while
+    TensorFlow loads. Raises as `load_sharded` and `load_whole` do.
     """
-    servable = _load(plan, channels, threads, options)
-    return servable if options.batching is None else BatchedServable(servable, options.batching)
-
-
-def _load(
-    plan: ModelPlan, channels: Sequence[ShardChannel], threads: StageThreads, options: DoorOptions
-) -> Servable:
-    parallelism = _parallelism(options)
-    if plan.is_whole:
+    parallelism, dense = _parallelism(options), plan.stages.dense
+    device = BatchDevice(threads.count if dense is None else dense.num_batch_threads)
+    if plan.is_whole and not plan.has_regions and not plan.stages.loops:
         directory = Path(plan.directory)
-        return load_whole(plan.name, plan.version, directory, threads, plan.tags, parallelism)
-    return load_sharded(plan, channels, threads, parallelism)
+        whole = load_whole(plan.name, plan.version, directory, threads, plan.tags, parallelism)
+        batched = whole if dense is None else BatchedServable(whole, dense, device)
+        return _with_sequences(plan, batched, whole, threads, device)
+    batching = StageBatching(device, remote or {})
+    sharded = load_sharded(plan, _batched(plan, channels), threads, parallelism, batching)
+    return _with_sequences(plan, sharded, sharded, threads, device)
+
+
+def _with_sequences(
+    plan: ModelPlan,
+    servable: Servable,
+    steps: Steppable,
+    threads: StageThreads,
+    device: BatchDevice,
+) -> Servable:
+    sequences = plan.stages.sequences
+    return SequenceServable(servable, steps, sequences, threads, device) if sequences else servable
+
+
+def _batched(plan: ModelPlan, channels: Sequence[ShardChannel]) -> Sequence[ShardChannel]:
+    """The channels, those to other processes with queues; here there is nothing to send."""
+    lookups = plan.stages.lookups
+    if lookups is None:
+        return channels
+    return [
+        BatchedChannel(one, lookups) if isinstance(one, ReplicatedChannel) else one
+        for one in channels
+    ]
 
 
 def _parallelism(options: DoorOptions) -> Parallelism:

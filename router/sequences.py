@@ -31,6 +31,16 @@ class Steppable(Servable, Protocol):
         """The stage from these inputs to these outputs, None where it takes more than one."""
         ...
 
+    async def run_unjoined(
+        self,
+        signature: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        context: RequestContext,
+    ) -> dict[str, Array]:
+        """As `run`, of what is a batch already, and is to wait for no other requests."""
+        ...
+
 
 class SequenceServable:
     """A `Servable` with further signatures, each made of steps of one of `steps`' signatures.
@@ -155,7 +165,7 @@ def _take(plan: SequencePlan, steps: Steppable, threads: StageThreads) -> TakeSt
 
     async def call(values: list[Array]) -> list[Array]:
         inputs = dict(zip(aliases, [*values, *fixed], strict=True))
-        found = await steps.run(plan.step, inputs, outputs, replace(context, seconds={}))
+        found = await steps.run_unjoined(plan.step, inputs, outputs, replace(context, seconds={}))
         return [found[alias] for alias in outputs]
 
     return on_loop(call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,12 +27,11 @@ from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFl
 from shardserve.router.whole import signature_def_map_of, signatures_of
 from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
 from shardserve.shards.cut.program import Program, Round, StagePlan
-from shardserve.shards.cut.regions import CutRegion, Region, RegionCall
+from shardserve.shards.cut.regions import CutRegion, RegionCall
 from shardserve.shards.cut.scorings import AnyLookup
 from shardserve.shards.cut.step_loops import StepLoop
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
-from shardserve.shards.stages import Stages
 
 Array = npt.NDArray[Any]
 
@@ -52,14 +52,14 @@ def load_sharded(
 ) -> ShardedServable:
     """Load a plan's model, but for its tables: those are asked of `channels`, one for each shard.
 
-    Its stages are batched as `batching` says; None: only its regions are. Blocks while TensorFlow
-    loads; call it on a thread. Raises a `ServingError` that names the file, the table or the region
-    when the model does not match the plan.
+    Its stages take turns with those of other models on the device of `batching`; None: it has one
+    of its own. Blocks while TensorFlow loads; call it on a thread. Raises a `ServingError` that
+    names the file, the table or the region when the model does not match the plan.
     """
     batching = batching or StageBatching(BatchDevice(threads.count))
     rule = CutRule(only=frozenset(plan.layout.tables))
-    cut = cut_saved_model(Path(plan.directory), rule, plan.tags, batching.regions)
-    cut = cut.stepping(batching.stages.loops)
+    cut = cut_saved_model(Path(plan.directory), rule, plan.tags, plan.stages.regions)
+    cut = cut.stepping(plan.stages.loops)
     runner = TensorFlowRunner(threads, graph_of(cut), parallelism)
     initialise(runner, cut)
     return ShardedServable(plan, cut, channels, runner, batching)
@@ -67,20 +67,10 @@ def load_sharded(
 
 @dataclass(frozen=True)
 class StageBatching:
-    """What a model's stages are batched in, and how.
-
-    `ids` and `dense` None: not batched. `regions` are the operator's, of which those in `remote`
-    are run by others.
-    """
+    """What the stages of a router's models are batched in; `remote` regions are run by others."""
 
     device: BatchDevice
-    stages: Stages = field(default_factory=Stages)
     remote: Mapping[str, RegionRunner] = field(default_factory=dict)
-
-    @property
-    def regions(self) -> tuple[Region, ...]:
-        """The regions that the operator names."""
-        return tuple(self.stages.regions.values())
 
 
 @dataclass(frozen=True)
@@ -104,6 +94,15 @@ class _Compiled:
     steps: tuple[_Step, ...]
     dense: _Step
     at_front: bool = False
+
+
+class _Way(enum.Enum):
+    """How a signature is run: with its stages joined where they may be, or every one alone."""
+
+    JOINED = enum.auto()
+    #: As it is said, but for the loops that might be stepped.
+    WHOLE_LOOPS = enum.auto()
+    UNJOINED = enum.auto()
 
 
 class ShardedServable:
@@ -130,12 +129,13 @@ class ShardedServable:
         self._channels = tuple(channels)
         self._runner = runner
         self._batching = batching
+        self._stages = plan.stages
         self._joined = 0
         self._regions = self._regions_of(cut)
         self._compiled = OnceCache(runner.threads, self._compile, MAX_COMPILED_PROGRAMS)
         for name, signature in self.signatures.items():
-            self._compiled.prepare((name, tuple(sorted(signature.outputs)), False))
-        dense = batching.stages.dense
+            self._compiled.prepare((name, tuple(sorted(signature.outputs)), _Way.JOINED))
+        dense = plan.stages.dense
         self._front = None if dense is None else BatchedServable(_Walking(self), dense)
 
     async def run(
@@ -147,12 +147,12 @@ class ShardedServable:
     ) -> dict[str, Array]:
         """See `Servable.run`; with batching, what `BatchedServable.run` raises besides."""
         key = (signature, tuple(sorted(outputs)))
-        compiled = await self._compiled.get((*key, False), context)
+        compiled = await self._compiled.get((*key, _Way.JOINED), context)
         if signature in self._cut.stepped:
             try:
                 return await self.walk(compiled, inputs, outputs, context)
             except CannotStep:
-                compiled = await self._compiled.get((*key, True), context)
+                compiled = await self._compiled.get((*key, _Way.WHOLE_LOOPS), context)
         elif compiled.at_front and self._front is not None:
             return await self._front.run(signature, inputs, outputs, context)
         return await self.walk(compiled, inputs, outputs, context)
@@ -175,6 +175,17 @@ class ShardedServable:
         await self._finish(work, compiled.dense, rows)
         return {alias: known[compiled.program.outputs[alias]] for alias in outputs}
 
+    async def run_unjoined(
+        self,
+        signature: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        context: RequestContext,
+    ) -> dict[str, Array]:
+        """As `run`, of what is a batch already: its stages are not joined with others'."""
+        key = (signature, tuple(sorted(outputs)), _Way.UNJOINED)
+        return await self.walk(await self._compiled.get(key, context), inputs, outputs, context)
+
     async def walk_signature(
         self,
         signature: str,
@@ -183,7 +194,8 @@ class ShardedServable:
         context: RequestContext,
     ) -> dict[str, Array]:
         """As `walk`, by a signature's name."""
-        compiled = await self._compiled.get((signature, tuple(sorted(outputs)), False), context)
+        key = (signature, tuple(sorted(outputs)), _Way.JOINED)
+        compiled = await self._compiled.get(key, context)
         return await self.walk(compiled, inputs, outputs, context)
 
     async def _ask(self, work: _Work, split: SplitRound, step: _Step) -> None:
@@ -230,16 +242,25 @@ class ShardedServable:
         else:
             await self._runner.threads.run(work.merge, work.context, None)
 
-    def _compile(self, key: tuple[str, tuple[str, ...], bool]) -> _Compiled:
-        """The program of a signature, its stages joined where they may be; or with whole loops."""
-        signature, outputs, whole_loops = key
+    def _compile(self, key: tuple[str, tuple[str, ...], _Way]) -> _Compiled:
+        """The program of a signature, its stages joined where they may be."""
+        signature, outputs, way = key
+        whole_loops = way is _Way.WHOLE_LOOPS
         program = self._cut.program_for(signature, outputs, whole_loops=whole_loops)
-        stages = self._batching.stages
+        if way is _Way.UNJOINED:
+            return self._unjoined(program)
         dense_joins = not self._cut.why_not_joined(program.dense.feeds)
         steps = tuple(self._step(r, "ids", self._ids_parameters(r.stage)) for r in program.rounds)
         last = Round(program.dense, ())
-        dense = self._step(last, "dense", stages.dense if dense_joins else None)
+        dense = self._step(last, "dense", self._stages.dense if dense_joins else None)
         return _Compiled(program, steps, dense, at_front=not dense_joins)
+
+    def _unjoined(self, program: Program) -> _Compiled:
+        """A program, none of whose stages is joined."""
+        steps = tuple(
+            _Step(self._stage(r.stage), None, r.lookups, r.regions) for r in program.rounds
+        )
+        return _Compiled(program, steps, _Step(self._stage(program.dense), None, (), ()))
 
     def _step(self, part: Round, kind: str, parameters: BatchingParameters | None) -> _Step:
         stage = self._stage(part.stage)
@@ -251,10 +272,10 @@ class ShardedServable:
         return _Step(stage, joined, part.lookups, part.regions)
 
     def _ids_parameters(self, plan: StagePlan) -> BatchingParameters | None:
-        if self._batching.stages.ids is None:
+        if self._stages.ids is None:
             return None
         joins = not self._cut.why_not_joined((*plan.feeds, *plan.fetches))
-        return self._batching.stages.ids if joins else None
+        return self._stages.ids if joins else None
 
     def _stage(self, plan: StagePlan) -> Stage | None:
         return self._runner.make_callable(plan.feeds, plan.fetches) if plan.fetches else None
@@ -287,7 +308,7 @@ class ShardedServable:
         """With the parameters of the first signature that has the loop."""
         parameters = next(
             parameters
-            for name, parameters in self._batching.stages.loops.items()
+            for name, parameters in self._stages.loops.items()
             if any(loop.call.region == c.region for c in self._cut.loop_calls(name))
         )
         return LoopRunner(loop, self._runner, parameters, self._batching.device)
@@ -295,11 +316,7 @@ class ShardedServable:
     def _local_region(self, one: CutRegion) -> LocalRegion:
         """Runs a region here. Batches that wait for others' have slots of their own."""
         program = one.program
-        steps = tuple(
-            _Step(self._stage(r.stage), None, r.lookups, r.regions) for r in program.rounds
-        )
-        dense = _Step(self._stage(program.dense), None, (), ())
-        compiled = _Compiled(program, steps, dense)
+        compiled = self._unjoined(program)
         names = [str(number) for number in range(len(one.region.outputs))]
         device = self._batching.device
         if program.rounds:

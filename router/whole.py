@@ -61,6 +61,16 @@ class WholeServable:
         results = await self._runner.run(stage, values, context)
         return dict(zip(outputs, results, strict=True))
 
+    async def run_unjoined(
+        self,
+        signature: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        context: RequestContext,
+    ) -> dict[str, Array]:
+        """As `run`: nothing is joined here."""
+        return await self.run(signature, inputs, outputs, context)
+
     def stage_of(self, signature: str, inputs: Sequence[str], outputs: Sequence[str]) -> Stage:
         """The stage from these inputs of a signature, by alias, to these outputs."""
         chosen = self.signatures[signature]

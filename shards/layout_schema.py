@@ -29,7 +29,7 @@ _SPAN: Schema = {"type": "array", "items": {"minimum": 0}}
 
 def layout_schema() -> Schema:
     """A schema of the dialect 2020-12. It refuses no layout that is right, its numbers unquoted."""
-    found: Schema = _untitled(LayoutFile.model_json_schema())
+    found: Schema = untitled(LayoutFile.model_json_schema())
     entry, band = found["$defs"]["TableEntry"], found["$defs"]["BandEntry"]
     row_wise = list(ROW_SHARDINGS.values())
     entry["allOf"] = [
@@ -87,15 +87,15 @@ def _filled(items: Schema | None = None) -> Schema:
     return {"type": "array", "minItems": 1, **({"items": items} if items else {})}
 
 
-def _untitled(node: Any) -> Any:
+def untitled(node: Any) -> Any:
     """Without the titles that repeat the names of keys."""
     if isinstance(node, dict):
         return {
-            key: _untitled(value)
+            key: untitled(value)
             for key, value in node.items()
             if not (key == "title" and isinstance(value, str))
         }
-    return [_untitled(item) for item in node] if isinstance(node, list) else node
+    return [untitled(item) for item in node] if isinstance(node, list) else node
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardserve.shards.layout import Layout, Slice
+from shardserve.shards.stages import BatchingOptions, Stages
 from shardserve.shards.storage import PLAIN, Storage
 from shardserve.shards.tables import TableSource
 
@@ -21,7 +22,8 @@ class PlanOptions:
     `replicas` None is the layout file's number, or 1. `memory_per_shard` in bytes, None for no
     bound. Variables of at least `threshold` bytes are cut, if there is no layout file, and kept as
     `storage` says: at its precision those that can be, the others as saved. With
-    `verify_checksums` all bytes of the cut tables are read once before they are loaded.
+    `verify_checksums` all bytes of the cut tables are read once before they are loaded. `batching`
+    says how stages are batched, and which regions there are.
     """
 
     shards: int = 1
@@ -32,6 +34,7 @@ class PlanOptions:
     tags: tuple[str, ...] = ("serve",)
     storage: Storage = PLAIN
     verify_checksums: bool = False
+    batching: BatchingOptions = BatchingOptions()  # noqa: RUF009 (frozen)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class ModelPlan:
 
     `sources` has each table of the layout. `fingerprint` is equal for equal plans over equal
     checkpoints; a router and a shard of different fingerprints refuse each other. A model with
-    nothing to cut has a layout without tables, and needs no shards.
+    nothing to cut has a layout without tables, and needs no shards. `has_regions` where some part
+    of its graph, marked by it or named in `stages`, is a stage of its own.
     """
 
     name: str
@@ -50,6 +54,8 @@ class ModelPlan:
     layout: Layout
     sources: Mapping[str, TableSource]
     fingerprint: str
+    stages: Stages = field(default_factory=Stages)
+    has_regions: bool = False
 
     @property
     def is_whole(self) -> bool:

@@ -1,14 +1,19 @@
-"""How the stages of a router's models are batched. Plain data."""
+"""How the stages of a model are batched. Plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.shards.regions import Region
-from shardserve.shards.sequences_form import SequenceEntry
+
+if TYPE_CHECKING:
+    # A shard process has plans, and pydantic only where there are sequences in them.
+    from shardserve.shards.sequences_form import SequenceEntry
 
 
 @dataclass(frozen=True)
@@ -16,13 +21,14 @@ class LookupBatching:
     """When lookups of different requests go to a shard as one message.
 
     Up to `max_in_flight_batches` messages are under way to a shard at once; what comes meanwhile
-    waits, and goes together: at most `max_batch_size` rows and `max_batch_bytes` bytes a message.
-    Beyond `max_enqueued_batches` such messages requests are refused.
+    waits, and goes together: at most `max_batch_size` rows and `max_batch_bytes` bytes a message,
+    but for a request that is larger by itself. Where over `max_enqueued_batches` such messages
+    would wait, a request is refused.
     """
 
-    max_batch_size: int = 1 << 20
-    max_batch_bytes: int = 8 << 20
-    max_in_flight_batches: int = 8
+    max_batch_size: int = 1 << 18
+    max_batch_bytes: int = 4 << 20
+    max_in_flight_batches: int = 2
     max_enqueued_batches: int = 64
 
     def __post_init__(self) -> None:
@@ -34,16 +40,30 @@ class LookupBatching:
 
 @dataclass(frozen=True)
 class Stages:
-    """The batching of each kind of stage; None: that stage is not batched.
+    """The batching of each kind of stage; None: that one is not batched.
 
-    `sequences` are signatures made of steps, by their names; `loops` are of the signatures whose
-    loops are stepped. With `per_model`, a version directory's own file says what there is in it
-    for `ids` and `dense`.
+    `regions` are those that the operator names. The model's own are batched as the model says.
+    `sequences` are signatures made of steps, by their names, `loops` the signatures whose loops are
+    stepped.
     """
 
     ids: BatchingParameters | None = None
     lookups: LookupBatching | None = None
     dense: BatchingParameters | None = None
-    regions: Mapping[str, Region] = field(default_factory=dict)
+    regions: tuple[Region, ...] = ()
     sequences: Mapping[str, SequenceEntry] = field(default_factory=dict)
     loops: Mapping[str, BatchingParameters] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BatchingOptions:
+    """Where a model's `Stages` are said.
+
+    `parameters` are those of a server that batches, None of one that does not. With `per_model`
+    those of a model are in the file `batching_params.pbtxt` of its version directory, and a model
+    without that file is not batched. What `stages_file` says of a stage counts before both.
+    """
+
+    parameters: BatchingParameters | None = None
+    per_model: bool = False
+    stages_file: Path | None = None

@@ -184,10 +184,11 @@ class Plain(tf.Module):
     def __call__(self, ids: Any, x: Any) -> dict[str, Any]:
         shifted = tf.identity(tf.math.floormod(ids + 1, ROWS), name="shifted")
         rows = tf.gather(self.items, shifted)
-        joined = tf.concat([rows, tf.math.log1p(tf.abs(x), name="log_x")], axis=1, name="joined")
+        size = tf.abs(x)
+        joined = tf.concat([rows, tf.math.log1p(size, name="log_x")], axis=1, name="joined")
         hidden = tf.nn.relu(tf.matmul(joined, self.kernel), name="hidden")
         scores = tf.math.softmax(hidden, name="scores")
-        return {"scores": scores * 10.0, "log_x": tf.reduce_sum(tf.abs(x), axis=1)}
+        return {"scores": scores * 10.0, "log_x": tf.reduce_sum(size, axis=1)}
 
 
 def plain(path: Path) -> None:

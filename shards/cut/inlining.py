@@ -136,7 +136,7 @@ class _Inliner:
         count = len(node.attr["Tin"].list.type)
         controls = [f"^{control}" for control in gate]
         batch = self._add("Batch", f"{name}/batch", [*inputs[:count], *controls])
-        copy_attributes(node, batch, inputs[count:])
+        copy_attributes(node, batch, inputs[count:], self._functions)
         batch.attr[NAME].s = name.encode()
         return batch
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tensorflow.core.framework import graph_pb2
+from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from shardserve.batching.errors import InvalidArgument
@@ -15,9 +16,10 @@ from shardserve.batching.parameters import (
     BatchPaddingPolicy,
     MixedPriorityPolicy,
 )
+from shardserve.shards.cut.function_digest import function_digest
 from shardserve.shards.cut.graph import Graph, control_inputs, data_inputs, split
 
-#: On a Batch node that was a BatchFunction's: its name, its function, and what that captured.
+#: On a Batch node that was a BatchFunction's: its name, its function's digest, what that captured.
 NAME, FUNCTION, CAPTURED = "_region", "_function", "_captured"
 #: BatchFunction's attributes that Batch does not have, kept under a name with "_" before it.
 _NUMBERS = (
@@ -60,7 +62,12 @@ class MarkedRegion:
     likeness: Hashable
 
 
-def copy_attributes(batch_function: NodeDef, batch: NodeDef, captured: Sequence[str]) -> None:
+def copy_attributes(
+    batch_function: NodeDef,
+    batch: NodeDef,
+    captured: Sequence[str],
+    library: Mapping[str, FunctionDef],
+) -> None:
     """Give the Batch node that takes a BatchFunction's place what that one's attributes say."""
     for key, value in batch_function.attr.items():
         if key in _BATCH_ATTRIBUTES:
@@ -69,7 +76,7 @@ def copy_attributes(batch_function: NodeDef, batch: NodeDef, captured: Sequence[
             batch.attr[f"_{key.lstrip('_')}"].CopyFrom(value)
     batch.attr["grad_timeout_micros"].i = 0
     batch.attr["T"].list.type.extend(batch_function.attr["Tin"].list.type)
-    batch.attr[FUNCTION].s = batch_function.attr["f"].func.name.encode()
+    batch.attr[FUNCTION].s = function_digest(library, batch_function.attr["f"].func.name)
     batch.attr[CAPTURED].list.s.extend(name.encode() for name in captured)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.bundle import Bundle, open_bundle
 from shardserve.shards.checksums import verify_entries
 from shardserve.shards.cut.cut import CutModel, CutRule, CutTable, cut_saved_model
+from shardserve.shards.cut.program import Program
 from shardserve.shards.cut.saved_model import checkpoint_prefix
 from shardserve.shards.cut.scorings import Scoring
 from shardserve.shards.cut.stored import table_source
@@ -18,7 +19,9 @@ from shardserve.shards.layout_file import LayoutFile, read_layout_file, to_layou
 from shardserve.shards.messages import Axis
 from shardserve.shards.model import ModelPlan, PlanOptions, fingerprint
 from shardserve.shards.plan import Plan, PlanRequest, plan_layout
+from shardserve.shards.regions import Region
 from shardserve.shards.row_counts import RowCounts
+from shardserve.shards.stages_file import stages_of
 from shardserve.shards.tables import TableSource
 
 
@@ -28,11 +31,17 @@ def plan_model(name: str, version: int, directory: Path, options: PlanOptions) -
     Reads `saved_model.pb`, the layout file and the checkpoint's index; of the variables nothing,
     unless checksums are to be verified. Raises NotFound or DataLoss naming a file that is missing,
     cut off, damaged or does not match the graph, and InvalidArgument naming the table for a layout
-    that does not fit the model.
+    that does not fit the model, or the region that is not closed.
     """
-    cut, layout = cut_and_layout(directory, options)
+    stages = stages_of(directory, options.batching)
+    cut, layout = cut_and_layout(directory, options, stages.regions)
+    check_actors(cut)
+    has_regions = bool(cut.regions)
+    whole = ModelPlan(
+        name, version, str(directory), options.tags, layout, {}, "", stages, has_regions
+    )
     if not layout.tables:
-        return ModelPlan(name, version, str(directory), options.tags, layout, {}, "")
+        return whole
     prefix = checkpoint_prefix(directory)
     bundle = open_bundle(str(prefix))
     sources = table_sources(bundle, cut.tables)
@@ -40,13 +49,15 @@ def plan_model(name: str, version: int, directory: Path, options: PlanOptions) -
         verify_entries(bundle, (run.key for table in cut.tables.values() for run in table.stored))
     index = prefix.with_name(prefix.name + ".index").read_bytes()
     digest = fingerprint(name, version, layout, sources, index)
-    return ModelPlan(name, version, str(directory), options.tags, layout, sources, digest)
+    return replace(whole, sources=sources, fingerprint=digest)
 
 
-def cut_and_layout(directory: Path, options: PlanOptions) -> tuple[CutModel, Layout]:
+def cut_and_layout(
+    directory: Path, options: PlanOptions, regions: Sequence[Region] = ()
+) -> tuple[CutModel, Layout]:
     """The cut, and the layout: the file's, or the planner's."""
     file = None if options.layout_file is None else read_layout_file(options.layout_file)
-    cut = cut_saved_model(directory, cut_rule(options, file), options.tags)
+    cut = cut_saved_model(directory, cut_rule(options, file), options.tags, regions)
     tables = {name: found.table for name, found in cut.tables.items()}
     if file is None:
         return cut, plan_tables(cut.tables, options).layout
@@ -58,6 +69,25 @@ def cut_and_layout(directory: Path, options: PlanOptions) -> tuple[CutModel, Lay
     if options.memory_per_shard is not None:
         check_memory(layout, tables, options.memory_per_shard)
     return cut, layout
+
+
+def check_actors(cut: CutModel) -> None:
+    """Raise InvalidArgument for a region with actors in which a table is read: they have none."""
+    for name, one in cut.regions.items():
+        if one.region.actors is not None and (tables := _tables_read(cut, one.program)):
+            raise InvalidArgument(
+                f"region {name!r} reads table {tables[0]!r}, which lies on the shards: it cannot "
+                "have actors"
+            )
+
+
+def _tables_read(cut: CutModel, program: Program) -> list[str]:
+    """The tables that a program reads, and the regions that it calls."""
+    found = {lookup.table for part in program.rounds for lookup in part.lookups}
+    for part in program.rounds:
+        for call in part.regions:
+            found.update(_tables_read(cut, cut.regions[call.region].program))
+    return sorted(found)
 
 
 def _check_hot_rows(layout: Layout, cut: CutModel) -> None:

@@ -152,7 +152,10 @@ def _resolved(graph: Graph, model: InlinedModel, region: Region) -> Region:
     return replace(
         region,
         inputs=tuple(_tensor(graph, region, name, inputs) for name in region.inputs),
-        outputs=tuple(_tensor(graph, region, name, outputs) for name in region.outputs),
+        # One node often passes on all of a function's outputs.
+        outputs=tuple(
+            graph.resolve(_tensor(graph, region, name, outputs)) for name in region.outputs
+        ),
     )
 
 

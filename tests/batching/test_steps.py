@@ -147,7 +147,7 @@ def test_more_than_may_wait_is_refused_in_tensorflow_servings_words():
         core.offer([sequence(), sequence()], 0.0)
     with pytest.raises(Unavailable, match="currently 2 batches enqueued and max_enqueued_batches"):
         core.offer([sequence()], 0.0)
-    with pytest.raises(InvalidArgument, match="Task size 3 is larger than .* size 2"):
+    with pytest.raises(InvalidArgument, match=r"Task size 3 is larger than .* size 2"):
         core.offer([sequence(), sequence(), sequence()], 0.0)
 
 
@@ -155,7 +155,7 @@ def test_bytes_are_bounded_until_a_sequence_ends():
     core = StepScheduler(TWO_ROWS, max_bytes=100)
     a = sequence(1, nbytes=60)
     core.offer([a], 0.0)
-    with pytest.raises(Unavailable, match="have 60 bytes; .* more than 100"):
+    with pytest.raises(Unavailable, match=r"have 60 bytes; .* more than 100"):
         core.offer([sequence(nbytes=50)], 0.0)
     core.stepped(1, (), 1.0)
     core.offer([sequence(nbytes=50)], 1.0)

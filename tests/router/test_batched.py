@@ -129,7 +129,7 @@ async def test_a_request_alone_runs_as_it_is():
     echo = Echo()
     inputs, own = {"a": floats(2)}, context()
     await BatchedServable(echo, ONE_AT_A_TIME).run("one", inputs, ["a"], own)
-    assert echo.calls[0] is inputs
+    assert echo.calls[0]["a"] is inputs["a"]
     assert echo.contexts[0] is own
 
 

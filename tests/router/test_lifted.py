@@ -6,16 +6,16 @@ import asyncio
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shardserve.batching.driver import BatchDevice
 from shardserve.batching.errors import InvalidArgument
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.router.servable import RequestContext
-from shardserve.router.sharded import ShardedServable, StageBatching, load_sharded
+from shardserve.router.sharded import ShardedServable, load_sharded
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
 from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.local import LocalChannel
@@ -47,11 +47,10 @@ def directory(tmp_path_factory) -> Callable[[str], Path]:
 
 
 def served(path, threads, options=None) -> ShardedServable:
-    plan = plan_model("m", 1, path, options or PlanOptions())
-    shards = [Shard.load(plan.sources, plan.slices_of_shard(0))] if plan.layout.tables else []
     stages = Stages(loops={"serving_default": BatchingParameters(max_batch_size=ROWS)})
-    batching = StageBatching(BatchDevice(2), stages)
-    return load_sharded(plan, [LocalChannel(s) for s in shards], threads, batching=batching)
+    plan = replace(plan_model("m", 1, path, options or PlanOptions()), stages=stages)
+    shards = [Shard.load(plan.sources, plan.slices_of_shard(0))] if plan.layout.tables else []
+    return load_sharded(plan, [LocalChannel(s) for s in shards], threads)
 
 
 def requests(name: str, count: int, seed: int = 0) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardserve.batching.driver import BatchDevice
+from shardserve.batching.errors import InvalidArgument
+from shardserve.batching.parameters import BatchingParameters
 from shardserve.router.servable import RequestContext
 from shardserve.router.session import StageThreads
 from shardserve.router.sharded import ShardedServable, StageBatching, load_sharded
@@ -66,9 +69,8 @@ def directory(tmp_path_factory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="module")
-def uncut(directory) -> Iterator[Callable[[str], Uncut]]:
-    loaded = functools.cache(lambda name: Uncut(directory(name)))
-    yield loaded
+def uncut(directory) -> Callable[[str], Uncut]:
+    return functools.cache(lambda name: Uncut(directory(name)))
 
 
 @pytest.fixture
@@ -77,12 +79,10 @@ def serve(directory, threads) -> Iterator[Callable[..., ShardedServable]]:
     loaded = []
 
     def load(name: str, kind: str, regions: Sequence[Region] = (), **stages) -> ShardedServable:
-        plan = plan_of(directory(name), kind)
+        plan = plan_of(directory(name), kind, Stages(regions=tuple(regions), **stages))
         shards = [Shard.load(plan.sources, plan.slices_of_shard(n)) for n in range(2)]
-        batching = StageBatching(
-            BatchDevice(2), Stages(regions={one.name: one for one in regions}, **stages)
-        )
         channels = [LocalChannel(shard) for shard in shards]
+        batching = StageBatching(BatchDevice(2))
         loaded.append(load_sharded(plan, channels, threads, batching=batching))
         return loaded[-1]
 
@@ -91,14 +91,14 @@ def serve(directory, threads) -> Iterator[Callable[..., ShardedServable]]:
         servable.close()
 
 
-def plan_of(directory: Path, kind: str) -> ModelPlan:
+def plan_of(directory: Path, kind: str, stages: Stages) -> ModelPlan:
     sources = {}
     if kind != WHOLE:
         cut = cut_saved_model(directory, CutRule(threshold=THRESHOLD))
         sources = table_sources(open_bundle(str(checkpoint_prefix(directory))), cut.tables)
     tables = {name: source.table for name, source in sources.items()}
     layout = layout_of(kind, tables, 2) if tables else Layout(2, 1, {})
-    return ModelPlan("model", 1, str(directory), ("serve",), layout, sources, "")
+    return ModelPlan("model", 1, str(directory), ("serve",), layout, sources, "", stages)
 
 
 async def ask(servable: ShardedServable, request: Request) -> Feeds:
@@ -183,3 +183,118 @@ def test_concurrent_requests_get_what_tensorflow_answers_each(name, kind, serve,
             assert_same(answer, uncut(name).answer(*request))
 
     check()
+
+
+def test_requests_of_two_signatures_meet_in_the_region_of_one_function(serve):
+    servable = serve("marked", WHOLE)
+    requests = [
+        (name, {"x": np.zeros(rows, np.float32)})
+        for rows in (1, 2, 3)
+        for name in ("counted", "counted_too")
+    ]
+
+    async def seen() -> list[int]:
+        # Both slots are taken first: what comes after waits, and goes together.
+        found = await ask_all(servable, requests)
+        return [int(answer["rows"][0]) for answer in found]
+
+    rows = asyncio.run(seen())
+    assert max(rows) > 3, rows
+
+
+def test_one_bad_request_fails_alone(serve, uncut):
+    servable = serve("marked", "row_hash")
+    good = [("dense", {"x": np.full((2, 4), n, np.float32)}) for n in range(5)]
+    bad = ("dense", {"x": np.full((2, 4), 1e7, np.float32)})
+    answers = asyncio.run(ask_all(servable, [*good[:3], bad, *good[3:]]))
+    failed = answers.pop(3)
+    assert isinstance(failed, InvalidArgument)
+    assert "too large" in failed.message
+    for request, answer in zip(good, answers, strict=True):
+        assert_same(answer, uncut("marked").answer(*request))
+
+
+def test_inputs_of_a_region_that_disagree_in_rows_are_refused(serve):
+    servable = serve("pairs", "row_mod")
+    feeds = {"x": np.zeros((2, 4), np.float32), "words": np.array([b"a"], object)}
+    with pytest.raises(InvalidArgument, match="equal 0th-dimension size"):
+        asyncio.run(ask(servable, ("serving_default", feeds)))
+
+
+def named(name: str, inputs: Sequence[str], outputs: Sequence[str], **options) -> Region:
+    batching = BatchingParameters(max_batch_size=16, max_enqueued_batches=100)
+    return Region(name, full(inputs), full(outputs), batching, **options)
+
+
+def full(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of `region_models.Plain` as they are in the graph."""
+    inside = {"joined", "hidden", "scores", "shifted", "log_x", "concat", "Abs", "Gather"}
+    scope = "StatefulPartitionedCall/StatefulPartitionedCall/"
+    return tuple(scope + name if name in inside else name for name in names)
+
+
+NAMED = {
+    "a tower": [named("tower", ["joined"], ["scores"])],
+    "up to an output, by its alias": [replace(named("r", ["joined"], []), outputs=("scores",))],
+    "two in a row": [
+        named("first", ["joined"], ["hidden"]),
+        named("second", ["hidden"], ["scores"]),
+    ],
+    "two in a row, the second first": [
+        named("second", ["hidden"], ["scores"]),
+        named("first", ["joined"], ["hidden"]),
+    ],
+    "a lookup inside": [named("embed", ["ids"], ["Gather"])],
+    "all of it": [
+        named(
+            "model",
+            ["ids", "serving_default_x:0"],
+            ["StatefulPartitionedCall:0", "StatefulPartitionedCall:1"],
+        )
+    ],
+    "the ids": [named("ids_of", ["serving_default_ids"], ["shifted"])],
+}
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("which", NAMED)
+def test_a_named_region_answers_as_the_model_does(which, kind, serve, uncut):
+    servable = serve("plain", kind, NAMED[which])
+
+    @few
+    @given(st.lists(REQUESTS["plain"], min_size=1, max_size=6))
+    def check(requests: list[Request]) -> None:
+        answers = asyncio.run(ask_all(servable, requests))
+        for request, answer in zip(requests, answers, strict=True):
+            assert_same(answer, uncut("plain").answer(*request))
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("regions", "words"),
+    [
+        ([named("r", ["Gather"], ["scores"])], "not closed: .*log_x:0 -> .*joined enters it"),
+        (
+            [named("r", ["Abs"], ["joined"])],
+            "not closed: .*Gather:0 -> .*joined enters it",
+        ),
+        ([named("r", ["serving_default_x"], ["log_x"])], "not closed: .*Abs:0 -> .*Sum leaves it"),
+        ([named("r", ["joined"], ["log_x"])], "log_x:0 -> its outputs enters it"),
+        ([named("r", ["joined", "log_x"], ["scores"])], "its input .*log_x:0 leads to none"),
+        ([named("r", ["joined"], ["skores"])], "has no tensor 'skores'; there is .*scores"),
+        ([named("r", ["nothing_like_it"], ["scores"])], "has no tensor 'nothing_like_it'"),
+        (
+            [named("one", ["joined"], ["hidden"]), named("two", ["concat"], ["scores"])],
+            "region 'two'|regions 'one' and 'two'",
+        ),
+        (
+            [named("one", ["joined"], ["scores"]), named("two", ["joined"], ["hidden"])],
+            "regions 'one' and 'two' overlap: .*hidden|regions 'one' and 'two' overlap",
+        ),
+        ([named("r", ["joined"], ["joined"])], "is its input and its output"),
+    ],
+)
+def test_a_region_that_is_none_is_refused_and_the_culprit_named(regions, words, directory):
+    with pytest.raises(InvalidArgument, match=words):
+        cut_saved_model(directory("plain"), CutRule(threshold=THRESHOLD), regions=regions)

@@ -1,0 +1,163 @@
+"""What `shardserve inspect --stages` reports: the stages of each signature and region, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardserve.batching.parameters import Auto, BatchingParameters
+from shardserve.shards.cut.cut import CutModel
+from shardserve.shards.cut.marks import batched_by_tensorflow
+from shardserve.shards.cut.planning import check_actors, cut_and_layout
+from shardserve.shards.cut.program import Program, Round
+from shardserve.shards.cut.regions import RegionCall
+from shardserve.shards.cut.scorings import AnyLookup, outputs_of
+from shardserve.shards.model import PlanOptions
+from shardserve.shards.regions import Region
+from shardserve.shards.stages import LookupBatching, Stages
+from shardserve.shards.stages_file import stages_of
+
+UNBATCHED = "as it comes"
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage: tensors in, tensors out, and how requests are joined for it, or why they are not.
+
+    Stages of one `step` run beside each other.
+    """
+
+    step: int
+    name: str
+    feeds: tuple[str, ...]
+    fetches: tuple[str, ...]
+    batching: str
+
+
+@dataclass(frozen=True)
+class ProgramReport:
+    """The stages of a signature, or of a region; `note` says what holds of all of them."""
+
+    name: str
+    stages: tuple[StageReport, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class StageGraph:
+    """A model's stages. TensorFlow batches at the nodes `by_tensorflow` by itself."""
+
+    directory: Path
+    signatures: tuple[ProgramReport, ...]
+    regions: tuple[ProgramReport, ...]
+    by_tensorflow: tuple[str, ...]
+
+
+def stage_graph(directory: Path, options: PlanOptions) -> StageGraph:
+    """Cut the SavedModel in `directory` and report; raises as `plan_model` does."""
+    stages = stages_of(directory, options.batching)
+    cut, _ = cut_and_layout(directory, options, stages.regions)
+    check_actors(cut)
+    reporter = _Reporter(cut, stages)
+    return StageGraph(
+        directory,
+        tuple(reporter.signature(name) for name in sorted(cut.programs)),
+        tuple(reporter.region(name) for name in sorted(cut.regions)),
+        batched_by_tensorflow(cut.graph_def),
+    )
+
+
+class _Reporter:
+    def __init__(self, cut: CutModel, stages: Stages) -> None:
+        self._cut = cut
+        self._stages = stages
+
+    def signature(self, name: str) -> ProgramReport:
+        program = self._cut.programs[name]
+        reasons = self._cut.why_not_joined(program.dense.feeds)
+        if self._stages.dense is None or not reasons:
+            return ProgramReport(name, tuple(self._of(program, self._stages)))
+        note = (
+            f"requests are joined before the first stage ({_parameters(self._stages.dense)}), not "
+            f"before the last: {'; '.join(reasons)}"
+        )
+        front = Stages(lookups=self._stages.lookups)
+        return ProgramReport(name, tuple(self._of(program, front)), note)
+
+    def region(self, name: str) -> ProgramReport:
+        one = self._cut.regions[name]
+        alone = Stages(lookups=self._stages.lookups)
+        return ProgramReport(name, tuple(self._of(one.program, alone)), _of_region(one.region))
+
+    def _of(self, program: Program, stages: Stages) -> Iterator[StageReport]:
+        step = 0
+        for part in program.rounds:
+            if part.stage.fetches:
+                step += 1
+                feeds, fetches = part.stage.feeds, part.stage.fetches
+                yield StageReport(step, "ids", feeds, fetches, self._ids(part, stages))
+            step += 1
+            yield from self._calls(step, part, stages.lookups)
+        if program.dense.fetches:
+            how = UNBATCHED if stages.dense is None else _parameters(stages.dense)
+            dense = program.dense
+            yield StageReport(step + 1, "dense", dense.feeds, dense.fetches, how)
+
+    def _ids(self, part: Round, stages: Stages) -> str:
+        if stages.ids is None:
+            return UNBATCHED
+        reasons = self._cut.why_not_joined((*part.stage.feeds, *part.stage.fetches))
+        if reasons:
+            return f"{UNBATCHED}: {'; '.join(reasons)}"
+        return _parameters(stages.ids)
+
+    def _calls(
+        self, step: int, part: Round, lookups: LookupBatching | None
+    ) -> Iterator[StageReport]:
+        if part.lookups:
+            how = UNBATCHED if lookups is None else _merged(lookups)
+            feeds = dict.fromkeys(t for one in part.lookups for t in one.operands)
+            fetches = tuple(t for one in part.lookups for t in outputs_of(one))
+            yield StageReport(step, _tables(part.lookups), tuple(feeds), fetches, how)
+        for call in part.regions:
+            yield self._call(step, call)
+
+    def _call(self, step: int, call: RegionCall) -> StageReport:
+        region = self._cut.regions[call.region].region
+        name = f"region {region.name}"
+        return StageReport(step, name, call.operands, call.outputs, _of_region(region))
+
+
+def _tables(lookups: Sequence[AnyLookup]) -> str:
+    tables = list(dict.fromkeys(one.table for one in lookups))
+    return f"lookups in {', '.join(tables[:3])}{', ...' if len(tables) > 3 else ''}"
+
+
+def _of_region(region: Region) -> str:
+    where = "in the router"
+    if region.actors is not None:
+        actors = region.actors
+        where = f"on {actors.count} actors of {actors.num_cpus:g} CPUs"
+        where += f" and {actors.num_gpus:g} GPUs" if actors.num_gpus else ""
+    same = f", where {', '.join(region.captured)} agree" if region.captured else ""
+    return f"{_parameters(region.batching)}, {where}{same}"
+
+
+def _parameters(batching: BatchingParameters) -> str:
+    timeout = batching.batch_timeout_micros
+    if isinstance(timeout, Auto):
+        waits = f"a size and timeout that hold a p99 of {timeout.p99_target_micros} us"
+    else:
+        waits = f"a timeout of {timeout} us"
+    sizes = f"batches of up to {batching.execution_size} rows, {waits}"
+    if batching.allowed_batch_sizes:
+        sizes += f", padded to {', '.join(map(str, batching.allowed_batch_sizes))}"
+    return sizes
+
+
+def _merged(lookups: LookupBatching) -> str:
+    return (
+        f"{lookups.max_in_flight_batches} messages to a shard at once, each of up to "
+        f"{lookups.max_batch_size} rows"
+    )
