@@ -18,7 +18,7 @@ def _save(model: keras.Model, path: Path, signatures: dict[str, Any]) -> None:
     tf.saved_model.save(module, str(path), signatures=signatures)
 
 
-def export_encoder(path: Path) -> keras.Model:
+def export_encoder(path: Path) -> None:
     """A Keras LSTM over [rows, steps, WIDTH], and its cell as the signature `step`."""
     keras.utils.set_random_seed(1)
     layer = keras.layers.LSTM(UNITS, return_sequences=True, return_state=True)
@@ -42,7 +42,6 @@ def export_encoder(path: Path) -> keras.Model:
         return {"outputs": outputs, "h": h, "c": c}
 
     _save(model, path, {"serving_default": whole, "step": step})
-    return model
 
 
 class Decoder(keras.Model):
@@ -66,10 +65,11 @@ class Decoder(keras.Model):
         return tf.argmax(self.logits(output), axis=1), new_state
 
 
-def export_decoder(path: Path) -> Decoder:
-    """Signatures: `encode` (source to state), `next` (one token), `serving_default`, all greedily.
+def export_decoder(path: Path, *, whole: bool = True) -> None:
+    """Signatures: `encode` (source to state), `next` (one token), and, if `whole`, both in one.
 
-    `serving_default` decodes one source in a loop of TensorFlow's, until it has the stop token.
+    That is `serving_default`, which decodes one source in a loop of TensorFlow's, until it has the
+    stop token. A table that is read there cannot be cut.
     """
     keras.utils.set_random_seed(5)
     model = Decoder()
@@ -106,8 +106,8 @@ def export_decoder(path: Path) -> Decoder:
             at += 1
         return {"tokens": tf.transpose(tokens.stack()), "state": state}
 
-    _save(model, path, {"serving_default": greedy, "encode": encode, "next": next_token})
-    return model
+    signatures = {"encode": encode, "next": next_token}
+    _save(model, path, signatures | ({"serving_default": greedy} if whole else {}))
 
 
 def checked(array: Any) -> Any:

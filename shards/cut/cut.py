@@ -124,12 +124,7 @@ class CutModel:
         """
         if not signatures:
             return self
-        for name in signatures:
-            if name not in self.inlined.signatures:
-                known = ", ".join(sorted(self.inlined.signatures))
-                raise InvalidArgument(
-                    f"loops.{name}: the model has no such signature; it has: {known}"
-                )
+        self.check_signatures(signatures)
         outputs = [
             self.gated.outside(info.name)
             for name in signatures
@@ -139,6 +134,15 @@ class CutModel:
         graph_def.CopyFrom(self.graph_def)
         loops = lift_loops(graph_def, outputs)
         return replace(self, graph_def=graph_def, loops=loops, stepped=frozenset(signatures))
+
+    def check_signatures(self, names: Collection[str]) -> None:
+        """Raise InvalidArgument for one whose loops shall be stepped, and that there is not."""
+        for name in names:
+            if name not in self.inlined.signatures:
+                known = ", ".join(sorted(self.inlined.signatures))
+                raise InvalidArgument(
+                    f"loops.{name}: the model has no such signature; it has: {known}"
+                )
 
     def loop_calls(self, signature: str) -> tuple[RegionCall, ...]:
         """The calls of lifted loops that a signature makes for all its outputs."""

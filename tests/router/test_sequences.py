@@ -16,8 +16,13 @@ from shardserve.router.catalog import Catalog, Model, ModelSpec, State, Version
 from shardserve.router.handlers import Handlers
 from shardserve.router.sequences import SequenceServable
 from shardserve.router.servable import RequestContext
+from shardserve.router.sharded import load_sharded
 from shardserve.router.whole import load_whole
+from shardserve.shards.cut.planning import plan_model
+from shardserve.shards.local import LocalChannel
+from shardserve.shards.model import PlanOptions
 from shardserve.shards.sequences_form import SequenceEntry
+from shardserve.shards.shard import Shard
 from tests.step_models import (
     STOP_TOKEN,
     VOCABULARY,
@@ -158,8 +163,22 @@ async def test_a_short_sequence_does_not_wait_for_a_long_mate(encoder_dir, threa
     assert (await long)["steps"].tolist() == [400]
 
 
-async def test_a_greedy_decoder_says_what_it_says_alone(decoder_dir, threads):
-    servable = served(decoder_dir, threads, BatchDevice(2), decode=DECODE)
+def served_from_shards(directory, threads, device, **entries) -> SequenceServable:
+    """The same decoder, its embedding table on two shards."""
+    directory = directory.with_name("2")
+    export_decoder(directory, whole=False)
+    options = PlanOptions(shards=2, threshold=VOCABULARY * WIDTH * 4)
+    plan = plan_model("m", 2, directory, options)
+    assert plan.layout.tables
+    shards = [Shard.load(plan.sources, plan.slices_of_shard(n)) for n in range(2)]
+    sharded = load_sharded(plan, [LocalChannel(shard) for shard in shards], threads)
+    parsed = {name: SequenceEntry.model_validate(entry) for name, entry in entries.items()}
+    return SequenceServable(sharded, sharded, parsed, threads, device)
+
+
+@pytest.mark.parametrize("load", [served, served_from_shards])
+async def test_a_greedy_decoder_says_what_it_says_alone(load, decoder_dir, threads):
+    servable = load(decoder_dir, threads, BatchDevice(2), decode=DECODE)
     rng = np.random.default_rng(4)
     sources = [rng.integers(3, VOCABULARY, (1, n)) for n in lengths_of(25, seed=1)]
     answers = await asyncio.gather(*[ask(servable, "decode", {"source": s}) for s in sources])
