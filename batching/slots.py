@@ -9,65 +9,20 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from shardserve.batching.errors import FailedPrecondition
+from shardserve.batching.row_arrays import (
+    WINDOW,
+    check_state,
+    padded,
+    resettled,
+    scattered,
+    wider,
+)
+from shardserve.batching.step_form import RowResult, SequenceRow, StepForm
 from shardserve.batching.tensors import Array, NotBatchable
-
-#: Steps for which inputs and outputs are staged.
-WINDOW = 16
-
-
-@dataclass(frozen=True)
-class StepForm:
-    """What a step takes and gives, in order.
-
-    Inputs are the `carried` states, `per_step` inputs, and `constant` ones; outputs, which
-    `outputs` names, are the states carried on and then others. Of the outputs, places in `last` are
-    returned as the last step makes them, those in `every` for all steps. A sequence stops after
-    the step whose output at place `stop[0]` has nothing but `stop[1]` in its row.
-    """
-
-    carried: int
-    per_step: int
-    constant: int
-    outputs: tuple[str, ...]
-    last: tuple[int, ...] = ()
-    every: tuple[int, ...] = ()
-    stop: tuple[int, Any] | None = None
-
-
-@dataclass(slots=True, eq=False)
-class SequenceRow:
-    """One sequence: its first states and constants, [1, ...] each, and inputs, [steps, ...] each.
-
-    The batch's: `slot` is its row, `base` the step of the batch before its own first one, `chunks`
-    what is kept so far, and `kept_from` where in the window the rest begins.
-    """
-
-    initial: Sequence[Array]
-    per_step: Sequence[Array] = ()
-    constant: Sequence[Array] = ()
-    slot: int = -1
-    base: int = 0
-    kept_from: int = 0
-    chunks: list[list[Array]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class RowResult:
-    """What a sequence returns after `steps` steps.
-
-    `last` outputs are [1, ...] each, those of `every` step [steps, ...].
-    """
-
-    steps: int
-    last: list[Array]
-    every: list[Array]
 
 
 class RunningBatch:
@@ -165,11 +120,11 @@ class RunningBatch:
         firsts = zip(*[(*row.initial, *row.constant) for row in joined], strict=True)
         if not self._resident:
             self._resident = [np.concatenate(values) for values in firsts]
-            self._resident = [_padded(array, rows) for array in self._resident]
+            self._resident = [padded(array, rows) for array in self._resident]
         else:
             columns = list(firsts) or [()] * len(self._resident)
             self._resident = [
-                _resettled(array, rows, count, moves, joined, values)
+                resettled(array, rows, count, moves, joined, values)
                 for array, values in zip(self._resident, columns, strict=True)
             ]
         self._stage_room(rows)
@@ -224,7 +179,7 @@ class RunningBatch:
             return
         kinds = [(values.dtype, values.shape[1:]) for values in first.per_step]
         old: Sequence[Array | None] = self._staged or [None] * len(kinds)
-        self._staged = [_wider(w, rows, *kind) for w, kind in zip(old, kinds, strict=True)]
+        self._staged = [wider(w, rows, *kind) for w, kind in zip(old, kinds, strict=True)]
 
     def _stage(self, row: SequenceRow) -> None:
         position = self._clock - row.base
@@ -237,7 +192,7 @@ class RunningBatch:
         if not self._kept or self._kept[0].shape[1] < len(kept[0]):
             old: Sequence[Array | None] = self._kept or [None] * len(kept)
             self._kept = [
-                _wider(window, len(output), output.dtype, output.shape[1:])
+                wider(window, len(output), output.dtype, output.shape[1:])
                 for window, output in zip(old, kept, strict=True)
             ]
         for window, output in zip(self._kept, kept, strict=True):
@@ -254,9 +209,9 @@ class RunningBatch:
 
     def _inputs_of(self, part: Sequence[SequenceRow], rows: int) -> list[Array]:
         slots = [row.slot for row in part]
-        resident = [_padded(array[slots], rows) for array in self._resident]
+        resident = [padded(array[slots], rows) for array in self._resident]
         staged = [
-            _padded(np.stack([row.per_step[n][self._clock - row.base] for row in part]), rows)
+            padded(np.stack([row.per_step[n][self._clock - row.base] for row in part]), rows)
             for n in range(self._form.per_step)
         ]
         carried = self._form.carried
@@ -268,7 +223,7 @@ class RunningBatch:
         slots = [row.slot for row in part]
         before: Sequence[Array | None] = self._outputs or [None] * len(outputs)
         self._outputs = [
-            _scattered(old, len(self._rows), slots, output[: len(part)])
+            scattered(old, len(self._rows), slots, output[: len(part)])
             for old, output in zip(before, outputs, strict=True)
         ]
         for place in range(self._form.carried):
@@ -299,7 +254,7 @@ class RunningBatch:
                 )
         states = self._resident[: self._form.carried]
         for name, output, state in zip(self._form.outputs, outputs, states, strict=False):
-            _check_state(name, output, state)
+            check_state(name, output, state)
 
     def _unshared(self, output: Array) -> Array:
         """The output, copied if it lies in a window, which the next steps overwrite."""
@@ -317,55 +272,3 @@ class RunningBatch:
         output = outputs[place][: len(rows)]
         hits = (output == value).reshape(len(rows), -1).all(1)
         return [row for slot in np.flatnonzero(hits).tolist() if (row := rows[slot]) is not None]
-
-
-def _resettled(
-    array: Array,
-    rows: int,
-    count: int,
-    moves: Iterable[tuple[int, int]],
-    joined: Sequence[SequenceRow],
-    values: Sequence[Array],
-) -> Array:
-    """A new array of `rows` rows, of which the first `count` are in use."""
-    settled = np.empty((rows, *array.shape[1:]), array.dtype)
-    common = min(len(array), rows)
-    settled[:common] = array[:common]
-    for source, target in moves:
-        settled[target] = array[source]
-    for row, value in zip(joined, values, strict=False):
-        settled[row.slot] = value[0]
-    settled[count:] = settled[:1]
-    return settled
-
-
-def _padded(array: Array, rows: int) -> Array:
-    if len(array) == rows:
-        return array
-    return np.concatenate(
-        [array, np.broadcast_to(array[:1], (rows - len(array), *array.shape[1:]))]
-    )
-
-
-def _wider(window: Array | None, rows: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-    wider = np.zeros((WINDOW, rows, *shape), dtype)
-    if window is not None:
-        wider[:, : window.shape[1]] = window
-    return wider
-
-
-def _scattered(old: Array | None, rows: int, slots: list[int], values: Array) -> Array:
-    full = np.zeros((rows, *values.shape[1:]), values.dtype)
-    if old is not None:
-        common = min(rows, len(old))
-        full[:common] = old[:common]
-    full[slots] = values
-    return full
-
-
-def _check_state(name: str, output: Array, state: Array) -> None:
-    if output.shape[1:] != state.shape[1:] or output.dtype != state.dtype:
-        raise FailedPrecondition(
-            f"output {name!r} of the step is {output.dtype}{list(output.shape[1:])} for each row; "
-            f"the state that it becomes is {state.dtype}{list(state.shape[1:])}"
-        )

@@ -14,7 +14,9 @@ from typing import Any, TypeAlias, cast
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.errors import Internal, ServingError, error_of
 from shardserve.batching.parameters import BatchingParameters
-from shardserve.batching.slots import RowResult, RunningBatch, SequenceRow, StepForm
+from shardserve.batching.slots import RunningBatch
+from shardserve.batching.step_bounds import MAX_BYTES
+from shardserve.batching.step_form import RowResult, SequenceRow, StepForm
 from shardserve.batching.step_tasks import (
     Failed,
     Finish,
@@ -25,7 +27,7 @@ from shardserve.batching.step_tasks import (
     Step,
     StepActions,
 )
-from shardserve.batching.steps import MAX_BYTES, StepScheduler
+from shardserve.batching.steps import StepScheduler
 from shardserve.batching.tasks import Batch, WakeAt
 
 _log = logging.getLogger(__name__)

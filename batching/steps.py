@@ -15,17 +15,16 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from shardserve.batching.errors import (
-    DeadlineExceeded,
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    OutOfRange,
-    ResourceExhausted,
-    ServingError,
-    Unavailable,
-)
+from shardserve.batching.errors import ServingError, Unavailable
 from shardserve.batching.parameters import BatchingParameters
+from shardserve.batching.step_bounds import (
+    MAX_BYTES,
+    Bounds,
+    is_late,
+    late_in_queue,
+    late_in_run,
+    may_be_ones,
+)
 from shardserve.batching.step_tasks import (
     Failed,
     Finish,
@@ -39,20 +38,14 @@ from shardserve.batching.step_tasks import (
     StepActions,
 )
 from shardserve.batching.tasks import WakeAt
-from shardserve.batching.tensors import NotBatchable
 
 T = TypeVar("T")
 
 #: Steps that may be taken without asking again who joins and leaves.
 MAX_BURST = 16
 
-#: Bytes of waiting and running sequences, unless the owner says otherwise.
-MAX_BYTES = 1 << 30
-
 #: How much the newest measurement counts in the seconds that a step takes.
 _NEWEST = 0.2
-
-_CLIENT_FAULTS = (InvalidArgument, OutOfRange, FailedPrecondition, NotFound)
 
 
 class StepScheduler(Generic[T]):
@@ -67,9 +60,7 @@ class StepScheduler(Generic[T]):
 
     def __init__(self, parameters: BatchingParameters, max_bytes: int = MAX_BYTES) -> None:
         self._parameters = parameters
-        self._max_waiting = parameters.max_batch_size * max(1, parameters.max_enqueued_batches)
-        self._max_bytes = max_bytes
-        self._nbytes = 0
+        self._bounds = Bounds(parameters, max_bytes)
         self._waiting: deque[SequenceTask[T]] = deque()
         # All whose state has a row; those that have ended meanwhile leave after the step.
         self._batch: list[SequenceTask[T]] = []
@@ -116,7 +107,7 @@ class StepScheduler(Generic[T]):
         self._check(tasks, now)
         for task in tasks:
             task.place = Place.WAITING
-            self._nbytes += task.nbytes
+            self._bounds.nbytes += task.nbytes
         self._waiting.extend(tasks)
         wake = self._wake(min(task.deadline for task in tasks))
         if self._step is None:
@@ -143,7 +134,7 @@ class StepScheduler(Generic[T]):
         """
         step = self._ended_step(now, 0)
         left = [task for task in step.tasks if task.place is Place.RUNNING]
-        if _may_be_ones(error) and len(step.tasks) > 1:
+        if may_be_ones(error) and len(step.tasks) > 1:
             half = len(step.tasks) // 2
             self._parts[:0] = [step.tasks[:half], step.tasks[half:]]
             return self._advance(now)
@@ -175,33 +166,13 @@ class StepScheduler(Generic[T]):
         return () if self._step is not None else self._advance(now)
 
     def _check(self, tasks: Sequence[SequenceTask[T]], now: float) -> None:
-        size = self._parameters.max_batch_size
         if self._draining:
             raise Unavailable("The batch scheduling queue is closed: the model is being unloaded")
-        if len(tasks) > size:
-            raise InvalidArgument(
-                f"Task size {len(tasks)} is larger than maximum input batch size {size}"
-            )
-        if len(self._waiting) + len(tasks) > self._max_waiting:
-            batches = math.ceil(len(self._waiting) / size)
-            raise Unavailable(
-                "The batch scheduling queue to which this task was submitted is full; currently "
-                f"{batches} batches enqueued and max_enqueued_batches is "
-                f"{max(1, self._parameters.max_enqueued_batches)}"
-            )
-        if self._nbytes + sum(task.nbytes for task in tasks) > self._max_bytes:
-            raise Unavailable(
-                f"The sequences that wait and run have {self._nbytes} bytes; with this request "
-                f"they would have more than {self._max_bytes}"
-            )
-        if any(self._is_late(task, now) for task in tasks):
-            raise ResourceExhausted("Run() timeout exceeded while waiting in batching queue")
-
-    def _is_late(self, task: SequenceTask[T], now: float) -> bool:
+        self._bounds.check(tasks, len(self._waiting))
         # While nothing runs nothing is measured: an old figure must not refuse for ever.
-        if not self._batch or not task.length_known:
-            return task.deadline <= now
-        return task.deadline <= now + task.steps * self._step_seconds
+        pace = self._step_seconds if self._batch else 0.0
+        if any(is_late(task, pace, now) for task in tasks):
+            raise late_in_queue()
 
     def _ended_step(self, now: float, steps: int) -> Step[T]:
         assert self._step is not None, "no step is under way"
@@ -266,7 +237,7 @@ class StepScheduler(Generic[T]):
 
     def _end(self, task: SequenceTask[T]) -> None:
         task.place = Place.ENDED
-        self._nbytes -= task.nbytes
+        self._bounds.nbytes -= task.nbytes
 
     def _ring(self, now: float) -> list[StepAction[T]]:
         """Fail what is late, and set the alarm anew."""
@@ -276,10 +247,10 @@ class StepScheduler(Generic[T]):
         for task in late:
             if task.place is Place.WAITING:
                 self._waiting.remove(task)
-                actions.append(Failed(task, _late_in_queue()))
+                actions.append(Failed(task, late_in_queue()))
                 self._end(task)
             elif task.place is Place.RUNNING:
-                actions.append(Failed(task, _late_in_run()))
+                actions.append(Failed(task, late_in_run()))
                 self._end(task)
         left = [t for t in itertools.chain(self._waiting, self._batch) if t.deadline > now]
         return [*actions, *self._wake(min([t.deadline for t in left], default=math.inf))]
@@ -298,15 +269,3 @@ class StepScheduler(Generic[T]):
             return ()
         self._alarm = time
         return (WakeAt(time),)
-
-
-def _may_be_ones(error: ServingError) -> bool:
-    return isinstance(error, _CLIENT_FAULTS) and not isinstance(error, NotBatchable)
-
-
-def _late_in_queue() -> ServingError:
-    return ResourceExhausted("Run() timeout exceeded while waiting in batching queue")
-
-
-def _late_in_run() -> ServingError:
-    return DeadlineExceeded("Timed out waiting for notification")

@@ -10,12 +10,12 @@ import numpy as np
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.errors import InvalidArgument
 from shardserve.batching.parameters import BatchingParameters
-from shardserve.batching.slots import RowResult, SequenceRow, StepForm
 from shardserve.batching.step_driver import StepCounts
+from shardserve.batching.step_form import RowResult, SequenceRow, StepForm
 from shardserve.router.servable import Array, RequestContext
 from shardserve.router.session import TensorFlowRunner
 from shardserve.router.stepped import SteppedRows, on_threads
-from shardserve.shards.cut.step_loops import Kept, StepLoop
+from shardserve.shards.cut.loops import Kept, StepLoop
 
 
 class CannotStep(InvalidArgument):

@@ -11,7 +11,7 @@ from tensorflow.core.framework import types_pb2
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.batching.parameters import BatchingParameters
-from shardserve.batching.slots import StepForm
+from shardserve.batching.step_form import StepForm
 from shardserve.router.servable import Array, Signature, TensorInfo, numpy_dtype
 from shardserve.shards.sequences_form import STEPS, SequenceEntry, Source, Take
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardserve.batching.errors import InvalidArgument
-from shardserve.batching.slots import RowResult, SequenceRow
+from shardserve.batching.step_form import RowResult, SequenceRow
 from shardserve.router.sequence_plan import RowForm, SequencePlan
 from shardserve.router.servable import Array
 from shardserve.shards.sequences_form import STEPS, Source, Take

@@ -26,10 +26,10 @@ from shardserve.router.servable import RequestContext, Signature
 from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFlowRunner
 from shardserve.router.whole import signature_def_map_of, signatures_of
 from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
+from shardserve.shards.cut.loops import StepLoop
 from shardserve.shards.cut.program import Program, Round, StagePlan
 from shardserve.shards.cut.regions import CutRegion, RegionCall
 from shardserve.shards.cut.scorings import AnyLookup
-from shardserve.shards.cut.step_loops import StepLoop
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
 

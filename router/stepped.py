@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.errors import ServingError, Unavailable
 from shardserve.batching.parameters import BatchingParameters
-from shardserve.batching.slots import RowResult, SequenceRow, StepForm
 from shardserve.batching.step_driver import (
     Burst,
     StepBatcher,
@@ -20,6 +19,7 @@ from shardserve.batching.step_driver import (
     TakeSteps,
     take_steps,
 )
+from shardserve.batching.step_form import RowResult, SequenceRow, StepForm
 from shardserve.router.servable import Array
 from shardserve.router.session import StageThreads
 

@@ -11,6 +11,7 @@ from tensorflow.core.framework import graph_pb2
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.cut.graph import Graph, split, tensor
+from shardserve.shards.cut.loops import LiftedLoops
 from shardserve.shards.cut.motifs import MotifFinder, TableNode, Uses
 from shardserve.shards.cut.partitioned import PartitionedTable, Strategy, find_partitioned
 from shardserve.shards.cut.picks import with_separate_outputs
@@ -23,7 +24,7 @@ from shardserve.shards.cut.saved_model import InlinedModel, inline
 from shardserve.shards.cut.scorings import AnyCall, AnyLookup, Scoring, hidden_layer, outputs_of
 from shardserve.shards.cut.shapes import ShapedGraph
 from shardserve.shards.cut.stages import plan_program
-from shardserve.shards.cut.step_loops import LiftedLoops, lift_loops
+from shardserve.shards.cut.step_loops import lift_loops
 from shardserve.shards.cut.stored import StoredRows, stored_rows
 from shardserve.shards.cut.variables import Variable, handle_tensor, named, restored_variables
 from shardserve.shards.model import DEFAULT_THRESHOLD

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardserve.batching.errors import FailedPrecondition, InvalidArgument
-from shardserve.batching.slots import RunningBatch, SequenceRow, StepForm
+from shardserve.batching.slots import RunningBatch
 from shardserve.batching.step_driver import Burst, take_steps
+from shardserve.batching.step_form import SequenceRow, StepForm
 from shardserve.batching.tensors import NotBatchable
 
 #: State s and constant k, input x: the state becomes 2s + x + k, the other output is text and s.

@@ -16,8 +16,8 @@ from shardserve.batching.errors import (
     Unavailable,
 )
 from shardserve.batching.parameters import BatchingParameters
-from shardserve.batching.slots import SequenceRow, StepForm
 from shardserve.batching.step_driver import StepBatcher, take_steps
+from shardserve.batching.step_form import SequenceRow, StepForm
 
 FORM = StepForm(1, 1, 0, ("s",), last=(0,), every=(0,))
 
