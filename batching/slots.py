@@ -132,7 +132,9 @@ class RunningBatch:
             for window in self._staged:
                 window[self._at :, target] = window[self._at :, source]
             for window in self._kept:
-                window[: self._at, target] = window[: self._at, source]
+                # Who has only stepped in a part has nothing there, and maybe no place.
+                if source < window.shape[1]:
+                    window[: self._at, target] = window[: self._at, source]
         for row in joined:
             row.base = self._clock
             row.kept_from = self._at

@@ -73,7 +73,7 @@ events = st.one_of(
 
 
 @given(st.lists(events, max_size=40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_each_sequence_gets_what_it_would_get_alone(program):
     batch = RunningBatch(FORM)
     living: dict[SequenceRow, list[int]] = {}
@@ -102,6 +102,18 @@ def test_each_sequence_gets_what_it_would_get_alone(program):
                     check(row, batch.finish(row), living[row][1])
                     del living[row]
         assert len(batch) == len(living)
+
+
+def test_who_has_only_stepped_in_a_part_can_move_up():
+    batch = RunningBatch(FORM)
+    first, second = sequence(1, 5), sequence(2, 3)
+    batch.join(first)
+    take_steps(Burst(batch, 1, 2), step)
+    batch.join(second)
+    take_steps(Burst(batch, 1, 1, [second]), step)
+    batch.leave(first)
+    take_steps(Burst(batch, 1, 2), step)
+    check(second, batch.finish(second), 3)
 
 
 def test_a_step_that_fails_leaves_the_states_as_they_were():
