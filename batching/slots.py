@@ -231,6 +231,7 @@ class RunningBatch:
         for place in range(self._form.carried):
             self._resident[place] = self._resident[place].copy()
             self._resident[place][slots] = outputs[place][: len(part)]
+            self._resident[place][len(self._rows) :] = self._resident[place][:1]
         behind = set(slots)
         for row in filter(None, self._rows):
             self._flush(row)
