@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
-from shardserve.batching.driver import BatchDevice
+from shardserve.batching.driver import BatchDevice, StageCounts
 from shardserve.batching.errors import Internal, ServingError, error_of
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.slots import RunningBatch
@@ -79,6 +79,16 @@ class StepCounts:
     running: int = 0
     waiting: int = 0
     step_seconds: float = 0.0
+
+    def as_stage(self) -> StageCounts:
+        """As of a stage, whose batches are the steps, and whose tasks the sequences."""
+        return StageCounts(
+            batches=self.steps,
+            tasks=self.sequences,
+            rows=self.row_steps,
+            padding_rows=self.padding_row_steps,
+            refused=self.refused,
+        )
 
 
 _COUNTED = ("steps", "row_steps", "padding_row_steps", "sequences", "refused")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,44 +34,57 @@ def rows_of(tensors: Sequence[Array]) -> int:
     return int(rows)
 
 
-def batch_tensors(
-    tasks: Sequence[Sequence[Array]], rows: int, pad_inner: bool = False
+def join(
+    tasks: Sequence[Sequence[Array]], missing: int = 0, *, pad_inner: bool = False
 ) -> list[Array]:
     """The tasks' tensors, place by place, joined on dimension 0.
 
-    Each task has tensors as `rows_of` wants them, of the same dtypes in the same order. `rows` is
-    what the result shall have: the first row of the last task that has any is repeated for what
-    is missing. Shapes agree beyond dimension 0, or with `pad_inner` only the ranks do: every
-    dimension grows to the longest at its end, filled with the tensor's own first element. Raises
-    InvalidArgument for a tensor without elements that would have to grow.
+    All tasks have tensors of the same dtypes in the same order. At the end, the first row of the
+    last task that has any is repeated `missing` times. Shapes agree beyond dimension 0, or with
+    `pad_inner` only the ranks do: every dimension grows to the longest at its end, filled with the
+    tensor's own first element. Raises InvalidArgument for a tensor without elements that would
+    have to grow.
 
     A single task that needs no padding comes back uncopied.
     """
-    return [_joined(column, rows, pad_inner) for column in zip(*tasks, strict=True)]
+    return [_joined(column, missing, pad_inner) for column in zip(*tasks, strict=True)]
 
 
-def unbatch_tensors(
-    outputs: Mapping[str, Array], sizes: Sequence[int], rows: int
-) -> list[dict[str, Array]]:
-    """One dict of outputs for each task: views of the batch's.
+def split(output: Array, sizes: Sequence[int]) -> list[Array]:
+    """Each task's rows of an output: views. `sizes` are the tasks' rows in order.
 
-    `sizes` are the tasks' rows in order, `rows` those of the batch, padding included. Raises
-    NotBatchable in TensorFlow Serving's words, naming the output, for one without the batch's rows.
+    What the output has beyond them is padding.
     """
-    for name, output in outputs.items():
-        _check_rows(name, output, rows)
-    if len(sizes) == 1 and sizes[0] == rows:
-        return [dict(outputs)]
+    count, size = len(sizes), sizes[0]
+    if sizes.count(size) == count:
+        return list(output[: count * size].reshape(count, size, *output.shape[1:]))
     ends = list(itertools.accumulate(sizes, initial=0))
-    return [
-        {name: output[start:stop] for name, output in outputs.items()}
-        for start, stop in itertools.pairwise(ends)
-    ]
+    return [output[start:stop] for start, stop in itertools.pairwise(ends)]
 
 
-def _joined(column: Sequence[Array], rows: int, pad_inner: bool) -> Array:
+def fold(tensor: Array, lines: int) -> Array:
+    """A tensor whose every row is so many lines of dimension 0, with a row as one: a view."""
+    return tensor.reshape(len(tensor) // lines, lines, *tensor.shape[1:]) if lines != 1 else tensor
+
+
+def unfold(tensor: Array, lines: int) -> Array:
+    """The inverse of `fold`."""
+    return tensor.reshape(len(tensor) * lines, *tensor.shape[2:]) if lines != 1 else tensor
+
+
+def check_rows(name: str, output: Array, rows: int) -> None:
+    """Raises NotBatchable, naming the output, unless it has the rows of its batch."""
+    if output.ndim == 0:
+        raise NotBatchable(f"Batched output tensor has 0 dimensions: {name!r}")
+    if len(output) != rows:
+        raise NotBatchable(
+            "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension "
+            f"sizes of the input tensors: {name!r} has {len(output)}, they have {rows}"
+        )
+
+
+def _joined(column: Sequence[Array], missing: int, pad_inner: bool) -> Array:
     parts = _equalised(column) if pad_inner else column
-    missing = rows - sum([len(part) for part in parts])
     if missing:
         parts = [*parts, _repeated_row(parts, missing)]
     if len(parts) == 1:
@@ -99,13 +112,3 @@ def _grown(part: Array, inner: tuple[int, ...]) -> Array:
         grown[...] = part.flat[0]
     grown[tuple([slice(size) for size in part.shape])] = part
     return grown
-
-
-def _check_rows(name: str, output: Array, rows: int) -> None:
-    if output.ndim == 0:
-        raise NotBatchable(f"Batched output tensor has 0 dimensions: {name!r}")
-    if len(output) != rows:
-        raise NotBatchable(
-            "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension "
-            f"sizes of the input tensors: {name!r} has {len(output)}, they have {rows}"
-        )

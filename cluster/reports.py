@@ -151,7 +151,8 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 def _stages(signature: SignatureReport) -> str:
     if not signature.rounds:
-        return "one stage, no lookups"
+        return "one stage, which calls out" if signature.calls_out else "one stage, no lookups"
+    calls = "; loops and branches call out" if signature.calls_out else ""
     lookups = ", then ".join(f"{count} lookups at once" for count in signature.rounds)
     first = "ids stage, " if signature.has_ids_stage else ""
-    return f"{first}{lookups}, dense stage"
+    return f"{first}{lookups}, dense stage{calls}"

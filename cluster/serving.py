@@ -91,7 +91,7 @@ class Serving:
         version = Version(State.AVAILABLE, servable)
         catalog = Catalog({servable.name: Model({servable.version: version})})
         handlers = Handlers(catalog, threads)
-        metrics = Metrics()
+        metrics = Metrics(stages=servable.stage_counts)
         self.rest = Rest(handlers, metrics, options.rest_timeout)
         self.prediction = PredictionHandlers(handlers, metrics)
         self._doors: list[HttpDoor | GrpcDoor] = []

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardserve.batching.errors import InvalidArgument, NotFound
+from shardserve.shards.graph_file import graph_file
 
-GRAPH_FILE = "saved_model.pb"
 _MAX_VERSION = (1 << 63) - 1
 
 
@@ -53,10 +53,10 @@ def latest(base_path: Path) -> VersionDirectory:
     if names:
         version = max(names)
         return _checked(VersionDirectory(version, (base_path / names[version]).resolve()))
-    if (base_path / GRAPH_FILE).exists():
+    if graph_file(base_path).exists():
         raise InvalidArgument(
             f"{base_path} holds a SavedModel itself; a model base path holds numbered version"
-            f" directories, such as {base_path}/1/{GRAPH_FILE}"
+            f" directories, such as {base_path}/1/{graph_file(base_path).name}"
         )
     raise NotFound(f"no versions of a model found under base path {base_path}")
 
@@ -66,14 +66,14 @@ def locate(directory: Path) -> VersionDirectory:
 
     A version directory with a name that is no number counts as version 0.
     """
-    if (directory / GRAPH_FILE).is_file():
+    if graph_file(directory).is_file():
         path = directory.resolve()
         return VersionDirectory(parse_version(path.name) or 0, path)
     return latest(directory)
 
 
 def _checked(found: VersionDirectory) -> VersionDirectory:
-    graph = found.path / GRAPH_FILE
+    graph = graph_file(found.path)
     if not graph.is_file():
         raise InvalidArgument(
             f"version {found.version} has no graph: {graph} does not exist"

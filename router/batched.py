@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
 
 from shardserve.batching.driver import BatchDevice
+from shardserve.batching.likeness import Likeness
 from shardserve.batching.parameters import BatchingParameters
-from shardserve.batching.tasks import Batch
-from shardserve.batching.tensor_stage import TensorStage
+from shardserve.batching.stage import StageCounts
+from shardserve.batching.tensor_stage import TensorBatch, TensorStage
 from shardserve.batching.tensors import rows_of
 from shardserve.router.batch_context import batch_context
 from shardserve.router.servable import Array, RequestContext, Servable, Signature
-
-#: Sets of a signature and outputs that have a queue. Clients choose the outputs: it is bounded.
-MAX_QUEUES = 64
-
-#: A signature, and outputs by alias.
-_Set = tuple[str, tuple[str, ...]]
 
 
 class BatchedServable:
@@ -26,8 +22,9 @@ class BatchedServable:
     shapes beyond dimension 0 in common (with `pad_variable_length_inputs`, their ranks). Every
     input and output must have the batch's rows as dimension 0. A batch runs until the latest
     deadline of its requests, each of which ends at its own. The time that a batch spends on its
-    stages is spent on each of its requests. Requests for further sets of outputs than `MAX_QUEUES`
-    are not joined. All requests come from one event loop.
+    stages is spent on each of its requests. A request that is alone in its batch runs as it is.
+    All requests come from one event loop. Without a `device` it has one of its own, with
+    `num_batch_threads` slots.
     """
 
     def __init__(
@@ -36,15 +33,18 @@ class BatchedServable:
         parameters: BatchingParameters,
         device: BatchDevice | None = None,
     ) -> None:
-        """Without a `device` the servable has one of its own, with `num_batch_threads` slots."""
         self.name = servable.name
         self.version = servable.version
         self.signatures: Mapping[str, Signature] = servable.signatures
         self.signature_def_map = servable.signature_def_map
         self._servable = servable
-        self._parameters = parameters
-        self._device = device or BatchDevice(parameters.num_batch_threads)
-        self._stages: dict[_Set, TensorStage] = {}
+        self._stage = TensorStage(
+            device or BatchDevice(parameters.num_batch_threads),
+            parameters.thread_pool_name,
+            parameters,
+            self._run_batch,
+            lambda group: cast(_Group, group).outputs,
+        )
 
     async def run(
         self,
@@ -60,30 +60,43 @@ class BatchedServable:
         whose time ran out in the queue.
         """
         tensors = [inputs[alias] for alias in self.signatures[signature].inputs]
-        rows = rows_of(tensors)
-        stage = self._stage_of(signature, tuple(sorted(outputs)))
-        if stage is None:
-            return await self._servable.run(signature, inputs, outputs, context)
-        values = await stage(tensors, rows, context.deadline, context=context)
-        return dict(zip(sorted(outputs), values, strict=True))
+        group = _Group(signature, tuple(sorted(outputs)))
+        results = await self._stage(
+            tensors,
+            rows_of(tensors),
+            context.deadline,
+            group=group,
+            context=_Request(inputs, context),
+        )
+        return dict(zip(group.outputs, results, strict=True))
+
+    def stage_counts(self) -> dict[str, StageCounts]:
+        """See `Servable.stage_counts`; "requests" is the stage of whole requests."""
+        return {**self._servable.stage_counts(), f"{self.name}/requests": self._stage.counts()}
 
     async def drain(self) -> None:
         """Accept no more requests; return when those accepted have been answered."""
-        for stage in self._stages.values():
-            await stage.drain()
+        await self._stage.drain()
 
-    def _stage_of(self, signature: str, outputs: tuple[str, ...]) -> TensorStage | None:
-        stage = self._stages.get((signature, outputs))
-        if stage is None and len(self._stages) < MAX_QUEUES:
-            stage = self._stages[signature, outputs] = self._new_stage(signature, outputs)
-        return stage
+    async def _run_batch(self, tensors: list[Array], batch: TensorBatch) -> list[Array]:
+        group = cast(_Group, cast(Likeness, batch.key).group)
+        first: _Request = batch.tasks[0].context
+        if len(batch.tasks) == 1 and batch.padded_size == batch.size and not batch.has_pieces:
+            inputs = first.inputs
+        else:
+            inputs = dict(zip(self.signatures[group.signature].inputs, tensors, strict=True))
+        with batch_context(batch, lambda request: cast(_Request, request).context) as context:
+            outputs = await self._servable.run(group.signature, inputs, group.outputs, context)
+        return [outputs[alias] for alias in group.outputs]
 
-    def _new_stage(self, signature: str, outputs: tuple[str, ...]) -> TensorStage:
-        async def run(joined: list[Array], batch: Batch[Sequence[Array]]) -> list[Array]:
-            inputs = dict(zip(self.signatures[signature].inputs, joined, strict=True))
-            with batch_context(batch) as context:
-                found = await self._servable.run(signature, inputs, outputs, context)
-            return [found[alias] for alias in outputs]
 
-        name = f"{self.name}/{signature}"
-        return TensorStage(self._device, name, self._parameters, run, outputs)
+class _Group(NamedTuple):
+    """What requests of one batch have in common, besides what their tensors look like."""
+
+    signature: str
+    outputs: tuple[str, ...]
+
+
+class _Request(NamedTuple):
+    inputs: Mapping[str, Array]
+    context: RequestContext

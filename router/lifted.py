@@ -75,7 +75,7 @@ class LoopRunner:
         )
         return _outputs(loop, results)
 
-    def counts(self) -> StepCounts:
+    def step_counts(self) -> StepCounts:
         """What has been done."""
         return self._stepped.counts()
 

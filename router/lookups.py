@@ -165,7 +165,7 @@ def _check_ids(lookup: Lookup, table: Table, ids: Array) -> None:
 
 def _int64(array: Array) -> Array:
     """The array as the kernels take it; uint64 ids past int64 become negative, and are refused."""
-    return np.ascontiguousarray(array, np.int64)
+    return np.asarray(array, np.int64, order="C")
 
 
 def _place(array: Array, flat: int) -> str:

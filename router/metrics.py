@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from shardserve.batching.errors import Code
+from shardserve.batching.stage import StageCounts
 
 #: Upper bounds in microseconds: 10, 18, 32.4, ... as the original's Exponential(10, 1.8, 33).
 BUCKETS = tuple(10 * 1.8**power for power in range(33))
@@ -93,8 +95,14 @@ class _Distribution:
 class Metrics:
     """What one process tells about its requests. For one event loop; cheap per request."""
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry = REGISTRY,
+        stages: Callable[[], Mapping[str, StageCounts]] = dict,
+    ) -> None:
+        """`stages` says what the stages that batch have done, by name."""
         self._registry = registry
+        self._batching = stages
         self._requests = Counter(":tensorflow:serving:request_count", ("model_name", "status"))
         self._latency = Histogram(
             ":tensorflow:serving:request_latency", ("model_name", "API", "entrypoint")
@@ -123,8 +131,22 @@ class Metrics:
         """Everything in Prometheus' text form, with what the registry has besides."""
         families = (self._requests, self._latency, self._runtime, self._stages)
         lines = [line for family in families for line in family.lines()]
+        lines += batching_lines(self._batching())
         return "\n".join([*lines, ""]).encode() + generate_latest(self._registry)
 
+
+def batching_lines(stages: Mapping[str, StageCounts]) -> Iterator[str]:
+    """What stages that batch have done, and the size and timeout that they batch with now."""
+    for field in dataclasses.fields(StageCounts) if stages else ():
+        kind = "gauge" if field.name in _NOW else "counter"
+        yield f"# TYPE :shardserve:batching_{field.name} {kind}"
+        for name, counts in stages.items():
+            value = getattr(counts, field.name)
+            yield f":shardserve:batching_{field.name}{_labelled(('stage',), (name,))} {value}"
+
+
+#: What a stage batches with now; all else it has counted.
+_NOW = frozenset({"timeout_micros", "batch_size"})
 
 _CODEC_STAGES = frozenset({"decode", "encode"})
 

@@ -9,9 +9,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
-from shardserve.batching.driver import BatchDevice
-from shardserve.batching.tasks import Batch
-from shardserve.batching.tensor_stage import TensorStage
+from shardserve.batching.driver import BatchDevice, StageCounts
+from shardserve.batching.tensor_stage import TensorBatch, TensorStage
 from shardserve.batching.tensors import rows_of
 from shardserve.router.batch_context import batch_context
 from shardserve.router.servable import RequestContext
@@ -64,13 +63,15 @@ class LocalRegion:
         inputs = tensors[: self._inputs]
         return await self._stage(inputs, rows, context.deadline, group=group, context=call)
 
+    def counts(self) -> StageCounts:
+        """What has been done so far."""
+        return self._stage.counts()
+
     async def drain(self) -> None:
         """Accept no more; return when all that was accepted has ended."""
         await self._stage.drain()
 
-    async def _run_batch(
-        self, joined: list[Array], batch: Batch[Sequence[Array]]
-    ) -> Sequence[Array]:
+    async def _run_batch(self, joined: list[Array], batch: TensorBatch) -> Sequence[Array]:
         captured = batch.tasks[0].context.captured
         with batch_context(batch, lambda call: call.request) as context:
             return await self._run_program([*joined, *captured], context)
@@ -101,6 +102,11 @@ class Regions:
     def __init__(self, runners: Mapping[str, RegionRunner], inputs: Mapping[str, int]) -> None:
         self._runners = runners
         self._inputs = inputs
+
+    def counts(self) -> dict[str, StageCounts]:
+        """What those that are run here have done, by name."""
+        local = {n: one for n, one in self._runners.items() if isinstance(one, LocalRegion)}
+        return {name: one.counts() for name, one in local.items()}
 
     async def run(
         self, call: RegionCall, known: Mapping[str, Array], context: RequestContext

@@ -12,6 +12,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.saved_model import loader_impl
 
 from shardserve.batching.errors import DataLoss, NotFound, error_of
+from shardserve.shards.graph_file import graph_file
 
 
 def load_into(
@@ -24,7 +25,7 @@ def load_into(
     """
     loader = _parse(directory)
     meta_graph = _meta_graph(loader.saved_model, directory, tags)
-    with _naming(_graph_file(directory)):
+    with _naming(graph_file(directory)):
         saver, _ = loader.load_graph(session.graph, list(tags))
     variables = directory / "variables" / "variables.index"
     if saver is not None and not variables.is_file():
@@ -36,13 +37,8 @@ def load_into(
     return meta_graph
 
 
-def _graph_file(directory: Path) -> Path:
-    binary, text = directory / "saved_model.pb", directory / "saved_model.pbtxt"
-    return text if text.is_file() and not binary.is_file() else binary
-
-
 def _parse(directory: Path) -> Any:
-    path = _graph_file(directory)
+    path = graph_file(directory)
     if not path.is_file():
         raise NotFound(f"there is no SavedModel in {directory}: {path} does not exist")
     with _naming(path):
@@ -57,7 +53,7 @@ def _meta_graph(
             return graph
     found = [_braced(graph.meta_info_def.tags) for graph in saved_model.meta_graphs]
     raise NotFound(
-        f"{_graph_file(directory)}: no MetaGraph has the tags {_braced(tags)}; "
+        f"{graph_file(directory)}: no MetaGraph has the tags {_braced(tags)}; "
         f"there are: {', '.join(found) or 'none'}"
     )
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from shardserve.batching.driver import BatchDevice
+from shardserve.batching.driver import BatchDevice, StageCounts
 from shardserve.batching.step_driver import StepCounts, TakeSteps
 from shardserve.router.proto_codec import encode_tensor
 from shardserve.router.sequence_plan import SequencePlan, plan_sequence
@@ -112,6 +112,14 @@ class SequenceServable:
     def step_counts(self) -> dict[str, StepCounts]:
         """What each of the further signatures has done."""
         return {name: stepped.counts() for name, stepped in self._stepped.items()}
+
+    def stage_counts(self) -> dict[str, StageCounts]:
+        """See `Servable.stage_counts`."""
+        steps = {
+            f"{self.name}/sequences/{name}": counts.as_stage()
+            for name, counts in self.step_counts().items()
+        }
+        return {**self._servable.stage_counts(), **steps}
 
     async def drain(self) -> None:
         """Accept no more sequences; return when all that were accepted have ended."""

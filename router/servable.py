@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from shardserve.batching.stage import StageCounts
+
 Array = npt.NDArray[Any]
 
 STAGES = ("decode", "ids", "queue", "wire", "lookup", "merge", "dense", "encode")
@@ -73,6 +75,10 @@ class Servable(Protocol):
         what the graph refuses, DeadlineExceeded by `context.deadline`, Unavailable when a shard
         cannot be reached. Spends its time on `context`.
         """
+        ...
+
+    def stage_counts(self) -> Mapping[str, StageCounts]:
+        """What its stages that batch have done so far, by name."""
         ...
 
 

@@ -10,6 +10,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from shardserve.batching.errors import DataLoss
+from shardserve.batching.stage import StageCounts
 from shardserve.router.once import OnceCache
 from shardserve.router.proto_codec import TensorError, decode_tensor
 from shardserve.router.saved_model import load_into
@@ -78,6 +79,10 @@ class WholeServable:
             [chosen.inputs[alias].tensor for alias in inputs],
             [chosen.outputs[alias].tensor for alias in outputs],
         )
+
+    def stage_counts(self) -> dict[str, StageCounts]:
+        """See `Servable.stage_counts`: nothing is batched here."""
+        return {}
 
     def prepare(self, signature: str) -> None:
         """Compile a signature with all its outputs now, so that no request has to wait for it."""

@@ -10,6 +10,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from shardserve.batching.errors import (
     DeadlineExceeded,
@@ -20,6 +21,7 @@ from shardserve.batching.errors import (
     Unavailable,
     error_of,
 )
+from shardserve.batching.stage import StageCounts
 from shardserve.shards.calls import Call, Sink, SubmitsCalls
 from shardserve.shards.fan_out import fan_out
 from shardserve.shards.in_flight import InFlight
@@ -49,6 +51,7 @@ class BatchedChannel:
         self._messages: dict[int, _Message] = {}
         self._numbers = itertools.count(1)
         self._under_way = 0
+        self._counts = StageCounts()
         self._alarm = Alarm(self._ring)
 
     def submit(self, request: LookupRequest, deadline: float, sink: Sink, tag: int) -> Call:
@@ -59,6 +62,10 @@ class BatchedChannel:
         else:
             self._enqueue(call)
         return call
+
+    def counts(self) -> StageCounts:
+        """What has been sent: messages as batches, calls as tasks; padding there is none."""
+        return self._counts
 
     async def lookup(self, request: LookupRequest, deadline: float) -> LookupReply:
         """See `ShardChannel.lookup`."""
@@ -95,6 +102,7 @@ class BatchedChannel:
         last = self._waiting[-1] if self._waiting else None
         if last is None or not last.has_room(call, self._batching):
             if len(self._waiting) >= self._batching.max_enqueued_batches:
+                self._count(refused=1)
                 call.end(
                     Unavailable(
                         f"{len(self._waiting)} batches of lookups wait for a shard, and "
@@ -117,6 +125,7 @@ class BatchedChannel:
 
     def _send(self, message: _Message) -> None:
         self._under_way += 1
+        self._count(batches=1, tasks=len(message.calls), rows=message.rows)
         for call in message.calls:
             self._hold(call, message)
         message.start(self._channel, self)
@@ -137,8 +146,13 @@ class BatchedChannel:
             self._under_way -= 1
             self._advance()
 
+    def _count(self, **more: int) -> None:
+        added = {name: getattr(self._counts, name) + value for name, value in more.items()}
+        self._counts = replace(self._counts, **added)
+
     def _ring(self) -> None:
         for call in self._calls.take_expired(time.monotonic()):
+            self._count(expired=1)
             self._left(call)
             call.end(DeadlineExceeded("the deadline passed while a lookup was under way"))
         self._alarm.no_later_than(self._calls.earliest_deadline())
@@ -150,7 +164,7 @@ class _Message:
     def __init__(self, calls: Sequence[Call]) -> None:
         self.calls: list[Call] = []
         self.is_under_way = False
-        self._rows = 0
+        self.rows = 0
         self._nbytes = 0
         self._asked: Call | None = None
         for call in calls:
@@ -160,21 +174,21 @@ class _Message:
         """Whether the call may go with these."""
         rows, nbytes = _size(call.request)
         return (
-            self._rows + rows <= batching.max_batch_size
+            self.rows + rows <= batching.max_batch_size
             and self._nbytes + nbytes <= batching.max_batch_bytes
         )
 
     def add(self, call: Call) -> None:
         """Take a call in."""
         rows, nbytes = _size(call.request)
-        self._rows += rows
+        self.rows += rows
         self._nbytes += nbytes
         self.calls.append(call)
 
     def remove(self, call: Call) -> None:
         """Leave a call out."""
         rows, nbytes = _size(call.request)
-        self._rows -= rows
+        self.rows -= rows
         self._nbytes -= nbytes
         self.calls.remove(call)
 

@@ -95,6 +95,51 @@ def lookups(table: Any, strategy: str) -> dict[str, tuple[Tensors, Tensors]]:
     return {"serving_default": (inputs, outputs), "by_word": ({"word": word}, by_word)}
 
 
+def sliced(name: str, parts: list[int], *, use_resource: bool) -> Any:
+    """A variable partitioned along both or either of its axes."""
+    return v1.get_variable(
+        name,
+        initializer=tf.constant(numbers(ROWS)),
+        partitioner=lambda **_: parts,
+        use_resource=use_resource,
+    )
+
+
+def concatenated(*, use_resource: bool) -> dict[str, tuple[Tensors, Tensors]]:
+    """Partitioned variables that are read as tensors, and columns that are gathered part by part.
+
+    Of `read_alone` a part is read, too.
+    """
+    grid = v1.placeholder(tf.int32, [None, 3], "grid")
+    columns = sliced("columns", [1, 3], use_resource=use_resource)
+    rows = sliced("rows", [4, 1], use_resource=use_resource)
+    each = sliced("each", [1, 2], use_resource=use_resource)
+    read_alone = sliced("read_alone", [1, 2], use_resource=use_resource)
+    kernel = v1.get_variable(
+        "kernel",
+        initializer=tf.constant(numbers(COLUMNS, ROWS) / 64),
+        partitioner=lambda **_: [1, 4],
+        use_resource=use_resource,
+    )
+    as_tensor = tf.gather(tf.convert_to_tensor(columns), grid)
+    outputs = {
+        "columns": as_tensor,
+        "pooled": tf.reduce_mean(tf.gather(tf.convert_to_tensor(columns), grid), axis=1),
+        "rows": tf.gather(tf.convert_to_tensor(rows), grid),
+        "each": tf.concat([tf.gather(part, grid) for part in each], axis=-1),
+        "pooled_each": tf.reduce_sum(
+            tf.concat([tf.gather(part, grid) for part in each], axis=2), axis=1
+        ),
+        "best": tf.math.top_k(tf.matmul(as_tensor[:, 0], kernel), 3).indices,
+        "read_alone": tf.gather(tf.convert_to_tensor(read_alone), grid)
+        + tf.reduce_sum(next(iter(read_alone))),
+    }
+    word = v1.placeholder(tf.string, [None], "word")
+    hashed = tf.strings.to_hash_bucket_fast(word, ROWS)
+    by_word = {"rows": tf.gather(tf.convert_to_tensor(columns), hashed)}
+    return {"serving_default": ({"grid": grid}, outputs), "by_word": ({"word": word}, by_word)}
+
+
 def looped() -> dict[str, tuple[Tensors, Tensors]]:
     """Lowered control flow: ids that come out of a loop, which another lookup goes into.
 
@@ -167,5 +212,18 @@ CASES = (
     ),
     _case("tf1_list_div", lambda: listed("emb", "div"), "div"),
     _case("tf1_list_mod", lambda: listed("emb", "mod"), "mod"),
+    *(
+        ModelCase(
+            f"tf1_concatenated_{'resource' if resource else 'ref'}",
+            lambda path, resource=resource: export_graph(
+                path, lambda: concatenated(use_resource=resource)
+            ),
+            st.integers(0, 4)
+            .flatmap(lambda n: int_array(0, ROWS, (n, 3), np.int32))
+            .map(lambda grid: {"grid": grid}),
+            {"by_word": _words},
+        )
+        for resource in (False, True)
+    ),
     ModelCase("tf1_loop", lambda path: export_graph(path, looped), _loop_feeds()),
 )

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shardserve.shards.forms import parse_form
 from shardserve.shards.layout import Sharding
 from shardserve.shards.layout_file import parse_layout, to_layout
 from shardserve.shards.row_counts_file import read_row_counts
+from shardserve.shards.stages_file import StagesFile
 from shardserve.shards.storage import Precision, Tier
 from shardserve.shards.tables import Table
 
@@ -55,3 +57,10 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     named = [ROOT / name for name in re.findall(rf"`({FOLDERS}/[\w/.]+\.\w+)`", text)]
     linked = [page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
     assert [str(path) for path in named + linked if not path.exists()] == []
+
+
+def test_the_stages_file_that_is_explained_is_one() -> None:
+    page = (ROOT / "docs" / "stages.md").read_text()
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    file = parse_form(StagesFile, text, "docs/stages.md")
+    assert file.regions.keys() == {"tower"}

@@ -28,6 +28,8 @@ def _digest(library: Mapping[str, FunctionDef], name: str, within: tuple[str, ..
     body.arg_attr.clear()
     body.resource_arg_unique_id.clear()
     for node in body.node_def:
+        # What was known of shapes where it was traced does not change what it does.
+        node.attr.pop("_output_shapes", None)
         if node.op in library:
             node.op = _digest(library, node.op, (*within, name)).hex()
         for key in function_attributes(node.op):

@@ -13,7 +13,7 @@ from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import op_def_registry
 
-_PASS_THROUGH = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "Snapshot"})
+PASS_THROUGH = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "Snapshot"})
 
 # Stateful in the op registry, since they read state, but running them twice or not at all changes
 # nothing.
@@ -47,14 +47,15 @@ _NO_LIBRARY: Mapping[str, FunctionDef] = MappingProxyType({})
 #: What takes rows out of a table.
 GATHERS = frozenset({"Gather", "GatherV2", "ResourceGather"})
 
+SWITCHES = frozenset({"Switch", "RefSwitch"})
+ENTERS = frozenset({"Enter", "RefEnter"})
 #: Lowered control flow: what enters a loop or a branch, and what leaves it.
-LOOP_OR_BRANCH = frozenset({"Enter", "RefEnter", "Switch", "RefSwitch"})
+LOOP_OR_BRANCH = ENTERS | SWITCHES
 _LEAVES = frozenset({"Exit", "RefExit", "Merge", "RefMerge"})
-_SWITCHES = frozenset({"Switch", "RefSwitch"})
 #: What comes round again: the one kind of node that closes a circle.
 ITERATES = frozenset({"NextIteration", "RefNextIteration"})
 #: A Merge of these begins an iteration, and ends no branch.
-_BEGINS = frozenset({"Enter", "RefEnter"}) | ITERATES
+_BEGINS = ENTERS | ITERATES
 
 
 def tensor(name: str) -> str:
@@ -152,7 +153,7 @@ class Graph:
         while True:
             op, slot = split(name)
             node = self.nodes.get(op)
-            if node is None or node.op not in _PASS_THROUGH or control_inputs(node):
+            if node is None or node.op not in PASS_THROUGH or control_inputs(node):
                 return name
             name = data_inputs(node)[slot]
 
@@ -160,7 +161,7 @@ class Graph:
         """(node, input slot) of each use of the tensor's value, looking through Identity."""
         uses = []
         for node, slot in self._consumers.get(tensor(tensor_name), ()):
-            if node.op in _PASS_THROUGH:
+            if node.op in PASS_THROUGH:
                 passed = f"{node.name}:{slot if node.op == 'IdentityN' else 0}"
                 uses.extend(self.consumers(passed))
             else:
@@ -171,7 +172,7 @@ class Graph:
         """The tensor itself, and each that carries its value through Identity."""
         yield tensor(tensor_name)
         for node, slot in self._consumers.get(tensor(tensor_name), ()):
-            if node.op in _PASS_THROUGH:
+            if node.op in PASS_THROUGH:
                 yield from self.passed_on(f"{node.name}:{slot if node.op == 'IdentityN' else 0}")
 
     def ancestors(self, tensors: Iterable[str]) -> set[str]:
@@ -241,7 +242,7 @@ class Graph:
             return 0 if merged & _BEGINS else -1
         if node.op not in LOOP_OR_BRANCH:
             return 0
-        decides = node.op in _SWITCHES and self.node(self.resolve(data_inputs(node)[1])).op
+        decides = node.op in SWITCHES and self.node(self.resolve(data_inputs(node)[1])).op
         return 0 if decides == "LoopCond" else 1
 
     def constant(self, tensor_name: str) -> Any | None:

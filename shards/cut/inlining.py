@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 from tensorflow.core.framework import (
     attr_value_pb2,
@@ -20,7 +18,6 @@ from tensorflow.core.framework import (
     op_def_pb2,
 )
 from tensorflow.core.framework.node_def_pb2 import NodeDef
-from tensorflow.python.framework import op_def_registry
 
 from shardserve.shards.cut.graph import (
     LOOP_OR_BRANCH,
@@ -30,8 +27,7 @@ from shardserve.shards.cut.graph import (
     function_attributes,
 )
 from shardserve.shards.cut.marks import NAME, copy_attributes
-
-Attributes = Mapping[str, Any]
+from shardserve.shards.cut.op_outputs import Attributes, definition, output_slot
 
 _BATCH_FUNCTION = "BatchFunction"
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall", _BATCH_FUNCTION})
@@ -251,22 +247,11 @@ class _Body:
         if name in self._arguments:
             return self._arguments[name]
         node = self._nodes[name]
-        slot = self._slot(node, place[0], int(place[1]))
+        slot = output_slot(node, place[0], int(place[1]), self._functions)
         called = node.attr["f"].func.name if node.op in _CALLS else node.op
         if called in self._functions and not _is_compiled(node, self._functions[called]):
             return _output(self.name(name), slot)
         return f"{self.name(name)}:{slot}"
-
-    def _slot(self, node: NodeDef, output: str, place: int) -> int:
-        if node.op in self._functions:
-            names = [one.name for one in self._functions[node.op].signature.output_arg]
-            return names.index(output)
-        before = place
-        for one in _definition(node.op).output_arg:
-            if one.name == output:
-                return before
-            before += _count(one, node.attr)
-        raise NotInlinable(f"{node.op} has no output {output!r}")
 
 
 def _output(call: str, slot: int) -> str:
@@ -278,24 +263,9 @@ def _is_compiled(node: NodeDef, function: function_pb2.FunctionDef) -> bool:
     return bool(on_node or (_COMPILED in function.attr and function.attr[_COMPILED].b))
 
 
-@cache
-def _definition(op: str) -> op_def_pb2.OpDef:
-    return op_def_registry.get(op)
-
-
-@cache
 def _is_stateful(op: str) -> bool:
-    definition = _definition(op)
-    return definition is None or bool(definition.is_stateful)
-
-
-def _count(output: op_def_pb2.OpDef.ArgDef, attributes: Attributes) -> int:
-    """How many tensors an output is."""
-    if output.number_attr:
-        return int(attributes[output.number_attr].i)
-    if output.type_list_attr:
-        return len(attributes[output.type_list_attr].list.type)
-    return 1
+    found = definition(op)
+    return found is None or bool(found.is_stateful)
 
 
 def _type(output: op_def_pb2.OpDef.ArgDef, attributes: Attributes) -> int:

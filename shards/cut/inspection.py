@@ -11,6 +11,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.framework import dtypes
 
 from shardserve.shards.bundle import open_bundle
+from shardserve.shards.cut.call_outs import REQUEST
 from shardserve.shards.cut.cut import CutModel, CutTable, WholeVariable, cut_saved_model
 from shardserve.shards.cut.graph import Graph
 from shardserve.shards.cut.lookups import Lookup, Motif
@@ -34,13 +35,17 @@ class TensorForm:
 
 @dataclass(frozen=True)
 class SignatureReport:
-    """A signature, and how it is run: the lookups of each round, between the stages."""
+    """A signature, and how it is run: the lookups of each round, between the stages.
+
+    A stage that `calls_out` makes lookups of its own, in loops and branches.
+    """
 
     name: str
     inputs: tuple[TensorForm, ...]
     outputs: tuple[TensorForm, ...]
     rounds: tuple[int, ...]
     has_ids_stage: bool
+    calls_out: bool
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ def _signature(name: str, signature: meta_graph_pb2.SignatureDef, cut: CutModel)
         outputs=tuple(_tensor(alias, info) for alias, info in sorted(signature.outputs.items())),
         rounds=tuple(len(one.lookups) for one in program.rounds),
         has_ids_stage=any(one.stage.fetches for one in program.rounds),
+        calls_out=any(REQUEST in stage.feeds for stage in program.stages),
     )
 
 
@@ -106,10 +112,14 @@ def _tensor(alias: str, info: meta_graph_pb2.TensorInfo) -> TensorForm:
 
 def _table(found: CutTable, graph: Graph) -> TableReport:
     motifs = Counter(_motif(lookup) for lookup in found.lookups)
+    motifs.update(f"{_motif(one.lookup)}, called out" for one in found.call_outs)
     return TableReport(
         table=found.table,
         motifs=tuple(f"{count} x {motif}" for motif, count in sorted(motifs.items())),
-        cut_at=tuple(_node(lookup) for lookup in found.lookups),
+        cut_at=(
+            *(_node(lookup) for lookup in found.lookups),
+            *(one.node for one in found.call_outs),
+        ),
         notes=tuple(_notes(found, graph)),
     )
 
@@ -120,6 +130,9 @@ def _notes(found: CutTable, graph: Graph) -> Iterator[str]:
         yield f"{parts} variables, partitioned by {found.strategy.value!r}, are one table"
     if found.note:
         yield found.note
+    for one in found.call_outs:
+        where = f"function {one.scope}" if one.scope else "a loop or a branch"
+        yield f"{one.node} runs in {where}: the running graph calls the shards for it"
     for lookup in found.lookups:
         if isinstance(lookup, Lookup) and lookup.motif is Motif.GATHER:
             yield from _not_pooled(lookup, found.table, graph)

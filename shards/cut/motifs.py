@@ -7,11 +7,12 @@ rows; see `docs/design.md`. Nothing here changes the graph.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
-from shardserve.shards.cut.graph import data_inputs, tensor
+from shardserve.shards.cut.bodies import runs_functions
+from shardserve.shards.cut.graph import LOOP_OR_BRANCH, data_inputs, tensor
 from shardserve.shards.cut.lookups import BadIds, Combiner, Lookup, Motif
 from shardserve.shards.cut.reasons import unmatched
 from shardserve.shards.cut.score_motifs import ScoreFinder
@@ -33,12 +34,25 @@ _POOLED_DTYPES = frozenset({"float32", "float64"})
 
 
 @dataclass(frozen=True)
+class Entry:
+    """Where a variable, its handle or its value, goes into a loop, a branch or a call."""
+
+    node: NodeDef
+    slot: int
+    is_value: bool
+
+
+@dataclass(frozen=True)
 class Uses:
-    """A variable's uses: lookups, tensors that only ask its shape, and what matched nothing."""
+    """A variable's uses: lookups, tensors that only ask its shape, and what matched nothing.
+
+    What goes on behind the `entries` is not among them.
+    """
 
     lookups: tuple[AnyLookup, ...]
     shapes: tuple[str, ...]
     reasons: tuple[str, ...]
+    entries: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,26 @@ class TableNode:
         return len(self.shape) - 1
 
 
+@dataclass
+class _Found:
+    """Uses as they are found."""
+
+    inside: bool
+    lookups: list[AnyLookup] = field(default_factory=list)
+    shapes: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+
+    def uses(self) -> Uses:
+        found = (self.lookups, self.shapes, self.reasons, self.entries)
+        return Uses(*(tuple(one) for one in found))  # type: ignore[arg-type]
+
+
+def enters(node: NodeDef) -> bool:
+    """Whether what the node reads may go into a loop, a branch or a call."""
+    return node.op in LOOP_OR_BRANCH or runs_functions(node)
+
+
 class MotifFinder:
     """Finds uses in one graph, among the nodes `live` only."""
 
@@ -64,58 +98,65 @@ class MotifFinder:
         self._conditional = graph.conditional
         self._scores = ScoreFinder(graph, live)
 
-    def uses(self, handle: str, table: TableNode, *, is_ref: bool) -> Uses:
-        """Follow a variable from its handle tensor (or its reference) to all its uses."""
-        lookups: list[AnyLookup] = []
-        shapes: list[str] = []
-        reasons: list[str] = []
-        values = [handle] if is_ref else []
-        for node, slot in () if is_ref else self._consumers(handle):
+    def uses(
+        self,
+        start: str,
+        table: TableNode,
+        *,
+        is_value: bool,
+        inside: bool = False,
+        may_leave: bool = False,
+    ) -> Uses:
+        """Follow a variable from its handle, or its value (or reference), to all its uses.
+
+        `inside` says that the start lies behind an entry, so that lookups may lie in a loop or a
+        branch. With `may_leave` the start itself may be an output: the caller looks.
+        """
+        found = _Found(inside)
+        values = [start] if is_value else []
+        for node, slot in () if is_value else self._consumers(start):
             if node.op == "ResourceGather" and slot == 0 and not node.attr["batch_dims"].i:
-                self._add_gather(node, table, lookups, reasons)
+                self._add_gather(node, table, found)
             elif node.op == "ReadVariableOp":
                 values.append(tensor(node.name))
             elif node.op == "VariableShape":
-                shapes.append(tensor(node.name))
+                found.shapes.append(tensor(node.name))
+            elif enters(node):
+                found.entries.append(Entry(node, slot, is_value=False))
             else:
-                reasons.append(unmatched(node))
+                found.reasons.append(unmatched(node))
         for value in values:
-            self._uses_of_value(value, table, lookups, shapes, reasons)
-        return Uses(tuple(lookups), tuple(shapes), tuple(reasons))
+            self._uses_of_value(value, table, found)
+            if not (may_leave and value == start) and self._fetched(value):
+                found.reasons.append(f"the whole variable is an output of a signature ({value})")
+        return found.uses()
 
     def uses_of_gathers(self, gathers: Iterable[NodeDef], table: TableNode) -> Uses:
         """The uses of a table that nothing but these reads: gathers, or nodes that stand for one.
 
         Such a node has the name of the node whose first output it replaces.
         """
-        lookups: list[AnyLookup] = []
-        reasons: list[str] = []
+        found = _Found(inside=False)
         for gather in gathers:
-            self._add_gather(gather, table, lookups, reasons)
-        return Uses(tuple(lookups), (), tuple(reasons))
+            self._add_gather(gather, table, found)
+        return found.uses()
 
-    def _uses_of_value(
-        self,
-        value: str,
-        table: TableNode,
-        lookups: list[AnyLookup],
-        shapes: list[str],
-        reasons: list[str],
-    ) -> None:
+    def _uses_of_value(self, value: str, table: TableNode, found: _Found) -> None:
         for node, slot in self._consumers(value):
             if node.op in _GATHERS and slot == 0 and self._gathers_rows(node):
-                self._add_gather(node, table, lookups, reasons)
+                self._add_gather(node, table, found)
             elif node.op in _SPARSE_SEGMENT and slot == 0 and table.dtype in _POOLED_DTYPES:
                 ids = data_inputs(node)[1]
-                lookups.append(self._sparse_segment(node, table, node, ids, None, BadIds.SPARSE))
+                lookup = self._sparse_segment(node, table, node, ids, None, BadIds.SPARSE)
+                self._add(node, lookup, found)
             elif node.op == "Shape":
-                shapes.append(tensor(node.name))
-            elif found := self._scores.scoring(node, slot, table.name, table.dtype, table.shape):
-                lookups.append(found)
+                found.shapes.append(tensor(node.name))
+            elif scoring := self._scores.scoring(node, slot, table.name, table.dtype, table.shape):
+                found.lookups.append(scoring)
+            elif enters(node):
+                found.entries.append(Entry(node, slot, is_value=True))
             else:
-                reasons.append(unmatched(node))
-        if self._fetched(value):
-            reasons.append(f"the whole variable is an output of a signature ({value})")
+                found.reasons.append(unmatched(node))
 
     def _consumers(self, tensor_name: str) -> list[tuple[NodeDef, int]]:
         uses = self._graph.consumers(tensor_name)
@@ -130,13 +171,14 @@ class MotifFinder:
         axis = self._graph.constant(data_inputs(node)[2]) if node.op == "GatherV2" else 0
         return axis is not None and int(axis) == 0
 
-    def _add_gather(
-        self, node: NodeDef, table: TableNode, lookups: list[AnyLookup], reasons: list[str]
-    ) -> None:
-        if node.name in self._conditional:
-            reasons.append(f"{node.op} {node.name} runs inside a loop or a branch")
+    def _add_gather(self, node: NodeDef, table: TableNode, found: _Found) -> None:
+        self._add(node, self._pooled(node, table) or self._gather(node, table), found)
+
+    def _add(self, node: NodeDef, lookup: Lookup, found: _Found) -> None:
+        if node.name in self._conditional and not found.inside:
+            found.reasons.append(f"{node.op} {node.name} runs inside a loop or a branch")
         else:
-            lookups.append(self._pooled(node, table) or self._gather(node, table))
+            found.lookups.append(lookup)
 
     def _gather(self, node: NodeDef, table: TableNode) -> Lookup:
         return Lookup(

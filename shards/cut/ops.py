@@ -8,7 +8,9 @@ from pathlib import Path
 from tensorflow.core.framework import attr_value_pb2, graph_pb2, node_def_pb2
 from tensorflow.python.framework import op_def_registry
 
-from shardserve.batching.errors import NotFound
+from shardserve.batching.errors import NotFound, Unimplemented
+
+_PYTHON = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 
 
 def check_ops(path: Path, graph_def: graph_pb2.GraphDef) -> None:
@@ -28,13 +30,27 @@ def check_ops(path: Path, graph_def: graph_pb2.GraphDef) -> None:
             )
 
 
+def check_no_python(path: Path, graph_def: graph_pb2.GraphDef) -> None:
+    """Raise Unimplemented, naming the file and the node, for one that calls Python.
+
+    What it would call was in the process that made the model. Call-outs are such nodes, which this
+    package makes itself, and no model may reach.
+    """
+    for where, node in _nodes(graph_def):
+        if node.op in _PYTHON:
+            raise Unimplemented(
+                f"{path}: node {node.name!r}{where} ({node.op}) calls Python of the process that "
+                "made the model; such a model cannot be served"
+            )
+
+
 def fill_in_defaults(graph_def: graph_pb2.GraphDef) -> None:
-    """Give each node, of an operation that is there, the attributes that it was saved without.
+    """Give each node, also of functions, the attributes that it was saved without.
 
     A SavedModel may leave out those that have their operation's default (`strip_default_attrs`).
     """
     defaults: dict[str, dict[str, attr_value_pb2.AttrValue]] = {}
-    for node in graph_def.node:
+    for _, node in _nodes(graph_def):
         if node.op not in defaults:
             defaults[node.op] = _defaults(node.op)
         for name, value in defaults[node.op].items():

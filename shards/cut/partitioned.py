@@ -195,16 +195,17 @@ def _part_gathers(
     inputs = data_inputs(stitch)
     for name in inputs[len(inputs) // 2 :]:
         gather = graph.node(graph.resolve(name))
-        variable = _gathered_variable(graph, gather, variables)
+        variable = gathered_variable(graph, gather, variables)
         if variable is None:
             return None
         found.append((variable, gather))
     return found
 
 
-def _gathered_variable(
+def gathered_variable(
     graph: ShapedGraph, gather: NodeDef, variables: Mapping[str, Variable]
 ) -> Variable | None:
+    """The variable that a node gathers rows from."""
     if gather.op not in GATHERS or gather.attr["batch_dims"].i:
         return None
     inputs = data_inputs(gather)

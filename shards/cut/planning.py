@@ -9,6 +9,7 @@ from pathlib import Path
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.bundle import Bundle, open_bundle
 from shardserve.shards.checksums import verify_entries
+from shardserve.shards.cut.call_outs import REQUEST
 from shardserve.shards.cut.cut import CutModel, CutRule, CutTable, cut_saved_model
 from shardserve.shards.cut.program import Program
 from shardserve.shards.cut.saved_model import checkpoint_prefix
@@ -88,6 +89,8 @@ def _tables_read(cut: CutModel, program: Program) -> list[str]:
     for part in program.rounds:
         for call in part.regions:
             found.update(_tables_read(cut, cut.regions[call.region].program))
+    if any(REQUEST in stage.feeds for stage in program.stages):
+        found.update(one.lookup.table for one in cut.call_outs)
     return sorted(found)
 
 
@@ -106,7 +109,7 @@ def _scored(tables: Mapping[str, CutTable]) -> dict[str, Axis]:
     return {
         name: lookup.axis
         for name, cut in tables.items()
-        for lookup in cut.lookups
+        for lookup in cut.all_lookups
         if isinstance(lookup, Scoring)
     }
 

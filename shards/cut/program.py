@@ -42,3 +42,8 @@ class Program:
     rounds: tuple[Round, ...]
     dense: StagePlan
     outputs: Mapping[str, str]
+
+    @property
+    def stages(self) -> tuple[StagePlan, ...]:
+        """All stages, in order."""
+        return (*(one.stage for one in self.rounds), self.dense)

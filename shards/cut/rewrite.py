@@ -11,6 +11,7 @@ from shardserve.shards.cut.graph import (
     ITERATES,
     Graph,
     control_inputs,
+    data_inputs,
     has_effect,
     may_write,
     split,
@@ -31,7 +32,8 @@ def without_tables(
     graph = Graph(graph_def)
     cut = {split(t)[0]: _placeholder(split(t)[0], d) for t, d in lookup_outputs.items()}
     fixed = {
-        split(t)[0]: _constant(graph.nodes[split(t)[0]], shape) for t, shape in shape_values.items()
+        split(t)[0]: shape_constant(graph.nodes[split(t)[0]], shape)
+        for t, shape in shape_values.items()
     }
     kept = graph.downstream([*cut, *fixed])
     gone = graph.downstream(tables) - kept
@@ -41,7 +43,7 @@ def without_tables(
     rewritten.node.extend(
         cut.get(name)
         or fixed.get(name)
-        or _with_controls(node, lambda c: c not in gone and c not in cut)
+        or with_controls(node, lambda c: c not in gone and c not in cut)
         for name, node in graph.nodes.items()
         if name not in gone
     )
@@ -60,6 +62,24 @@ def drop_idle_controls(graph_def: graph_pb2.GraphDef) -> None:
     effects = _Effects(Graph(graph_def))
     for node in graph_def.node:
         effects.prune(node)
+
+
+def bypass_identity_n(graph_def: graph_pb2.GraphDef) -> None:
+    """Let each node, in place, read what an IdentityN passes on from where that has it.
+
+    One often passes on rows of a table and the table itself, which nothing reads there.
+    """
+    passing = {
+        node.name: data_inputs(node)
+        for node in graph_def.node
+        if node.op == "IdentityN" and not control_inputs(node)
+    }
+    for node in graph_def.node if passing else ():
+        for place, name in enumerate(node.input):
+            op, slot = split(name)
+            while op in passing:
+                op, slot = split(passing[op][slot])
+                node.input[place] = f"{op}:{slot}"
 
 
 def pruned_to(graph_def: graph_pb2.GraphDef, tensors: Iterable[str]) -> graph_pb2.GraphDef:
@@ -149,7 +169,7 @@ class _Effects:
         return self._known[start]
 
 
-def _with_controls(
+def with_controls(
     node: node_def_pb2.NodeDef, wanted: Callable[[str], bool]
 ) -> node_def_pb2.NodeDef:
     """The node with only those control inputs."""
@@ -172,7 +192,8 @@ def _placeholder(name: str, dtype: str) -> node_def_pb2.NodeDef:
     return node
 
 
-def _constant(asked: node_def_pb2.NodeDef, shape: tuple[int, ...]) -> node_def_pb2.NodeDef:
+def shape_constant(asked: node_def_pb2.NodeDef, shape: tuple[int, ...]) -> node_def_pb2.NodeDef:
+    """What takes the place of a node that asks for a table's shape."""
     out_type = asked.attr["out_type"].type or types_pb2.DT_INT32
     node = node_def_pb2.NodeDef(name=asked.name, op="Const")
     node.attr["dtype"].type = out_type

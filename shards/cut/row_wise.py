@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from shardserve.shards.cut.call_outs import REQUEST
 from shardserve.shards.cut.enclosed import PLACEHOLDERS
 from shardserve.shards.cut.graph import ITERATES, data_inputs, has_effect, split, tensor
 from shardserve.shards.cut.lookups import Lookup, Motif
@@ -77,9 +78,11 @@ class RowWise:
         call = self._calls.get(name)
         if call is not None:
             return self._of_call(name, call)
-        node = self._graph.nodes.get(split(name)[0])
-        if node is None or node.op in ITERATES:
-            return Mixed(f"{name} is of one request alone")
+        if name == REQUEST:
+            return Mixed("it reads tables in a loop or a branch, for one request at a time")
+        node = self._graph.nodes[split(name)[0]]
+        if node.op in ITERATES:
+            return Mixed(f"{node.op} {node.name} goes round a loop")
         if node.op in PLACEHOLDERS:
             return Mixed(f"{name} is an input of another signature")
         if has_effect(node, self._graph.library):

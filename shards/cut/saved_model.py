@@ -1,4 +1,4 @@
-"""Reads `saved_model.pb` and inlines its functions, without reading a variable."""
+"""Reads a SavedModel's graph and inlines its functions, without reading a variable."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
@@ -13,8 +14,9 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
 from shardserve.shards.cut.inlining import NotInlinable, inlined
 from shardserve.shards.cut.marks import MarkedRegion, lift_marked
-from shardserve.shards.cut.ops import check_ops, fill_in_defaults
+from shardserve.shards.cut.ops import check_no_python, check_ops, fill_in_defaults
 from shardserve.shards.cut.rewrite import drop_idle_controls
+from shardserve.shards.graph_file import graph_file
 
 INIT_SIGNATURE = "__saved_model_init_op"
 
@@ -50,17 +52,11 @@ def read_meta_graph(
 ) -> meta_graph_pb2.MetaGraphDef:
     """The MetaGraph with exactly these tags.
 
-    Raises NotFound where there is no `saved_model.pb`, DataLoss where it cannot be parsed, and
-    InvalidArgument where no MetaGraph has the tags; each names the file.
+    Raises NotFound where there is no `saved_model.pb` (nor `.pbtxt`), DataLoss where it cannot be
+    parsed, and InvalidArgument where no MetaGraph has the tags; each names the file.
     """
-    path = directory / "saved_model.pb"
-    model = saved_model_pb2.SavedModel()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except FileNotFoundError:
-        raise NotFound(f"{path}: no such file; a SavedModel has one") from None
-    except DecodeError as error:
-        raise DataLoss(f"{path}: not a SavedModel, or cut off: {error}") from None
+    path = graph_file(directory)
+    model = _parsed(path)
     for meta_graph in model.meta_graphs:
         if set(meta_graph.meta_info_def.tags) == set(tags):
             return meta_graph
@@ -68,6 +64,20 @@ def read_meta_graph(
     if not found:
         raise DataLoss(f"{path}: holds no MetaGraph; the file is empty or cut off")
     raise InvalidArgument(f"{path}: no MetaGraph with tags {sorted(tags)}; it has {found}")
+
+
+def _parsed(path: Path) -> saved_model_pb2.SavedModel:
+    model = saved_model_pb2.SavedModel()
+    try:
+        if path.suffix == ".pbtxt":
+            text_format.Parse(path.read_text("utf-8"), model)
+        else:
+            model.ParseFromString(path.read_bytes())
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such file; a SavedModel has one") from None
+    except (DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
+        raise DataLoss(f"{path}: not a SavedModel, or cut off: {error}") from None
+    return model
 
 
 def checkpoint_prefix(directory: Path) -> Path:
@@ -82,10 +92,12 @@ def inline(
 
     In the graph only While and If still run functions, every attribute is there, and control inputs
     that order nothing with an effect are gone. Raises as `read_meta_graph` does, NotFound for an
-    operation that TensorFlow does not have, and DataLoss for a function that is damaged.
+    operation that TensorFlow does not have, Unimplemented for one that calls Python, and DataLoss
+    for a function that is damaged.
     """
     meta_graph = read_meta_graph(directory, tags)
-    check_ops(directory / "saved_model.pb", meta_graph.graph_def)
+    path = graph_file(directory)
+    check_ops(path, meta_graph.graph_def)
     restore_op = meta_graph.saver_def.restore_op_name or None
     init_op = _init_op(meta_graph)
     kept = {info.name for s in meta_graph.signature_def.values() for info in _tensors(s)}
@@ -101,8 +113,8 @@ def inline(
     except NotInlinable:
         graph_def = _inlined_by_grappler(meta_graph, kept)
     except (KeyError, IndexError) as error:
-        path = directory / "saved_model.pb"
         raise DataLoss(f"{path}: a function refers to {error}, which it does not have") from None
+    check_no_python(path, graph_def)
     fill_in_defaults(graph_def)
     marked = lift_marked(graph_def)
     drop_idle_controls(graph_def)

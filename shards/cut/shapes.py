@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
+from tensorflow.core.framework.function_pb2 import FunctionDef
 
 from shardserve.shards.cut.graph import Graph, data_inputs, split, tensor
 
@@ -17,8 +18,15 @@ class ShapedGraph(Graph):
     above those tensors whose shape is asked for.
     """
 
-    def __init__(self, graph_def: graph_pb2.GraphDef, outputs: Collection[str]) -> None:
+    def __init__(
+        self,
+        graph_def: graph_pb2.GraphDef,
+        outputs: Collection[str],
+        library: Mapping[str, FunctionDef] | None = None,
+    ) -> None:
+        """The functions that its nodes run are its own, or those of a `library`."""
         super().__init__(graph_def)
+        self.library = dict(library) if library is not None else self.library
         self.outputs = frozenset(tensor(name) for name in outputs)
         self._graph_def = graph_def
         #: The imported nodes' names there: their own could be scopes of nodes that came before.
@@ -44,7 +52,7 @@ class ShapedGraph(Graph):
             return
         part = graph_pb2.GraphDef(versions=self._graph_def.versions)
         if not self._imported:
-            part.library.CopyFrom(self._graph_def.library)
+            part.library.function.extend(self.library.values())
         before = frozenset(self._imported)
         self._imported.update({name: f"n{len(before) + n}" for n, name in enumerate(new)})
         known: dict[str, tf.Tensor] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shardserve.batching.parameters import Auto, BatchingParameters
 from shardserve.shards.cut.cut import CutModel
+from shardserve.shards.cut.joining import why_at_front, why_not_ids
 from shardserve.shards.cut.marks import batched_by_tensorflow
 from shardserve.shards.cut.planning import check_actors, cut_and_layout
 from shardserve.shards.cut.program import Program, Round
@@ -114,12 +115,13 @@ class _Reporter:
 
     def signature(self, name: str) -> ProgramReport:
         program = self._cut.program_for(name, self._cut.inlined.signatures[name].outputs)
-        reasons = self._cut.why_not_joined(program.dense.feeds)
-        if self._stages.dense is None or not reasons or name in self._cut.stepped:
+        dense = self._stages.dense
+        reasons = () if dense is None else why_at_front(self._cut, program, dense)
+        if dense is None or not reasons or name in self._cut.stepped:
             return ProgramReport(name, tuple(self._of(program, self._stages)))
         note = (
-            f"requests are joined before the first stage ({_parameters(self._stages.dense)}), not "
-            f"before the last: {'; '.join(reasons)}"
+            f"requests are joined before the first stage ({_parameters(dense)}), not before the "
+            f"last: {'; '.join(reasons)}"
         )
         front = Stages(lookups=self._stages.lookups)
         return ProgramReport(name, tuple(self._of(program, front)), note)
@@ -146,7 +148,7 @@ class _Reporter:
     def _ids(self, part: Round, stages: Stages) -> str:
         if stages.ids is None:
             return UNBATCHED
-        reasons = self._cut.why_not_joined((*part.stage.feeds, *part.stage.fetches))
+        reasons = why_not_ids(self._cut, part.stage, stages.ids)
         if reasons:
             return f"{UNBATCHED}: {'; '.join(reasons)}"
         return _parameters(stages.ids)

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from tensorflow.core.framework import types_pb2
 
+from shardserve.shards.cut.call_outs import REQUEST
 from shardserve.shards.cut.graph import (
     ITERATES,
     Graph,
@@ -60,7 +61,8 @@ def plan_program(
 class _Planner:
     def __init__(self, graph: Graph, inputs: Mapping[str, str]) -> None:
         self._graph = graph
-        self._known = {tensor(name) for name in inputs.values()}
+        # Known from the start, too: which request it is.
+        self._known = {REQUEST, *(tensor(name) for name in inputs.values())}
         self._ran: dict[str, int] = {}
         self._feeds: list[list[str]] = []
         self._fetches: list[list[str]] = []
@@ -80,8 +82,10 @@ class _Planner:
         fetches = [
             t for t in dict.fromkeys(map(tensor, tensors)) if self.known_as(t) not in self._known
         ]
-        self._fetches[number].extend(fetches)
         self._trace(fetches, number)
+        # What an earlier stage is found to make is known now, and only fed.
+        fed = set(self._feeds[number])
+        self._fetches[number].extend(name for name in fetches if name not in fed)
         self._known.update(fetches)
         self._known.update(output for call in calls for output in outputs_of(call))
         self._rounds.append(

@@ -79,6 +79,17 @@ def _extents(source: TableSource, run: StoredRows) -> Iterator[Extent]:
         )
 
 
+def sliced_box(variable: Variable) -> list[tuple[int, int, int]] | None:
+    """(size, first, count) of each dimension of the entry that a variable is a slice of.
+
+    None for one that is no slice, or whose slice is not of its own shape.
+    """
+    box = _box(variable.slice_spec) if variable.slice_spec else None
+    if box is None or tuple(count for _, _, count in box) != variable.shape:
+        return None
+    return box
+
+
 def _box(slice_spec: str) -> list[tuple[int, int, int]] | None:
     """RestoreV2's word for a slice, "20 4 5,5:-", as (size, first, count) of each dimension."""
     *sizes, extents = slice_spec.split()

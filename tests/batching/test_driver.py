@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardserve.batching.driver import Batcher
+from shardserve.batching.driver import BatchDevice, Batcher
 from shardserve.batching.errors import (
     DeadlineExceeded,
     Internal,
@@ -22,6 +23,13 @@ from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.tasks import Batch
 
 ONE_AT_A_TIME = BatchingParameters(max_batch_size=8, num_batch_threads=1)
+
+
+def batcher_of(
+    run: Callable[[Batch[int]], Any], parameters: BatchingParameters
+) -> Batcher[int, int]:
+    """A stage that has a device for itself."""
+    return BatchDevice(parameters.num_batch_threads).batcher("stage", parameters, run)
 
 
 class Runs:
@@ -79,7 +87,7 @@ async def accepted() -> None:
 
 async def test_each_caller_gets_its_own_result_of_a_run_in_common():
     runs = Runs()
-    batcher = Batcher(ONE_AT_A_TIME, runs)
+    batcher = batcher_of(runs, ONE_AT_A_TIME)
     first = await ran_alone(batcher, runs)
     others = submitted(batcher, 1, 2, 4)
     await accepted()
@@ -90,7 +98,7 @@ async def test_each_caller_gets_its_own_result_of_a_run_in_common():
 
 async def test_a_bad_task_fails_alone():
     runs = Runs()
-    batcher = Batcher(ONE_AT_A_TIME, runs)
+    batcher = batcher_of(runs, ONE_AT_A_TIME)
     first = await ran_alone(batcher, runs)
     others = submitted(batcher, 1, 2, -3, 4, 5)
     await accepted()
@@ -104,7 +112,7 @@ async def test_a_bad_task_fails_alone():
 
 async def test_a_crash_is_everybodys_and_is_logged(caplog):
     runs = Runs()
-    batcher = Batcher(ONE_AT_A_TIME, runs)
+    batcher = batcher_of(runs, ONE_AT_A_TIME)
     first = await ran_alone(batcher, runs)
     others = submitted(batcher, 1, 0)
     await accepted()
@@ -123,12 +131,12 @@ async def test_too_few_results_are_an_internal_error():
         return []
 
     with pytest.raises(Internal, match="0 results for 1 tasks"):
-        await Batcher(ONE_AT_A_TIME, nothing).submit("k", 1, 1)
+        await batcher_of(nothing, ONE_AT_A_TIME).submit("k", 1, 1)
 
 
 async def test_a_cancelled_caller_takes_its_waiting_task_along():
     runs = Runs()
-    batcher = Batcher(ONE_AT_A_TIME, runs)
+    batcher = batcher_of(runs, ONE_AT_A_TIME)
     first = await ran_alone(batcher, runs)
     one, two, four = submitted(batcher, 1, 2, 4)
     await accepted()
@@ -142,7 +150,7 @@ async def test_a_cancelled_caller_takes_its_waiting_task_along():
 
 async def test_a_cancelled_caller_does_not_disturb_a_running_batch():
     runs = Runs()
-    batcher = Batcher(ONE_AT_A_TIME, runs)
+    batcher = batcher_of(runs, ONE_AT_A_TIME)
     first = await ran_alone(batcher, runs)
     one, two = submitted(batcher, 1, 2)
     await accepted()
@@ -157,7 +165,7 @@ async def test_a_cancelled_caller_does_not_disturb_a_running_batch():
 
 async def test_a_run_is_cancelled_with_its_last_caller_and_frees_its_slot():
     runs = Runs()
-    batcher = Batcher(ONE_AT_A_TIME, runs)
+    batcher = batcher_of(runs, ONE_AT_A_TIME)
     first = await ran_alone(batcher, runs)
     (other,) = submitted(batcher, 4)
     await accepted()
@@ -177,10 +185,12 @@ async def test_a_run_cancelled_before_its_first_step_frees_its_slot():
         await gate
         return [0] * len(batch.tasks)
 
-    batcher = Batcher(ONE_AT_A_TIME, run)
-    first, other = submitted(batcher, 1, 2)
+    batcher = batcher_of(run, ONE_AT_A_TIME)
+    (first,) = submitted(batcher, 1)
     while not seen:
         await accepted()
+    (other,) = submitted(batcher, 2)
+    await accepted()
     # The first run ends and starts the next one just before that one's caller hears that it is
     # cancelled.
     gate.set_result(None)
@@ -193,7 +203,7 @@ async def test_a_run_cancelled_before_its_first_step_frees_its_slot():
 
 async def test_callers_fail_at_their_deadline_waiting_or_running():
     runs = Runs()
-    batcher = Batcher(ONE_AT_A_TIME, runs)
+    batcher = batcher_of(runs, ONE_AT_A_TIME)
     soon = time.monotonic() + 0.02
     running = asyncio.create_task(batcher.submit("k", 1, 1, soon))
     await runs.started(1)
@@ -208,18 +218,20 @@ async def test_callers_fail_at_their_deadline_waiting_or_running():
 async def test_an_open_batch_runs_at_its_timeout():
     runs = Runs()
     await runs.let_through()
-    batcher = Batcher(
-        BatchingParameters(max_batch_size=8, batch_timeout_micros=1500, num_batch_threads=4), runs
+    parameters = BatchingParameters(
+        max_batch_size=8, batch_timeout_micros=1500, num_batch_threads=4
     )
+    batcher = batcher_of(runs, parameters)
     assert await asyncio.gather(*submitted(batcher, 1, 2)) == [200, 100]
     assert runs.seen == [[1, 2]]
 
 
 async def test_a_drain_finishes_what_was_accepted_and_accepts_no_more():
     runs = Runs()
-    batcher = Batcher(
-        BatchingParameters(max_batch_size=8, batch_timeout_micros=10**9, num_batch_threads=1), runs
+    parameters = BatchingParameters(
+        max_batch_size=8, batch_timeout_micros=10**9, num_batch_threads=1
     )
+    batcher = batcher_of(runs, parameters)
     callers = submitted(batcher, 1, -2, 4)
     await accepted()
     draining = asyncio.create_task(batcher.drain())
@@ -252,7 +264,7 @@ def test_every_caller_ends_with_its_own_result_error_or_cancellation(numbers, go
 
     async def program() -> None:
         parameters = BatchingParameters(max_batch_size=4, num_batch_threads=slots)
-        batcher: Batcher[int, int] = Batcher(parameters, run)
+        batcher = batcher_of(run, parameters)
         callers = submitted(batcher, *numbers)
         for _ in range(passes):
             await accepted()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shardserve.batching.errors import InvalidArgument
-from shardserve.batching.tensors import NotBatchable, batch_tensors, rows_of, unbatch_tensors
+from shardserve.batching.tensors import NotBatchable, check_rows, fold, join, rows_of, split, unfold
 
 DTYPES = [
     *(np.dtype(t) for t in "?bBhHiIlLefdFD"),
@@ -45,41 +45,37 @@ def _sizes(tasks: list[list[np.ndarray]]) -> list[int]:
     return [rows_of(tensors) for tensors in tasks]
 
 
-def _named(tensors: list[np.ndarray]) -> dict[str, np.ndarray]:
-    return {str(place): tensor for place, tensor in enumerate(tensors)}
+def _split(tensors: list[np.ndarray], sizes: list[int]) -> list[tuple[np.ndarray, ...]]:
+    """By task, as they were joined."""
+    return list(zip(*[split(tensor, sizes) for tensor in tensors], strict=True))
 
 
 @given(_tasks())
 @settings(max_examples=200)
 def test_unbatching_a_batch_gives_each_task_its_tensors_back(tasks):
     sizes = _sizes(tasks)
-    joined = batch_tensors(tasks, sum(sizes))
-    returned = unbatch_tensors(_named(joined), sizes, sum(sizes))
-    for task, back in zip(tasks, returned, strict=True):
-        assert all(_same(a, b) for a, b in zip(task, back.values(), strict=True))
+    for task, back in zip(tasks, _split(join(tasks), sizes), strict=True):
+        assert all(_same(a, b) for a, b in zip(task, back, strict=True))
 
 
 @given(_tasks(min_rows=1), st.integers(1, 5))
 def test_rows_added_repeat_the_first_of_the_last_task_and_are_dropped_again(tasks, more):
     sizes = _sizes(tasks)
-    rows = sum(sizes) + more
-    joined = batch_tensors(tasks, rows)
+    joined = join(tasks, more)
     for tensor, last in zip(joined, tasks[-1], strict=True):
         assert _same(tensor[-more:], np.repeat(last[:1], more, axis=0))
-    returned = unbatch_tensors(_named(joined), sizes, rows)
-    for task, back in zip(tasks, returned, strict=True):
-        assert all(_same(a, b) for a, b in zip(task, back.values(), strict=True))
+    for task, back in zip(tasks, _split(joined, sizes), strict=True):
+        assert all(_same(a, b) for a, b in zip(task, back, strict=True))
 
 
 def test_added_rows_repeat_the_last_task_that_has_any():
     empty, one = np.zeros((0, 2)), np.array([[1.0, 2.0]])
-    assert batch_tensors([[one], [empty]], 2)[0].tolist() == [[1, 2], [1, 2]]
+    assert join([[one], [empty]], 1)[0].tolist() == [[1, 2], [1, 2]]
 
 
 def test_a_task_alone_is_not_copied():
     tensor = np.zeros((3, 2))
-    assert batch_tensors([[tensor]], 3)[0] is tensor
-    assert unbatch_tensors({"x": tensor}, [3], 3)[0]["x"] is tensor
+    assert join([[tensor]])[0] is tensor
 
 
 @given(st.data(), st.sampled_from(DTYPES), st.integers(0, 2))
@@ -89,24 +85,24 @@ def test_padded_tensors_keep_their_elements_and_are_filled_with_their_first(data
     )
     tasks = [[data.draw(_array(dtype, shape))] for shape in shapes]
     sizes = _sizes(tasks)
-    (joined,) = batch_tensors(tasks, sum(sizes), pad_inner=True)
+    (joined,) = join(tasks, pad_inner=True)
     assert joined.shape[1:] == tuple(max(sizes) for sizes in zip(*shapes, strict=True))[1:]
-    for (task,), back in zip(tasks, unbatch_tensors({"x": joined}, sizes, sum(sizes)), strict=True):
+    for (task,), back in zip(tasks, split(joined, sizes), strict=True):
         kept = tuple(slice(size) for size in task.shape)
-        assert _same(back["x"][kept], task)
-        outside = np.ones(back["x"].shape, bool)
+        assert _same(back[kept], task)
+        outside = np.ones(back.shape, bool)
         outside[kept] = False
-        assert set(back["x"][outside].tolist()) <= {task.flat[0]}
+        assert set(back[outside].tolist()) <= {task.flat[0]}
 
 
 def test_a_tensor_without_elements_cannot_grow():
     with pytest.raises(InvalidArgument, match="Got empty tensor in batch of non-empty tensors"):
-        batch_tensors([[np.ones((1, 2))], [np.ones((1, 0))]], 2, pad_inner=True)
+        join([[np.ones((1, 2))], [np.ones((1, 0))]], pad_inner=True)
 
 
 def test_arrays_of_another_dtype_do_not_change_everybodys():
     with pytest.raises(TypeError):
-        batch_tensors([[np.ones(1, np.float32)], [np.ones(1, np.float64)]], 2)
+        join([[np.ones(1, np.float32)], [np.ones(1, np.float64)]])
 
 
 @pytest.mark.parametrize(
@@ -138,4 +134,12 @@ def test_tensors_must_agree_in_dimension_0(tensors, message):
 )
 def test_outputs_must_have_the_batchs_rows(output, message):
     with pytest.raises(NotBatchable, match=message):
-        unbatch_tensors({"x": np.ones(3), "y": output}, [1, 2], 3)
+        check_rows("y", output, 3)
+
+
+@given(st.integers(0, 4), st.integers(1, 3))
+def test_a_row_may_be_several_lines(rows, lines):
+    tensor = np.arange(rows * lines * 2).reshape(rows * lines, 2)
+    folded = fold(tensor, lines)
+    assert len(folded) == rows
+    assert _same(unfold(folded, lines), tensor)

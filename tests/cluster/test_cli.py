@@ -163,6 +163,12 @@ def test_row_counts_of_a_table_that_does_not_exist_are_refused(
             1,
             "--batching_parameters_file needs --enable_batching",
         ),
+        (
+            (*SERVE, "--enable_per_model_batching_parameters"),
+            1,
+            "--enable_per_model_batching_parameters needs --enable_batching",
+        ),
+        (("inspect", "{model}", "--stages", "--stages_file=/absent.yaml"), 1, "/absent.yaml"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_message_without_a_trace(
@@ -178,6 +184,24 @@ def test_what_cannot_be_done_is_said_in_one_message_without_a_trace(
     assert said in err
     assert out == ""
     assert "Traceback" not in err
+
+
+def test_inspect_shows_the_stages_and_how_they_are_batched(
+    tiny_dlrm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "stages.yaml"
+    path.write_text("regions: {bottom: {inputs: [dense], outputs: [concat]}}")
+    flags = ("--stages", "--enable_batching", "--cut_threshold=16KB")
+
+    assert run("inspect", str(tiny_dlrm), *flags) == 0
+    out, _ = capsys.readouterr()
+    assert "signature serving_default\n" in out
+    assert "1. lookups in table_0, " in out
+    assert "2. dense: batches of up to 1000 rows, a timeout of 0 us" in out
+
+    assert run("inspect", str(tiny_dlrm), *flags, f"--stages_file={path}") == 1
+    _, err = capsys.readouterr()
+    assert "region 'bottom': the model has no tensor 'concat'; there is " in err
 
 
 @pytest.mark.parametrize("said", ["--verify_checksums", "--verify_checksums=true"])

@@ -24,7 +24,11 @@ from shardserve.router.session import StageThreads
 from shardserve.router.sharded import load_sharded
 from shardserve.shards.model import PlanOptions
 from shardserve.shards.storage import Storage, Tier
+from tests import saved_models_flow
 from tests.cluster.runs import SECRET, ModelRun, running
+from tests.saved_models import THRESHOLD
+from tests.sharded import assert_same
+from tests.uncut import Uncut
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -104,6 +108,23 @@ async def test_shard_processes_load_no_tensorflow(tiny_dlrm: Path) -> None:
             process = await run.process_of(seat)
             assert "numpy" in process.packages
             assert not {"tensorflow", "keras", "tensorflow_serving"} & set(process.packages)
+
+
+async def test_a_graph_that_decodes_its_own_output_calls_out_to_shard_processes(
+    tmp_path: Path,
+) -> None:
+    model = next(case for case in saved_models_flow.CASES if case.name == "greedy")
+    model.export(tmp_path / "1")
+    feeds = {"first": np.array([3, 8], np.int64)}
+    uncut = Uncut(tmp_path / "1")
+    expected = uncut.answer("serving_default", feeds)
+    uncut.close()
+    async with running(tmp_path / "1", PlanOptions(shards=2, threshold=THRESHOLD)) as run:
+        assert (await run.finished_start()).phase is Phase.READY
+        async with routed(run) as servable:
+            context = RequestContext("test", time.monotonic() + 20)
+            got = await servable.run("serving_default", feeds, list(expected), context)
+    assert_same(got, expected)
 
 
 async def test_a_killed_shard_costs_only_unavailable_answers_until_it_is_back(

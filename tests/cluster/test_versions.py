@@ -108,3 +108,10 @@ def test_a_version_directory_may_have_any_name(tmp_path: Path) -> None:
     path = save(tmp_path / "export")
 
     assert locate(path) == VersionDirectory(0, path)
+
+
+def test_a_version_in_text_form_is_one(tmp_path: Path) -> None:
+    version = save(tmp_path / "4")
+    (version / "saved_model.pb").rename(version / "saved_model.pbtxt")
+
+    assert latest(tmp_path) == locate(version) == VersionDirectory(4, version)

@@ -13,6 +13,7 @@ from prometheus_client import Counter as ForeignCounter
 from prometheus_client.parser import text_string_to_metric_families
 
 from shardserve.batching.errors import Code
+from shardserve.batching.stage import StageCounts
 from shardserve.router import logs
 from shardserve.router.metrics import BUCKETS, MAX_SERIES, Counter, Histogram, Metrics
 
@@ -154,3 +155,13 @@ def test_a_level_leaves_out_what_is_below_it() -> None:
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(ValueError, match="log level 'loud'"):
         logs.configure("loud")
+
+
+def test_what_stages_that_batch_have_done_stands_by_their_names():
+    counts = StageCounts(batches=2, tasks=5, queue_seconds=0.25, timeout_micros=100)
+    page = Metrics(CollectorRegistry(), lambda: {"m/dense": counts}).page().decode()
+    assert "# TYPE :shardserve:batching_tasks counter" in page
+    assert ':shardserve:batching_tasks{stage="m/dense"} 5' in page
+    assert ':shardserve:batching_queue_seconds{stage="m/dense"} 0.25' in page
+    assert "# TYPE :shardserve:batching_timeout_micros gauge" in page
+    assert "batching" not in Metrics(CollectorRegistry()).page().decode()

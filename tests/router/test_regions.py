@@ -49,6 +49,13 @@ Request = tuple[str, Feeds]
 
 
 @pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    """The one event loop of all requests."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
 def threads() -> Iterator[StageThreads]:
     threads = StageThreads(2)
     yield threads
@@ -172,20 +179,20 @@ few = settings(max_examples=15, deadline=None, suppress_health_check=list(Health
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 @pytest.mark.parametrize("name", ["marked", "captures", "pairs"])
-def test_concurrent_requests_get_what_tensorflow_answers_each(name, kind, serve, uncut):
+def test_concurrent_requests_get_what_tensorflow_answers_each(name, kind, serve, uncut, runner):
     servable = serve(name, kind)
 
     @few
     @given(st.lists(REQUESTS[name], min_size=1, max_size=6))
     def check(requests: list[Request]) -> None:
-        answers = asyncio.run(ask_all(servable, requests))
+        answers = runner.run(ask_all(servable, requests))
         for request, answer in zip(requests, answers, strict=True):
             assert_same(answer, uncut(name).answer(*request))
 
     check()
 
 
-def test_requests_of_two_signatures_meet_in_the_region_of_one_function(serve):
+def test_requests_of_two_signatures_meet_in_the_region_of_one_function(serve, runner):
     servable = serve("marked", WHOLE)
     requests = [
         (name, {"x": np.zeros(rows, np.float32)})
@@ -198,15 +205,15 @@ def test_requests_of_two_signatures_meet_in_the_region_of_one_function(serve):
         found = await ask_all(servable, requests)
         return [int(answer["rows"][0]) for answer in found]
 
-    rows = asyncio.run(seen())
+    rows = runner.run(seen())
     assert max(rows) > 3, rows
 
 
-def test_one_bad_request_fails_alone(serve, uncut):
+def test_one_bad_request_fails_alone(serve, uncut, runner):
     servable = serve("marked", "row_hash")
     good = [("dense", {"x": np.full((2, 4), n, np.float32)}) for n in range(5)]
     bad = ("dense", {"x": np.full((2, 4), 1e7, np.float32)})
-    answers = asyncio.run(ask_all(servable, [*good[:3], bad, *good[3:]]))
+    answers = runner.run(ask_all(servable, [*good[:3], bad, *good[3:]]))
     failed = answers.pop(3)
     assert isinstance(failed, InvalidArgument)
     assert "too large" in failed.message
@@ -214,11 +221,11 @@ def test_one_bad_request_fails_alone(serve, uncut):
         assert_same(answer, uncut("marked").answer(*request))
 
 
-def test_inputs_of_a_region_that_disagree_in_rows_are_refused(serve):
+def test_inputs_of_a_region_that_disagree_in_rows_are_refused(serve, runner):
     servable = serve("pairs", "row_mod")
     feeds = {"x": np.zeros((2, 4), np.float32), "words": np.array([b"a"], object)}
     with pytest.raises(InvalidArgument, match="equal 0th-dimension size"):
-        asyncio.run(ask(servable, ("serving_default", feeds)))
+        runner.run(ask(servable, ("serving_default", feeds)))
 
 
 def named(name: str, inputs: Sequence[str], outputs: Sequence[str], **options) -> Region:
@@ -258,13 +265,13 @@ NAMED = {
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 @pytest.mark.parametrize("which", NAMED)
-def test_a_named_region_answers_as_the_model_does(which, kind, serve, uncut):
+def test_a_named_region_answers_as_the_model_does(which, kind, serve, uncut, runner):
     servable = serve("plain", kind, NAMED[which])
 
     @few
     @given(st.lists(REQUESTS["plain"], min_size=1, max_size=6))
     def check(requests: list[Request]) -> None:
-        answers = asyncio.run(ask_all(servable, requests))
+        answers = runner.run(ask_all(servable, requests))
         for request, answer in zip(requests, answers, strict=True):
             assert_same(answer, uncut("plain").answer(*request))
 

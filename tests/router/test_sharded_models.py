@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import text_format
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tensorflow.core.protobuf import saved_model_pb2
 
-from shardserve.batching.errors import InvalidArgument
-from shardserve.router.servable import RequestContext
+from shardserve.batching.errors import DataLoss, InvalidArgument
 from shardserve.router.session import StageThreads
-from shardserve.router.sharded import ShardedServable, load_sharded
-from shardserve.shards.bundle import open_bundle
-from shardserve.shards.cut.cut import CutRule, cut_saved_model
-from shardserve.shards.cut.planning import table_sources
-from shardserve.shards.cut.saved_model import checkpoint_prefix
+from shardserve.router.sharded import ShardedServable
 from shardserve.shards.layout import Layout
-from shardserve.shards.local import LocalChannel
-from shardserve.shards.model import ModelPlan
-from shardserve.shards.shard import Shard
 from shardserve.shards.tables import TableSource
-from tests import saved_models_more, saved_models_tf1
+from tests import saved_models_flow, saved_models_more, saved_models_tf1
 from tests.layouts import layout_of, random_layout
-from tests.saved_models import THRESHOLD, Feeds, ModelCase
+from tests.saved_models import Feeds, ModelCase
+from tests.sharded import ask, assert_same, served, tables_of
 from tests.uncut import Uncut
 
-CASES = {case.name: case for case in (*saved_models_tf1.CASES, *saved_models_more.CASES)}
+CASES = {
+    case.name: case
+    for module in (saved_models_tf1, saved_models_more, saved_models_flow)
+    for case in module.CASES
+}
 SHARDS = 3
-
-Answers = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
@@ -82,36 +78,6 @@ def sources(directory) -> Callable[[str], dict[str, TableSource]]:
 def serve(directory, sources, threads) -> Callable[[str, Layout], ShardedServable]:
     """A case served under a layout, its shards in this process."""
     return lambda name, layout: served(directory(name), layout, sources(name), threads)
-
-
-def tables_of(directory: Path) -> dict[str, TableSource]:
-    cut = cut_saved_model(directory, CutRule(threshold=THRESHOLD))
-    return table_sources(open_bundle(str(checkpoint_prefix(directory))), cut.tables)
-
-
-def served(
-    directory: Path, layout: Layout, sources: dict[str, TableSource], threads: StageThreads
-) -> ShardedServable:
-    plan = ModelPlan("model", 1, str(directory), ("serve",), layout, sources, "")
-    shards = [Shard.load(sources, plan.slices_of_shard(n)) for n in range(layout.shards)]
-    return load_sharded(plan, [LocalChannel(shard) for shard in shards], threads)
-
-
-def ask(servable: ShardedServable, signature: str, feeds: Feeds) -> Answers:
-    outputs = tuple(servable.signatures[signature].outputs)
-    context = RequestContext("test", math.inf)
-    return asyncio.run(servable.run(signature, feeds, outputs, context))
-
-
-def assert_same(got: Answers, expected: Answers) -> None:
-    assert got.keys() == expected.keys()
-    for alias, value in expected.items():
-        assert got[alias].dtype == value.dtype, alias
-        assert got[alias].shape == value.shape, alias
-        if value.dtype.kind == "f":
-            np.testing.assert_allclose(got[alias], value, rtol=1e-5, atol=1e-5, err_msg=alias)
-        else:
-            np.testing.assert_array_equal(got[alias], value, err_msg=alias)
 
 
 def requests(case: ModelCase) -> st.SearchStrategy[tuple[str, Feeds]]:
@@ -222,3 +188,27 @@ def test_a_thousand_tables_answer_as_one_does(kind, many_tables, many_sources, m
         expected = many_uncut.answer("serving_default", feeds)
         assert_same(ask(servable, "serving_default", feeds), expected)
     servable.close()
+
+
+@pytest.mark.parametrize("kind", ["row_mod", "column", "grid"])
+def test_a_model_in_text_form_answers_as_the_binary_one(kind, directory, tmp_path, threads):
+    path = Path(shutil.copytree(directory("vocabulary"), tmp_path / "text"))
+    binary = path / "saved_model.pb"
+    model = saved_model_pb2.SavedModel.FromString(binary.read_bytes())
+    (path / "saved_model.pbtxt").write_text(text_format.MessageToString(model))
+    binary.unlink()
+    sources = tables_of(path)
+    layout = layout_of(kind, {name: s.table for name, s in sources.items()}, SHARDS)
+    servable = served(path, layout, sources, threads)
+    feeds = {"words": np.array([[b"red", b"unknown"]], object)}
+    uncut = Uncut(path)
+    expected = uncut.answer("serving_default", feeds)
+    assert_same(ask(servable, "serving_default", feeds), expected)
+    uncut.close()
+    servable.close()
+
+
+def test_a_text_form_that_is_cut_off_is_refused_naming_the_file(tmp_path):
+    (tmp_path / "saved_model.pbtxt").write_text('meta_graphs { graph_def { node { name: "x')
+    with pytest.raises(DataLoss, match=r"saved_model\.pbtxt: not a SavedModel, or cut off"):
+        tables_of(tmp_path)

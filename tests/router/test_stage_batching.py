@@ -49,6 +49,13 @@ BATCHING = {
 
 
 @pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    """The one event loop of all requests."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
 def threads() -> Iterator[StageThreads]:
     threads = StageThreads(2)
     yield threads
@@ -99,14 +106,16 @@ def assert_same(got: Feeds, expected: Feeds) -> None:
 
 @pytest.mark.parametrize("how", BATCHING)
 @pytest.mark.parametrize("name", NAMES)
-def test_concurrent_requests_get_what_tensorflow_answers_each(name, how, serve, saved_model):
+def test_concurrent_requests_get_what_tensorflow_answers_each(
+    name, how, serve, saved_model, runner
+):
     servable = serve(name, "row_hash", BATCHING[how])
     uncut = Uncut(saved_model(name))
 
     @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(BY_NAME[name].feeds, min_size=1, max_size=5))
     def check(requests: list[Feeds]) -> None:
-        answers = asyncio.run(ask_all(servable, requests))
+        answers = runner.run(ask_all(servable, requests))
         for feeds, answer in zip(requests, answers, strict=True):
             assert_same(answer, uncut.answer("serving_default", feeds))
 
@@ -115,20 +124,20 @@ def test_concurrent_requests_get_what_tensorflow_answers_each(name, how, serve, 
 
 
 @pytest.mark.parametrize("kind", ["column", "row_range", "replicated"])
-def test_other_layouts_batch_alike(kind, serve, saved_model):
+def test_other_layouts_batch_alike(kind, serve, saved_model, runner):
     servable = serve("keras_embedding", kind, BATCHING["ids and dense"])
     uncut = Uncut(saved_model("keras_embedding"))
     requests = [
         {"ids": np.full((n, 5), n, np.int32), "extra": np.ones((n, 3), np.float32)}
         for n in (1, 2, 3, 1)
     ]
-    answers = asyncio.run(ask_all(servable, requests))
+    answers = runner.run(ask_all(servable, requests))
     for feeds, answer in zip(requests, answers, strict=True):
         assert_same(answer, uncut.answer("serving_default", feeds))
     uncut.close()
 
 
-def test_a_bad_id_fails_its_request_alone(serve, saved_model):
+def test_a_bad_id_fails_its_request_alone(serve, saved_model, runner):
     servable = serve("gathers", "row_mod", BATCHING["dense"])
     uncut = Uncut(saved_model("gathers"))
     good = {
@@ -137,7 +146,7 @@ def test_a_bad_id_fails_its_request_alone(serve, saved_model):
         "chain": np.array([0, 149], np.int64),
     }
     bad = good | {"ids": np.array([1, 90], np.int64)}
-    answers = asyncio.run(ask_all(servable, [good, bad, good]))
+    answers = runner.run(ask_all(servable, [good, bad, good]))
     assert isinstance(answers[1], InvalidArgument)
     assert "indices[1] = 90 is not in [0, 90)" in answers[1].message
     for answer in (answers[0], answers[2]):
@@ -146,12 +155,12 @@ def test_a_bad_id_fails_its_request_alone(serve, saved_model):
 
 
 @pytest.mark.parametrize("name", ["gathers", "hand_written"])
-def test_inputs_of_different_rows_are_refused_in_tensorflow_servings_words(name, serve):
+def test_inputs_of_different_rows_are_refused_in_tensorflow_servings_words(name, serve, runner):
     """Whether it is joined at the last stage or at the front."""
     servable = serve(name, "row_mod", BATCHING["dense"])
     first, *others = sorted(servable.signatures["serving_default"].inputs)
     feeds = {alias: np.zeros((2, 4), np.int32) for alias in others}
-    answers = asyncio.run(ask_all(servable, [{first: np.zeros((3, 4), np.int32), **feeds}]))
+    answers = runner.run(ask_all(servable, [{first: np.zeros((3, 4), np.int32), **feeds}]))
     assert isinstance(answers[0], InvalidArgument)
     assert "equal 0th-dimension size" in answers[0].message
 
@@ -180,10 +189,12 @@ class Segments(tf.Module):
         return {"y": tf.math.segment_sum(tf.gather(self.table, flat), segments) * 2.0}
 
 
-def test_a_model_whose_last_stage_cannot_be_joined_is_joined_at_the_front(tmp_path, threads):
+def test_a_model_whose_last_stage_cannot_be_joined_is_joined_at_the_front(
+    tmp_path, threads, runner
+):
     module = Segments()
     tf.saved_model.save(module, str(tmp_path), signatures=module.__call__)
-    assert "pools by segments" in why_at_front(tmp_path)
+    assert "is not known to keep rows apart" in why_at_front(tmp_path)
     cut = cut_saved_model(tmp_path, CutRule(threshold=THRESHOLD))
     sources = table_sources(open_bundle(str(checkpoint_prefix(tmp_path))), cut.tables)
     layout = layout_of("row_hash", {name: source.table for name, source in sources.items()}, 2)
@@ -193,14 +204,14 @@ def test_a_model_whose_last_stage_cannot_be_joined_is_joined_at_the_front(tmp_pa
     servable = load_sharded(plan, [LocalChannel(shard) for shard in shards], threads)
     uncut = Uncut(tmp_path)
     requests = [{"ids": np.full((n, 3), n, np.int64)} for n in (1, 2, 3, 1, 4)]
-    answers = asyncio.run(ask_all(servable, requests))
+    answers = runner.run(ask_all(servable, requests))
     for feeds, answer in zip(requests, answers, strict=True):
         assert_same(answer, uncut.answer("serving_default", feeds))
     servable.close()
     uncut.close()
 
 
-def test_requests_are_joined_before_the_last_stage(serve, saved_model):
+def test_requests_are_joined_before_the_last_stage(serve, saved_model, runner):
     """The dense stage runs less often than there are requests."""
     servable = serve("keras_embedding", "row_hash", BATCHING["dense"], slots=1)
     feeds = {"ids": np.ones((1, 5), np.int32), "extra": np.ones((1, 3), np.float32)}
@@ -212,26 +223,27 @@ def test_requests_are_joined_before_the_last_stage(serve, saved_model):
             *(servable.run("serving_default", feeds, outputs, one) for one in contexts)
         )
 
-    asyncio.run(run())
-    # Requests of one batch have the time of its one run spent on each of them.
-    assert len({one.seconds["dense"] for one in contexts}) < len(contexts)
-    assert all("queue" in one.seconds for one in contexts)
+    runner.run(run())
+    counts = servable.stage_counts()["keras_embedding/dense"]
+    assert counts.tasks == counts.rows == len(contexts)
+    assert counts.batches < len(contexts)
+    assert all(one.seconds.keys() >= {"queue", "dense", "lookup"} for one in contexts)
 
 
-def test_a_full_queue_refuses_at_once_in_tensorflow_servings_words(serve):
+def test_a_full_queue_refuses_at_once_in_tensorflow_servings_words(serve, runner):
     small = BatchingParameters(max_batch_size=1, max_enqueued_batches=1)
     servable = serve("keras_embedding", "row_hash", Stages(dense=small), slots=1)
     feeds = {"ids": np.ones((1, 5), np.int32), "extra": np.ones((1, 3), np.float32)}
-    answers = asyncio.run(ask_all(servable, [feeds] * 20))
+    answers = runner.run(ask_all(servable, [feeds] * 20))
     refused = [one for one in answers if isinstance(one, ServingError)]
     assert refused
     assert all("currently 1 batches enqueued" in one.message for one in refused)
     assert len(refused) < len(answers)
 
 
-def test_a_request_too_large_for_a_batch_is_refused(serve):
+def test_a_request_too_large_for_a_batch_is_refused(serve, runner):
     servable = serve("keras_embedding", "row_hash", Stages(dense=BatchingParameters(4)))
     feeds = {"ids": np.ones((5, 5), np.int32), "extra": np.ones((5, 3), np.float32)}
-    (answer,) = asyncio.run(ask_all(servable, [feeds]))
+    (answer,) = runner.run(ask_all(servable, [feeds]))
     assert isinstance(answer, InvalidArgument)
     assert "larger than maximum input batch size 4" in answer.message

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
+from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound, Unimplemented
 from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.model import PlanOptions
 from tests.checkpoints import save, save_boxes
@@ -143,6 +143,43 @@ def test_a_custom_operation_is_refused_naming_the_file_and_the_node(gathers, par
     file.write_bytes(model.SerializeToString())
     with pytest.raises(NotFound, match=rf"saved_model\.pb: node '{node.name}'.*'AcmeGather'"):
         plan_model("m", 1, directory, OPTIONS)
+
+
+class _CallsPython(tf.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = tf.Variable(numbers(90), name="table")
+
+    @tf.function
+    def unused(self):
+        return tf.numpy_function(lambda: np.int64(1), [], tf.int64)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, name="ids")])
+    def __call__(self, ids):
+        rows = tf.gather(self.table, ids)
+        return {
+            "rows": tf.cond(
+                tf.size(ids) > 3,
+                lambda: tf.numpy_function(lambda x: x, [rows], tf.float32),
+                lambda: rows,
+            )
+        }
+
+
+def test_a_node_that_calls_python_is_refused_naming_the_file_and_the_node(tmp_path):
+    module = _CallsPython()
+    tf.saved_model.save(module, str(tmp_path), signatures=module.__call__)
+    with pytest.raises(Unimplemented, match=r"saved_model\.pb: node '.*PyFunc.*calls Python"):
+        plan_model("m", 1, tmp_path, OPTIONS)
+
+
+def test_a_function_that_calls_python_and_is_never_run_is_no_matter(tmp_path):
+    module = _CallsPython()
+    signature = tf.function(lambda ids: {"rows": tf.gather(module.table, ids)})
+    signature = signature.get_concrete_function(tf.TensorSpec([None], tf.int64, name="ids"))
+    module.unused()
+    tf.saved_model.save(module, str(tmp_path), signatures=signature)
+    assert plan_model("m", 1, tmp_path, OPTIONS).sources
 
 
 def test_a_function_that_refers_to_a_node_that_is_not_there_is_refused(gathers):

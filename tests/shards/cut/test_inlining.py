@@ -147,7 +147,7 @@ def test_a_function_that_is_compiled_as_one_stays_a_call_and_its_variable_whole(
     tf.saved_model.save(module, str(tmp_path), signatures=module.__call__)
     model = cut_saved_model(tmp_path, CutRule(threshold=1000))
     assert not model.tables
-    assert "passed to a function that cannot be inlined" in model.whole[0].reason
+    assert "passed to a function that XLA compiles (" in model.whole[0].reason
 
 
 def test_a_graph_with_lowered_control_flow_is_inlined_by_tensorflow(tmp_path: Path):

@@ -13,12 +13,13 @@ from shardserve.cluster.reports import draw_inspection
 from shardserve.shards.cut.inspection import Inspection, inspect_model
 from shardserve.shards.model import PlanOptions
 from tests.saved_models import THRESHOLD
+from tests.saved_models_flow import CASES as FLOW
 from tests.saved_models_more import CASES as MORE
 from tests.saved_models_tf1 import CASES as TF1
 from tests.saved_models_tf1 import export_graph, listed, numbers
 
 v1 = tf.compat.v1
-CASES = {case.name: case for case in (*TF1, *MORE)}
+CASES = {case.name: case for case in (*TF1, *MORE, *FLOW)}
 
 
 def inspected(name: str, path: Path, threshold: int = THRESHOLD) -> Inspection:
@@ -48,12 +49,71 @@ def test_parts_that_are_not_one_table_say_why(tmp_path):
     )
 
 
-def test_a_table_inside_a_loop_or_a_branch_says_which_node_reads_it(tmp_path):
+def test_a_table_inside_a_loop_or_a_branch_says_which_node_calls_out(tmp_path):
     found = inspected("control_flow", tmp_path / "m")
-    assert [report.table.name for report in found.tables] == ["beside"]
-    reasons = {v.name: v.reason for v in found.whole}
-    assert reasons.keys() == {"branch", "loop", "mapped"}
-    assert all("inside a loop or a branch (" in reason for reason in reasons.values())
+    tables = {report.table.name: report for report in found.tables}
+    assert tables.keys() == {"beside", "branch", "loop", "mapped"}
+    assert tables["loop"].motifs == ("1 x gather, called out",)
+    (note,) = tables["loop"].notes
+    assert "while/Gather runs in function while_body" in note
+    assert "the running graph calls the shards" in note
+    assert [signature.calls_out for signature in found.signatures] == [True]
+
+
+def test_a_node_of_lowered_control_flow_says_where_it_runs(tmp_path):
+    tables = {r.table.name: r for r in inspected("tf1_lowered_ref", tmp_path / "m").tables}
+    assert tables["third"].cut_at == ("while/cond/GatherV2",)
+    assert "runs in a loop or a branch" in tables["third"].notes[0]
+
+
+class _Refused(tf.Module):
+    """Ways to read tables in loops that cannot be called out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.carried = tf.Variable(numbers(90), name="carried")
+        self.reduced = tf.Variable(numbers(90), name="reduced")
+        self.chosen = tf.Variable(numbers(90), name="chosen")
+        self.compiled = tf.Variable(numbers(90), name="compiled")
+
+    @tf.function(jit_compile=True)
+    def _compiled(self, ids):
+        return tf.gather(self.compiled, ids)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, name="ids")])
+    def __call__(self, ids):
+        few = tf.size(ids) > 2
+        carried = tf.while_loop(
+            lambda step, table: step < tf.size(ids),
+            lambda step, table: (step + 1, table + tf.gather(table, [step])),
+            (0, tf.convert_to_tensor(self.carried)),
+        )[1]
+        chosen = tf.convert_to_tensor(self.chosen)
+        return {
+            "carried": tf.gather(carried, ids),
+            "reduced": tf.cond(few, lambda: tf.reduce_max(self.reduced), lambda: 0.0),
+            "chosen": tf.gather(tf.cond(few, lambda: chosen, lambda: chosen + 1.0), ids),
+            "compiled": tf.cond(few, lambda: self._compiled(ids), lambda: tf.zeros([1, 6])),
+        }
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("carried", "reads it in a way that no motif matches (in function while_body"),
+        ("reduced", "Max "),
+        ("chosen", "hands on the whole variable"),
+        ("compiled", "a function that XLA compiles (StatefulPartitionedCall "),
+    ],
+)
+def test_what_no_call_out_can_stand_for_keeps_a_variable_whole_naming_the_node(
+    tmp_path, name, said
+):
+    module = _Refused()
+    tf.saved_model.save(module, str(tmp_path), signatures=module.__call__)
+    found = inspect_model(tmp_path, PlanOptions(threshold=THRESHOLD))
+    assert not found.tables
+    assert said in {v.name: v.reason for v in found.whole}[name]
 
 
 def test_pooling_that_no_motif_matches_is_named(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
+from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
 from shardserve.shards.cut.lookups import Motif
 from shardserve.shards.cut.partitioned import Strategy
@@ -18,8 +19,8 @@ from tests.saved_models_tf1 import (
     ROWS,
     export_graph,
     listed,
-    numbers,
     partitioned,
+    sliced,
 )
 
 v1 = tf.compat.v1
@@ -132,21 +133,53 @@ def test_parts_of_a_table_below_the_threshold_stay_whole_as_slices(tmp_path: Pat
     }
 
 
-def test_columns_in_parts_stay_whole_and_it_is_said_why(tmp_path: Path):
+@pytest.mark.parametrize("kind", ["ref", "resource"])
+def test_slices_that_are_read_as_one_tensor_are_one_table(kind, tmp_path: Path):
+    BY_NAME[f"tf1_concatenated_{kind}"].export(tmp_path / "m")
+    model = cut_saved_model(tmp_path / "m", RULE)
+    forms = {name: (t.table.rows, t.table.columns) for name, t in model.tables.items()}
+    table = (ROWS, COLUMNS)
+    assert forms == {"columns": table, "rows": table, "each": table, "kernel": (COLUMNS, ROWS)}
+    assert model.tables["columns"].note == "3 variables, slices of one entry, are one table"
+    assert len(model.tables["columns"].lookups) == 3
+    assert str(model.tables["kernel"].lookups[0]) == "top 3 of scores"
+    assert {v.name for v in model.whole} == {"read_alone/part_0", "read_alone/part_1"}
+
+
+def columns_apart(parts, ids):
+    return tf.concat([tf.gather(parts[0], ids), tf.gather(parts[1], ids * 2 % ROWS)], axis=1)
+
+
+def columns_turned(parts, ids):
+    return tf.concat([tf.gather(part, ids) for part in reversed(parts)], axis=1)
+
+
+def columns_below(parts, ids):
+    return tf.concat([tf.gather(part, ids) for part in parts], axis=0)
+
+
+@pytest.mark.parametrize("read", [columns_apart, columns_turned, columns_below])
+def test_columns_in_parts_that_are_no_concatenation_stay_whole_and_it_is_said_why(tmp_path, read):
     def build(ids):
-        parts = v1.get_variable(
-            "emb",
-            initializer=tf.constant(numbers(ROWS)),
-            partitioner=lambda **_: [1, 2],
-            use_resource=True,
-        )
-        return {"rows": tf.concat([tf.gather(part, ids) for part in parts], axis=1)}
+        return {"rows": read(list(sliced("emb", [1, 2], use_resource=True)), ids)}
 
     model = cut_saved_model(export(tmp_path / "m", build), EACH)
     assert {v.reason for v in model.whole} == {
         "it restores some columns ('103 6 0,103:0,3') of 'emb'",
         "it restores some columns ('103 6 0,103:3,3') of 'emb'",
     }
+
+
+def test_why_a_concatenation_is_no_table_is_said_of_its_parts(tmp_path: Path):
+    def build(ids):
+        whole = tf.convert_to_tensor(sliced("emb", [1, 2], use_resource=True))
+        return {"rows": tf.gather(whole, ids) + tf.reduce_max(whole)}
+
+    path = export(tmp_path / "m", build)
+    model = cut_saved_model(path, EACH)
+    assert all("; emb: Max " in v.reason for v in model.whole)
+    with pytest.raises(InvalidArgument, match="table 'emb' cannot be cut: Max "):
+        cut_saved_model(path, CutRule(only=frozenset({"emb"})))
 
 
 def test_a_single_part_that_is_a_slice_is_a_table(tmp_path: Path):

@@ -122,12 +122,14 @@ def test_an_einsum_of_another_form_keeps_the_variable_whole(tmp_path, equation):
     assert not cut_saved_model(saved(tmp_path, function, w=kernel(8, 100)), RULE).tables
 
 
-def test_a_product_inside_a_branch_keeps_the_variable_whole(tmp_path):
+def test_a_product_inside_a_branch_is_called_out(tmp_path):
     def function(x, w):
         return {"y": tf.cond(tf.size(x) > 3, lambda: x @ w, lambda: tf.zeros([1, 100]))}
 
     model = cut_saved_model(saved(tmp_path, function, w=kernel(8, 100)), RULE)
-    assert not model.tables
+    (found,) = model.tables.values()
+    assert [str(one.lookup) for one in found.call_outs] == ["scores"]
+    assert not found.lookups
 
 
 def test_inspection_says_what_is_picked_and_where(scores):

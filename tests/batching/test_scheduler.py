@@ -1,8 +1,9 @@
-"""What the batch queues decide, event by event."""
+"""What the scheduler of a device decides, event by event."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -14,39 +15,88 @@ from shardserve.batching.errors import (
     ServingError,
     Unavailable,
 )
+from shardserve.batching.pace import InFlight
 from shardserve.batching.parameters import BatchingParameters
-from shardserve.batching.queue import MAX_QUEUES, BatchQueues
-from shardserve.batching.tasks import Actions, Batch, Fail, Run, Stop, Task, WakeAt
+from shardserve.batching.scheduler import BatchScheduler
+from shardserve.batching.stage import MAX_QUEUES
+from shardserve.batching.tasks import (
+    Action,
+    Actions,
+    Batch,
+    Fail,
+    Priority,
+    Run,
+    Stop,
+    Task,
+    WakeAt,
+)
 from shardserve.batching.tensors import NotBatchable
+from shardserve.batching.waiting import DeviceLimits
 
-Queues = BatchQueues[str]
+
+class Device:
+    """A scheduler with one stage, unless more are added."""
+
+    def __init__(self, parameters: BatchingParameters, slots: int, max_bytes: int) -> None:
+        limits = DeviceLimits(max_enqueued_bytes=max_bytes)
+        self.core: BatchScheduler[str] = BatchScheduler(InFlight(slots, slots), limits)
+        self.stages = {"stage": self.core.add_stage("stage", parameters)}
+
+    def offer(
+        self,
+        key: str,
+        task: Task[str],
+        now: float = 0.0,
+        priority: Priority = Priority.HIGH,
+        stage: str = "stage",
+    ) -> list[Action]:
+        """What follows from an offer, a tick included if it asks for one now."""
+        actions = self.core.offer(self.stages[stage].queue(key, priority), task, now)
+        if WakeAt(now) in actions:
+            return [a for a in actions if a != WakeAt(now)] + list(self.core.tick(now))
+        return list(actions)
+
+    def finished(
+        self, batch: Batch[str], now: float, error: ServingError | None = None
+    ) -> list[Action]:
+        return list(self.core.finished(batch, now, error))
 
 
-def queues(size: int = 4, timeout: int = 0, slots: int = 1, enqueued: int = 10) -> Queues:
-    return BatchQueues(
-        BatchingParameters(
-            max_batch_size=size,
-            batch_timeout_micros=timeout,
-            max_enqueued_batches=enqueued,
-            num_batch_threads=slots,
-        )
+def device(
+    size: int = 4,
+    timeout: int = 0,
+    slots: int = 1,
+    enqueued: int = 10,
+    max_bytes: int = 1000,
+    **others: Any,
+) -> Device:
+    parameters = BatchingParameters(
+        max_batch_size=size, batch_timeout_micros=timeout, max_enqueued_batches=enqueued, **others
     )
+    return Device(parameters, slots, max_bytes)
 
 
-def task(name: str, size: int = 1, deadline: float = math.inf) -> Task[str]:
-    return Task(name, size, deadline)
+def task(name: str, size: int = 1, deadline: float = math.inf, nbytes: int = 0) -> Task[str]:
+    return Task(name, size, deadline, nbytes)
 
 
-def offered(queues: Queues, names: str, key: str = "k", now: float = 0.0) -> list[Task[str]]:
+def offered(
+    core: Device,
+    names: str,
+    key: str = "k",
+    now: float = 0.0,
+    priority: Priority = Priority.HIGH,
+    stage: str = "stage",
+) -> list[Task[str]]:
     tasks = [task(name) for name in names]
     for one in tasks:
-        queues.offer(key, one, now)
+        core.offer(key, one, now, priority, stage)
     return tasks
 
 
-def busy(queues: Queues, key: str = "first") -> Batch[str]:
+def busy(core: Device, key: str = "first") -> Batch[str]:
     """Take a slot."""
-    return started(queues.offer(key, task("first"), 0.0))[0]
+    return started(core.offer(key, task("first"), 0.0))[0]
 
 
 def started(actions: Actions[str]) -> list[Batch[str]]:
@@ -61,15 +111,23 @@ def failed(actions: Actions[str]) -> list[tuple[str, str]]:
     return [(a.task.payload, a.error.message) for a in actions if isinstance(a, Fail)]
 
 
+def run_all(core: Device, running: list[Batch[str]], now: float = 1.0) -> list[str]:
+    """What runs until nothing is left, in order."""
+    ran = list(running)
+    for batch in ran:
+        ran += started(core.finished(batch, now))
+    return names(ran)
+
+
 def test_without_a_timeout_a_task_runs_at_once_while_a_slot_is_free():
-    core = queues(slots=2)
+    core = device(slots=2)
     assert names(started(core.offer("k", task("a"), 0.0))) == ["a"]
     assert names(started(core.offer("k", task("b"), 0.0))) == ["b"]
-    assert core.offer("k", task("c"), 0.0) == ()
+    assert core.offer("k", task("c"), 0.0) == []
 
 
 def test_tasks_gather_while_all_slots_are_busy_and_run_together():
-    core = queues()
+    core = device()
     first = busy(core)
     offered(core, "abcdef")
     (batch,) = started(core.finished(first, 1.0))
@@ -79,35 +137,35 @@ def test_tasks_gather_while_all_slots_are_busy_and_run_together():
 
 
 def test_an_open_batch_waits_for_its_timeout_or_until_it_is_full():
-    core = queues(timeout=1_000_000, slots=2)
-    assert core.offer("k", task("a"), 5.0) == (WakeAt(6.0),)
-    assert core.offer("k", task("b"), 5.5) == ()
-    assert names(started(core.tick(6.0))) == ["ab"]
+    core = device(timeout=1_000_000, slots=2)
+    assert core.offer("k", task("a"), 5.0) == [WakeAt(6.0)]
+    assert core.offer("k", task("b"), 5.5) == []
+    assert names(started(core.core.tick(6.0))) == ["ab"]
     offered(core, "cde", now=6.5)
     assert names(started(core.offer("k", task("f"), 6.6))) == ["cdef"]
 
 
 def test_a_tick_that_comes_early_asks_to_be_called_again():
-    core = queues(timeout=1_000_000)
+    core = device(timeout=1_000_000)
     core.offer("k", task("a"), 0.0)
-    assert core.tick(0.9) == [WakeAt(1.0)]
+    assert core.core.tick(0.9) == [WakeAt(1.0)]
 
 
 def test_a_task_that_does_not_fit_closes_the_open_batch():
-    core = queues(timeout=1_000_000, slots=2)
+    core = device(timeout=1_000_000, slots=2)
     core.offer("k", task("a", 3), 0.0)
     assert names(started(core.offer("k", task("b", 2), 0.0))) == ["a"]
-    assert names(started(core.tick(0.0))) == []
+    assert names(started(core.core.tick(0.0))) == []
 
 
 def test_a_task_larger_than_a_batch_is_refused():
     with pytest.raises(InvalidArgument) as raised:
-        queues(size=4).offer("k", task("a", 5), 0.0)
+        device(size=4).offer("k", task("a", 5), 0.0)
     assert raised.value.message == "Task size 5 is larger than maximum input batch size 4"
 
 
 def test_a_full_queue_refuses_at_once_and_keeps_what_it_has():
-    core = queues(size=2, enqueued=3)
+    core = device(size=2, enqueued=3)
     first = busy(core)
     offered(core, "abcdef")
     with pytest.raises(Unavailable) as raised:
@@ -121,11 +179,11 @@ def test_a_full_queue_refuses_at_once_and_keeps_what_it_has():
     for batch in ran:
         ran += started(core.finished(batch, 1.0))
     assert names(ran) == ["first", "ab", "h", "cd", "ef"]
-    assert core.is_idle
+    assert core.core.is_idle
 
 
 def test_queues_take_turns():
-    core = queues(size=1)
+    core = device(size=1)
     ran = [busy(core)]
     offered(core, "aaa", "a")
     offered(core, "b", "b")
@@ -136,9 +194,9 @@ def test_queues_take_turns():
 
 
 def test_the_number_of_queues_is_bounded():
-    core = queues()
+    core = device()
     busy(core)
-    for key in range(MAX_QUEUES):
+    for key in range(MAX_QUEUES - 1):
         offered(core, "x", str(key))
     with pytest.raises(Unavailable, match="256 different shapes"):
         core.offer("one more", task("x"), 0.0)
@@ -146,29 +204,29 @@ def test_the_number_of_queues_is_bounded():
 
 
 def test_a_cancelled_task_gives_its_room_back_and_does_not_run():
-    core = queues(enqueued=1)
+    core = device(enqueued=1)
     first = busy(core)
     tasks = offered(core, "abc")
-    assert core.cancel(tasks[1]) == ()
-    assert core.cancel(tasks[1]) == ()
+    assert core.core.cancel(tasks[1]) == ()
+    assert core.core.cancel(tasks[1]) == ()
     offered(core, "de")
     assert names(started(core.finished(first, 1.0))) == ["acde"]
 
 
 def test_a_running_batch_is_stopped_when_all_its_tasks_have_been_cancelled():
-    core = queues()
+    core = device()
     first = busy(core)
     a, b = offered(core, "ab")
     (batch,) = started(core.finished(first, 1.0))
-    assert core.cancel(a) == ()
-    assert core.cancel(b) == (Stop(batch),)
-    assert not core.is_idle
+    assert core.core.cancel(a) == ()
+    assert core.core.cancel(b) == (Stop(batch),)
+    assert not core.core.is_idle
     assert core.finished(batch, 2.0, Unavailable("stopped")) == []
-    assert core.is_idle
+    assert core.core.is_idle
 
 
 def test_late_tasks_are_dropped_before_their_batch_runs():
-    core = queues()
+    core = device()
     first = busy(core)
     core.offer("k", task("a", deadline=2.0), 0.0)
     core.offer("k", task("b", deadline=9.0), 0.0)
@@ -181,20 +239,20 @@ def test_late_tasks_are_dropped_before_their_batch_runs():
 
 
 def test_a_task_fails_at_its_deadline_wherever_it_is():
-    core = queues()
-    assert core.offer("k", task("a", deadline=5.0), 0.0)[:1] == [WakeAt(5.0)]
-    assert core.offer("k", task("b", deadline=3.0), 0.0) == (WakeAt(3.0),)
-    late = core.tick(3.0)
+    core = device()
+    assert core.offer("k", task("a", deadline=5.0), 0.0)[-1] == WakeAt(5.0)
+    assert core.offer("k", task("b", deadline=3.0), 0.0) == [WakeAt(3.0)]
+    late = core.core.tick(3.0)
     assert [name for name, _ in failed(late)] == ["b"]
     assert late[-1] == WakeAt(5.0)
-    fail, stop = core.tick(5.0)
+    fail, stop = core.core.tick(5.0)
     assert isinstance(fail.error, DeadlineExceeded)
     assert isinstance(stop, Stop)
 
 
 @pytest.mark.parametrize("culprits", ["a", "d", "ch", "abcdefgh", ""])
 def test_only_culprits_get_a_clients_error_and_their_mates_their_answers(culprits):
-    core = queues(size=8)
+    core = device(size=8)
     answered, errors, runs = "", {}, 0
     running = [busy(core)]
     offered(core, "abcdefgh")
@@ -210,23 +268,23 @@ def test_only_culprits_get_a_clients_error_and_their_mates_their_answers(culprit
         running += started(actions)
     assert errors == {name: f"{name} is bad" for name in culprits}
     assert answered == "first" + "".join(name for name in "abcdefgh" if name not in culprits)
-    assert core.is_idle
+    assert core.core.is_idle
     if len(culprits) == 1:
         assert runs == 2 + 2 * 3
 
 
 def test_a_culprit_that_left_while_it_ran_does_not_pass_its_error_on():
-    core = queues()
+    core = device()
     first = busy(core)
     culprit, _ = offered(core, "ab")
     (batch,) = started(core.finished(first, 1.0))
-    core.cancel(culprit)
+    core.core.cancel(culprit)
     again = core.finished(batch, 2.0, InvalidArgument("a is bad"))
     assert (names(started(again)), failed(again)) == (["b"], [])
 
 
 def test_new_tasks_do_not_join_what_is_run_again_and_wait_behind_it():
-    core = queues()
+    core = device()
     first = busy(core)
     offered(core, "ab")
     (batch,) = started(core.finished(first, 1.0))
@@ -243,24 +301,24 @@ def test_new_tasks_do_not_join_what_is_run_again_and_wait_behind_it():
     "error", [Unavailable("away"), DeadlineExceeded("late"), NotBatchable("scalar output")]
 )
 def test_an_error_that_is_nobodys_own_is_everybodys(error: ServingError):
-    core = queues()
+    core = device()
     first = busy(core)
     offered(core, "abc")
     (batch,) = started(core.finished(first, 1.0))
     actions = core.finished(batch, 2.0, error)
     assert actions == [Fail(task, error) for task in batch.tasks]
-    assert core.is_idle
+    assert core.core.is_idle
 
 
 def test_a_drain_runs_what_was_accepted_at_once_and_accepts_no_more():
-    core = queues(size=2, timeout=1_000_000, slots=1)
+    core = device(size=2, timeout=1_000_000, slots=1)
     offered(core, "x", "j")
     offered(core, "a")
-    ran = started(core.drain(0.5))
+    ran = started(core.core.drain(0.5))
     with pytest.raises(Unavailable, match="closed"):
         core.offer("k", task("d"), 0.5)
     for batch in ran:
-        assert not core.is_idle
+        assert not core.core.is_idle
         ran += started(core.finished(batch, 0.6))
     assert names(ran) == ["x", "a"]
-    assert core.is_idle
+    assert core.core.is_idle
