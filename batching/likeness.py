@@ -35,10 +35,11 @@ class Likeness:
 class Form:
     """What a call's tensors look like, row count included, and so whom it may be joined with.
 
-    `size` is its room in a batch, `nbytes` what the tensors hold, without the strings of those at
-    the places `strings`.
+    `count` is how many they are, `size` is its room in a batch, `nbytes` what the tensors
+    hold, without the strings of those at the places `strings`.
     """
 
+    count: int
     shapes: list[tuple[int, ...]]
     dtypes: list[np.dtype[Any]]
     likeness: Likeness
@@ -72,6 +73,7 @@ class Forms:
         if len(self.known) >= MAX_FORMS:
             self.known.clear()
         form = self.known[group, rows] = Form(
+            count=len(tensors),
             shapes=[tensor.shape for tensor in tensors],
             dtypes=[tensor.dtype for tensor in tensors],
             likeness=self._likeness(group, rows, lines, tensors),

@@ -11,7 +11,7 @@ MAX_AGE = 10.0
 
 #: A measurement counts for this much of the mean, once there are enough; one that is less than half
 #: of the mean, as after a slow start, for more.
-_WEIGHT, _WEIGHT_OF_FASTER = 1 / 8, 1 / 3
+_WEIGHT, _WEIGHT_OF_FASTER = 1 / 8, 1 / 2
 #: One that is more than so many times the mean counts as so many.
 _OUTLIER = 4
 #: What the least of the measurements grows by with each, so that it is forgotten some day.

@@ -45,8 +45,8 @@ class Stage(Generic[T]):
     def __init__(self, name: str, parameters: BatchingParameters) -> None:
         self.name = name
         self.parameters = parameters
-        # By priority.
-        self._queues: tuple[dict[Hashable, StageQueue[T]], ...] = ({}, {})
+        #: The queues by key, of high priority and of low.
+        self.by_priority: tuple[dict[Hashable, StageQueue[T]], ...] = ({}, {})
         self.pace = Pace()
         self.closed = False
         self.size = parameters.execution_size
@@ -64,16 +64,16 @@ class Stage(Generic[T]):
 
     def queue(self, key: Hashable, priority: Priority) -> StageQueue[T]:
         """The queue of a key. Raises Unavailable where too many keys have tasks waiting."""
-        queue = self._queues[priority].get(key)
+        queue = self.by_priority[priority].get(key)
         return queue if queue is not None else self._new_queue(key, priority)
 
     def queues(self) -> list[StageQueue[T]]:
         """All there are."""
-        return [queue for queues in self._queues for queue in queues.values()]
+        return [queue for queues in self.by_priority for queue in queues.values()]
 
     def sibling(self, queue: StageQueue[T]) -> StageQueue[T] | None:
         """The queue of the same key and the other priority, if there is one."""
-        return self._queues[1 - queue.priority].get(queue.key)
+        return self.by_priority[1 - queue.priority].get(queue.key)
 
     def started(self, batch: Batch[T], now: float) -> None:
         """Count a batch that starts to run."""
@@ -118,11 +118,11 @@ class Stage(Generic[T]):
         if auto.observe(len(batch.tasks), batch.size, latency, now):
             auto.choose(self.pace, slots, now)
             self.timeout, self.size = auto.timeout, auto.size
-            for queue in self._queues[Priority.HIGH].values():
+            for queue in self.by_priority[Priority.HIGH].values():
                 queue.timeout, queue.limit = auto.timeout, auto.size
 
     def _new_queue(self, key: Hashable, priority: Priority) -> StageQueue[T]:
-        queues = self._queues[priority]
+        queues = self.by_priority[priority]
         if len(queues) >= MAX_QUEUES:
             for other in [queue for queue in queues.values() if queue.is_idle]:
                 del queues[other.key]

@@ -28,6 +28,7 @@ class Name(StrEnum):
     SERVING = "serving"
     LOAD = "load"
     TERABYTE = "terabyte"
+    BATCHING = "batching"
     CUT = "cut"
     TOPK = "topk"
     GPU = "gpu"

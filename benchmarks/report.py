@@ -24,6 +24,7 @@ PACKAGES = (
     "fbgemm-gpu-cpu",
     "granian",
     "grpcio",
+    "litserve",
     "llvmlite",
     "msgpack",
     "numba",

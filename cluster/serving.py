@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shardserve.batching.driver import BatchDevice
+from shardserve.batching.memory import settle_memory
 from shardserve.cluster.options import DoorOptions
 from shardserve.router.batched import BatchedServable
 from shardserve.router.catalog import Catalog, Model, State, Version
@@ -102,10 +102,7 @@ class Serving:
 
     async def open(self) -> None:
         """Open the doors. Raises Unavailable, naming the address, for a port that is taken."""
-        # What loading made lives as long as the process does: TensorFlow alone is a million
-        # objects, and each full collection would look at them all while requests wait.
-        gc.collect()
-        gc.freeze()
+        settle_memory()
         for door in self._doors:
             await door.start()
 

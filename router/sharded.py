@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 import numpy.typing as npt
 
 from shardserve.batching.driver import BatchDevice, StageCounts
+from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.step_driver import StepCounts
 from shardserve.batching.tensors import rows_of
 from shardserve.router.batched import BatchedServable
 from shardserve.router.call_outs import CallOuts
-from shardserve.router.compiling import Compiler
+from shardserve.router.compiling import Compiler, Way
 from shardserve.router.lifted import CannotStep, LoopRunner
 from shardserve.router.once import OnceCache
 from shardserve.router.regions import LocalRegion, RegionRunner, Regions, together
@@ -72,15 +72,6 @@ class StageBatching:
     remote: Mapping[str, RegionRunner] = field(default_factory=dict)
 
 
-class _Way(enum.Enum):
-    """How a signature is run: with its stages joined where they may be, or every one alone."""
-
-    JOINED = enum.auto()
-    #: As it is said, but for the loops that might be stepped.
-    WHOLE_LOOPS = enum.auto()
-    UNJOINED = enum.auto()
-
-
 class ShardedServable:
     """One version of a model whose tables lie on shards. Implements `Servable`.
 
@@ -109,10 +100,10 @@ class ShardedServable:
         self._runner = runner
         self._batching = batching
         self._compiler = Compiler(self.name, cut, runner, batching.device, plan.stages)
-        self._regions = self._regions_of(cut)
+        self._regions = self._regions_of(cut, plan.stages.loops)
         self._compiled = OnceCache(runner.threads, self._compiler.signature, MAX_COMPILED_PROGRAMS)
         for name, signature in self.signatures.items():
-            self._compiled.prepare((name, tuple(sorted(signature.outputs)), _Way.JOINED))
+            self._compiled.prepare((name, tuple(sorted(signature.outputs)), Way.JOINED))
         dense = plan.stages.dense
         self._front = None if dense is None else BatchedServable(_Walking(self), dense)
 
@@ -125,12 +116,12 @@ class ShardedServable:
     ) -> dict[str, Array]:
         """See `Servable.run`; with batching, what `BatchedServable.run` raises besides."""
         key = (signature, tuple(sorted(outputs)))
-        compiled = await self._compiled.get((*key, _Way.JOINED), context)
+        compiled = await self._compiled.get((*key, Way.JOINED), context)
         if signature in self._cut.stepped:
             try:
                 return await self.walk(compiled, inputs, outputs, context)
             except CannotStep:
-                compiled = await self._compiled.get((*key, _Way.WHOLE_LOOPS), context)
+                compiled = await self._compiled.get((*key, Way.WHOLE_LOOPS), context)
         elif compiled.at_front and self._front is not None:
             return await self._front.run(signature, inputs, outputs, context)
         return await self.walk(compiled, inputs, outputs, context)
@@ -143,7 +134,7 @@ class ShardedServable:
         context: RequestContext,
     ) -> dict[str, Array]:
         """As `run`, of what is a batch already: its stages are not joined with others'."""
-        key = (signature, tuple(sorted(outputs)), _Way.UNJOINED)
+        key = (signature, tuple(sorted(outputs)), Way.UNJOINED)
         return await self.walk(await self._compiled.get(key, context), inputs, outputs, context)
 
     async def walk(
@@ -177,7 +168,7 @@ class ShardedServable:
         context: RequestContext,
     ) -> dict[str, Array]:
         """As `walk`, by a signature's name."""
-        key = (signature, tuple(sorted(outputs)), _Way.JOINED)
+        key = (signature, tuple(sorted(outputs)), Way.JOINED)
         compiled = await self._compiled.get(key, context)
         return await self.walk(compiled, inputs, outputs, context)
 
@@ -193,6 +184,10 @@ class ShardedServable:
         for name, counts in self.loop_counts().items():
             found[f"{self.name}/loops/{name}"] = counts.as_stage()
         return found
+
+    def loop_counts(self) -> dict[str, StepCounts]:
+        """What each loop that is stepped has done, by its node's name."""
+        return {name: loop.step_counts() for name, loop in self._loops.items()}
 
     async def _ask(self, work: Work, split: SplitRound, step: Step) -> None:
         """Lookups and regions of one round, at once."""
@@ -260,24 +255,18 @@ class ShardedServable:
             return None
         return self._runner.make_callable(feeds, fetches)
 
-    def _regions_of(self, cut: CutModel) -> Regions:
+    def _regions_of(self, cut: CutModel, loops: Mapping[str, BatchingParameters]) -> Regions:
         runners: dict[str, RegionRunner] = {
             name: self._batching.remote.get(name) or self._local_region(one)
             for name, one in cut.regions.items()
         }
         inputs = {n: len(one.region.inputs) for n, one in cut.regions.items()}
-        self._loops = {name: self._loop(loop) for name, loop in cut.loops.loops.items()}
+        self._loops = {
+            loop.node: LoopRunner(loop, self._runner, loops[signature], self._batching.device)
+            for signature, loop in cut.stepped_loops()
+        }
         inputs |= dict.fromkeys(self._loops, 1)
         return Regions({**runners, **self._loops}, inputs)
-
-    def _loop(self, loop: StepLoop) -> LoopRunner:
-        """With the parameters of the first signature that has the loop."""
-        parameters = next(
-            parameters
-            for name, parameters in self._stages.loops.items()
-            if any(loop.call.region == c.region for c in self._cut.loop_calls(name))
-        )
-        return LoopRunner(loop, self._runner, parameters, self._batching.device)
 
     def _local_region(self, one: CutRegion) -> LocalRegion:
         """Runs a region here. Batches that wait for others' have slots of their own."""
@@ -293,10 +282,6 @@ class ShardedServable:
             return [found[name] for name in names]
 
         return LocalRegion(one.region, device, run)
-
-    def loop_counts(self) -> dict[str, StepCounts]:
-        """What each loop that is stepped has done, by its node's name."""
-        return {name: loop.step_counts() for name, loop in self._loops.items()}
 
     def close(self) -> None:
         """Free the session. No request may be running any more."""

@@ -149,20 +149,10 @@ class Body:
         `retyped` maps those outputs that have another DataType to that.
         """
         nodes = {node.name: node for node in graph_def.node}
-        arguments = {split(name)[0] for name in self.arguments}
         function = FunctionDef(signature=self._function.signature)
         function.attr.MergeFrom(self._function.attr)
-        for number, arg in enumerate(function.signature.input_arg):
-            kind = nodes[arg.name].attr["dtype"].type
-            if kind == arg.type:
-                function.arg_attr[number].CopyFrom(self._function.arg_attr[number])
-            else:
-                arg.type = kind
-                arg.ClearField("handle_data")
-                function.attr.pop("_input_shapes", None)
-        for number, kind in retyped.items():
-            function.signature.output_arg[number].type = kind
-            function.signature.output_arg[number].ClearField("handle_data")
+        self._retype(function, nodes, retyped)
+        arguments = {split(name)[0] for name in self.arguments}
 
         def source(name: str) -> str:
             op, slot = split(name)
@@ -174,16 +164,35 @@ class Body:
             if node.name not in arguments:
                 copy = function.node_def.add()
                 copy.CopyFrom(node)
-                del copy.input[:]
-                copy.input.extend(s if s[0] == "^" else source(s) for s in node.input)
+                copy.input[:] = [s if s[0] == "^" else source(s) for s in node.input]
         for output, name in zip(function.signature.output_arg, self.returned, strict=True):
             function.ret[output.name] = source(name)
+        self._keep_controls(function, nodes)
+        return function
+
+    def _retype(
+        self, function: FunctionDef, nodes: Mapping[str, NodeDef], retyped: Mapping[int, int]
+    ) -> None:
+        signature = function.signature
+        for number, arg in enumerate(signature.input_arg):
+            kind = nodes[arg.name].attr["dtype"].type
+            if kind == arg.type:
+                function.arg_attr[number].CopyFrom(self._function.arg_attr[number])
+                continue
+            arg.type = kind
+            arg.ClearField("handle_data")
+            # It has the shapes of all arguments.
+            function.attr.pop("_input_shapes", None)
+        for number, kind in retyped.items():
+            signature.output_arg[number].type = kind
+            signature.output_arg[number].ClearField("handle_data")
+
+    def _keep_controls(self, function: FunctionDef, nodes: Mapping[str, NodeDef]) -> None:
         for key, name in self._function.control_ret.items():
             if name in nodes:
                 function.control_ret[key] = name
         kept = [key for key in function.signature.control_output if key in function.control_ret]
         function.signature.control_output[:] = kept
-        return function
 
 
 class Bodies:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from shardserve.shards.cut.calling import with_call_outs
 from shardserve.shards.cut.decided import CutRule, CutTable, Decided, WholeVariable, by_output
 from shardserve.shards.cut.deciding import Decider
 from shardserve.shards.cut.graph import Graph, split
-from shardserve.shards.cut.loops import LiftedLoops
+from shardserve.shards.cut.loops import LiftedLoops, StepLoop
 from shardserve.shards.cut.picks import with_separate_outputs
 from shardserve.shards.cut.program import Program
 from shardserve.shards.cut.region_cut import GatedRegions, gate_regions
@@ -102,6 +102,15 @@ class CutModel:
         program = self.program_for(signature, self.inlined.signatures[signature].outputs)
         calls = [call for one in program.rounds for call in one.regions]
         return tuple(call for call in calls if call.region in self.loops.loops)
+
+    def stepped_loops(self) -> Iterator[tuple[str, StepLoop]]:
+        """Each lifted loop once, with the first signature that steps it."""
+        seen: set[str] = set()
+        for name in sorted(self.stepped):
+            for call in self.loop_calls(name):
+                if call.region not in seen:
+                    seen.add(call.region)
+                    yield name, self.loops.loops[call.region]
 
     def why_not_joined(self, tensors: Iterable[str]) -> tuple[str, ...]:
         """Why a stage between these tensors cannot run joined requests as one; nothing if it can.

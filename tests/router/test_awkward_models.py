@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from shardserve.router.session import StageThreads
 from tests.layouts import layout_of
 from tests.saved_models import Feeds
 from tests.saved_models_awkward import MODELS
@@ -15,13 +13,6 @@ from tests.sharded import ask, assert_same, served, tables_of
 from tests.uncut import Uncut
 
 SHARDS = 3
-
-
-@pytest.fixture(scope="module")
-def threads() -> Iterator[StageThreads]:
-    threads = StageThreads(2)
-    yield threads
-    threads.close()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:tensorflow")

@@ -20,7 +20,7 @@ from tensorflow.python.ops import script_ops
 
 from shardserve.batching.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from shardserve.router.servable import RequestContext
-from shardserve.router.session import Parallelism, StageThreads
+from shardserve.router.session import Parallelism
 from shardserve.router.sharded import WAITING_THREADS, ShardedServable, load_sharded
 from shardserve.shards.layout import Layout
 from shardserve.shards.local import LocalChannel
@@ -36,13 +36,6 @@ from tests.uncut import Uncut
 
 BY_NAME = {case.name: case for case in CASES}
 BAD = 1 << 40
-
-
-@pytest.fixture(scope="module")
-def threads() -> Iterator[StageThreads]:
-    threads = StageThreads(2)
-    yield threads
-    threads.close()
 
 
 @pytest.fixture(scope="module")
