@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
+from benchmarks.batching_section import Section
 from benchmarks.report import Claim, Options, Row
 from benchmarks.serving_search import Bracket
 from benchmarks.workloads import Array, IntArray, poisson_arrivals
@@ -76,8 +77,8 @@ class Found:
     capacity: float
 
 
-def measure(options: Options) -> tuple[list[Row], list[Claim], list[str]]:
-    """The section's rows, claims and notes.
+def measure(options: Options) -> Section:
+    """The section.
 
     `--set sequence_seconds=S` changes the length of a trial, `--set sequence_bound=S` the bound.
     """
@@ -93,9 +94,7 @@ def measure(options: Options) -> tuple[list[Row], list[Claim], list[str]]:
         return uvloop.run(_measure(plan, whole, looped(path, threads), threads))
 
 
-async def _measure(
-    plan: Plan, whole: WholeServable, loop: Send, threads: StageThreads
-) -> tuple[list[Row], list[Claim], list[str]]:
+async def _measure(plan: Plan, whole: WholeServable, loop: Send, threads: StageThreads) -> Section:
     load = _Load(plan)
     found = {
         "steps": await load.find(steps(whole, threads)),
@@ -110,7 +109,7 @@ async def _measure(
         rows.append(Row(f"LSTM, {name}", "open loop", "p99 at that rate", "ms", 1e3 * one.p99))
         rows.append(Row(f"LSTM, {name}", "64 clients", "requests a second", "1/s", one.capacity))
     ratio = found["steps"].rate / found["padded"].rate if found["padded"].rate else None
-    return rows, [Claim(CLAIM, ratio, 2.0)], [_note(plan, load.lengths)]
+    return Section(rows, [Claim(CLAIM, ratio, 2.0)], [_note(plan, load.lengths)])
 
 
 async def _best_padded(load: _Load, whole: WholeServable) -> Found:
