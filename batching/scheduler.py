@@ -87,7 +87,7 @@ class BatchScheduler(Generic[T]):
         if (
             batch is not None
             and batch.size + task.size < queue.limit
-            and now < task.deadline >= batch.expected_end
+            and now < task.deadline > batch.expected_end
             and waiting.nbytes + task.nbytes <= waiting.max_bytes
         ):
             # As `batch.add`, which is a call more for each request.

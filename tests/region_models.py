@@ -97,6 +97,7 @@ class Captures(tf.Module):
         super().__init__()
         self.items = _variable(3, (ROWS, 4), "items")
         self.inner = batched(lambda x: x * 3.0)
+        self.half = batched(lambda x, unused: (x * 0.5, tf.stop_gradient(x)))
 
     @tf.function(
         input_signature=[
@@ -119,6 +120,13 @@ class Captures(tf.Module):
         outer = batched(lambda y: self.twice(y) * 2.0)
         return {"y": outer(x), "inner": self.twice(x)}
 
+    @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, name="x")])
+    def halved(self, x: Any) -> dict[str, Any]:
+        """A region that does not use all it gets, and gives some of it back as it is."""
+        with tf.name_scope("half"):
+            half, same = self.half(x, x + 1.0)
+        return {"half": half, "same": same}
+
 
 def marked(path: Path) -> None:
     module = Marked()
@@ -135,7 +143,11 @@ def marked(path: Path) -> None:
 
 def captures(path: Path) -> None:
     module = Captures()
-    signatures = {"serving_default": module.scaled, "nested": module.nested}
+    signatures = {
+        "serving_default": module.scaled,
+        "nested": module.nested,
+        "halved": module.halved,
+    }
     tf.saved_model.save(module, str(path), signatures=signatures)
 
 

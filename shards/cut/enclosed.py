@@ -30,12 +30,17 @@ class _Follows(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Ends:
-    """Where a region begins and ends: tensors of the graph."""
+    """Where a region begins and ends: tensors of the graph.
+
+    Of a region that `is_named` by somebody an input that leads nowhere is a mistake; a model's
+    function may well not use all that it gets.
+    """
 
     name: str
     inputs: tuple[str, ...]
     captured: tuple[str, ...]
     outputs: tuple[str, ...]
+    is_named: bool = False
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -74,7 +79,8 @@ def enclosed(graph: Graph, ends: Ends, wanted: Collection[str]) -> Enclosed:
     walk = _Walk(graph, ends)
     for leak in walk.leaks_in():
         raise _leaking(ends, leak)
-    _check_ends(ends, walk, readers)
+    if ends.is_named:
+        _check_ends(ends, walk, readers)
     inside = walk.inside()
     fixed = walk.fixed()
     checks = _run_for_effects(walk, inside, readers)

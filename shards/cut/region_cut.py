@@ -78,8 +78,9 @@ def gate_regions(
         if not _is_live(graph, mark, gating, wanted):
             continue
         region = _marked_region(graph, mark)
+        likeness[mark.name] = mark.likeness
         _add(region, gating, found, likeness)
-        regions[mark.name], likeness[mark.name] = region, mark.likeness
+        regions[mark.name] = region
     for region in named:
         if region.name in regions:
             raise InvalidArgument(f"region {region.name!r}: the model has one of that name")
@@ -102,16 +103,20 @@ def _marked_region(graph: Graph, mark: MarkedRegion) -> Region:
     )
 
 
-def _add(
-    region: Region, gating: Gating, found: dict[str, Gated], may_nest: Collection[str]
-) -> None:
-    ends = gating.outside(Ends(region.name, region.inputs, region.captured, region.outputs))
-    gated = gating.gate(ends)
+def _add(region: Region, gating: Gating, found: dict[str, Gated], marked: Collection[str]) -> None:
+    ends = Ends(
+        region.name,
+        region.inputs,
+        region.captured,
+        region.outputs,
+        is_named=region.name not in marked,
+    )
+    gated = gating.gate(gating.outside(ends))
     for name, other in found.items():
         shared = gated.nodes & other.nodes
         is_nested = gated.nodes >= other.nodes or gated.nodes <= other.nodes
         # A named region may hold marked ones, and marked ones each other.
-        if shared and not (is_nested and name in may_nest):
+        if shared and not (is_nested and name in marked):
             raise InvalidArgument(
                 f"regions {name!r} and {region.name!r} overlap: {min(shared)} is in both"
             )

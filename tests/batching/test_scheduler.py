@@ -16,7 +16,11 @@ from shardserve.batching.errors import (
     Unavailable,
 )
 from shardserve.batching.pace import InFlight
-from shardserve.batching.parameters import BatchingParameters
+from shardserve.batching.parameters import (
+    BatchingParameters,
+    BatchPaddingPolicy,
+    MixedPriorityPolicy,
+)
 from shardserve.batching.scheduler import BatchScheduler
 from shardserve.batching.stage import MAX_QUEUES
 from shardserve.batching.tasks import (
@@ -322,3 +326,166 @@ def test_a_drain_runs_what_was_accepted_at_once_and_accepts_no_more():
         ran += started(core.finished(batch, 0.6))
     assert names(ran) == ["x", "a"]
     assert core.core.is_idle
+
+
+def test_stages_take_turns_on_the_slots_and_have_parameters_of_their_own():
+    core = device(size=1)
+    core.stages["other"] = core.core.add_stage("other", BatchingParameters(max_batch_size=2))
+    ran = [busy(core)]
+    offered(core, "aaa")
+    offered(core, "bbbb", stage="other")
+    assert run_all(core, ran) == ["first", "a", "bb", "a", "bb", "a"]
+
+
+def test_a_stage_is_drained_alone_and_then_forgotten():
+    core = device(size=4, timeout=1_000_000, slots=2)
+    core.stages["other"] = core.core.add_stage("other", BatchingParameters())
+    offered(core, "a")
+    stage = core.stages["stage"]
+    (batch,) = started(core.core.drain(0.1, stage))
+    with pytest.raises(Unavailable, match="closed"):
+        core.offer("k", task("b"), 0.1)
+    assert started(core.offer("k", task("c"), 0.1, stage="other"))
+    core.finished(batch, 0.2)
+    assert stage.is_idle
+    core.core.remove_stage(stage)
+    assert not core.core.is_idle
+
+
+def test_what_waits_is_bounded_in_bytes_over_all_stages():
+    core = device(max_bytes=100)
+    core.stages["other"] = core.core.add_stage("other", BatchingParameters())
+    first = busy(core)
+    core.offer("k", task("a", nbytes=60))
+    with pytest.raises(Unavailable, match="60 bytes enqueued and max_enqueued_bytes is 100"):
+        core.offer("k", task("b", nbytes=41), stage="other")
+    with pytest.raises(ResourceExhausted, match="101 bytes"):
+        core.offer("k", task("c", nbytes=101))
+    core.offer("k", task("d", nbytes=40), stage="other")
+    core.finished(first, 1.0)
+    assert core.core.enqueued_bytes == 40
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("low_priority_padding_with_max_batch_size", ["first", "abABCDE", "F"]),
+        ("low_priority_padding_with_next_allowed_batch_size", ["first", "abAB", "CDEF"]),
+        ("priority_isolation", ["first", "ab", "ABCDEF"]),
+    ],
+)
+def test_low_priority_fills_what_high_leaves_free_or_waits_for_its_turn(policy, expected):
+    core = device(
+        size=7, allowed_batch_sizes=(4, 7), mixed_priority_policy=MixedPriorityPolicy(policy)
+    )
+    ran = [busy(core)]
+    offered(core, "ABCDEF", priority=Priority.LOW)
+    offered(core, "ab")
+    assert run_all(core, ran) == expected
+
+
+def test_low_priority_has_bounds_of_its_own():
+    core = device(
+        size=8,
+        low_priority_max_batch_size=2,
+        low_priority_max_enqueued_batches=1,
+        low_priority_batch_timeout_micros=5_000_000,
+    )
+    offered(core, "A", priority=Priority.LOW)
+    assert names(started(core.offer("k", task("B"), 0.0, Priority.LOW))) == ["AB"]
+    offered(core, "CD", priority=Priority.LOW)
+    with pytest.raises(Unavailable, match="currently 1 batches enqueued"):
+        core.offer("k", task("E"), 0.0, Priority.LOW)
+
+
+def test_a_batch_between_two_allowed_sizes_is_cut_down_if_it_is_asked_for():
+    core = device(
+        size=8, allowed_batch_sizes=(2, 4, 8), batch_padding_policy=BatchPaddingPolicy.BATCH_DOWN
+    )
+    ran = [busy(core)]
+    offered(core, "abcdefg")
+    assert run_all(core, ran) == ["first", "abcd", "ef", "g"]
+
+
+def test_a_large_task_fills_the_open_batch_and_the_rest_of_it_is_cut():
+    core = device(size=20, enable_large_batch_splitting=True, max_execution_batch_size=4)
+    first = busy(core)
+    core.offer("k", task("a", 3))
+    core.offer("k", whole := task("b", 10))
+    assert whole.cut is not None
+    assert [(piece.start, piece.size) for piece in whole.cut.pieces] == [
+        (0, 1),
+        (1, 4),
+        (5, 4),
+        (9, 1),
+    ]
+    core.offer("k", task("c", 1))
+    assert run_all(core, [first]) == ["first", "ab", "b", "b", "bc"]
+
+
+def test_a_large_task_joins_whole_or_not_at_all():
+    core = device(
+        size=20, enqueued=2, enable_large_batch_splitting=True, max_execution_batch_size=4
+    )
+    first = busy(core)
+    core.offer("k", task("a", 3))
+    with pytest.raises(Unavailable, match="currently 1 batches enqueued"):
+        core.offer("k", task("b", 6))
+    core.offer("k", task("c", 5))
+    assert run_all(core, [first]) == ["first", "ac", "c"]
+
+
+def test_a_piece_that_fails_ends_the_task_and_its_other_pieces_do_not_run():
+    core = device(size=20, enable_large_batch_splitting=True, max_execution_batch_size=4)
+    first = busy(core)
+    core.offer("k", task("b", 12))
+    (piece,) = started(core.finished(first, 1.0))
+    actions = core.finished(piece, 2.0, InvalidArgument("bad"))
+    assert failed(actions) == [("b", "bad")]
+    assert core.core.is_idle
+
+
+def paced(seconds: float = 1.0) -> tuple[Device, Batch[str]]:
+    """A device with a batch under way, whose pace is known."""
+    core = device(size=4)
+    first = busy(core)
+    core.finished(first, seconds)
+    (second,) = started(core.offer("k", task("second"), seconds))
+    return core, second
+
+
+def test_a_task_that_cannot_make_its_deadline_is_refused_when_it_is_offered():
+    core, _ = paced()
+    with pytest.raises(Unavailable) as raised:
+        core.offer("k", task("a", deadline=2.9), 1.0)
+    assert raised.value.message.endswith(
+        "is expected to answer it in 2.000 s, and its deadline is in 1.900 s"
+    )
+    core.offer("k", task("b", deadline=3.1), 1.0)
+    assert core.stages["stage"].counts().refused == 1
+
+
+def test_a_queue_with_nothing_in_it_takes_what_looks_hopeless_and_measures_again():
+    core, second = paced()
+    core.finished(second, 2.0)
+    (third,) = started(core.offer("k", task("a", deadline=2.5), 2.0))
+    core.finished(third, 2.01)
+    assert started(core.offer("k", task("b", deadline=2.7), 2.02))
+
+
+def test_a_batch_is_closed_before_one_more_task_would_make_those_in_it_late():
+    core = device(size=8)
+    first = busy(core)
+    core.finished(first, 1.0)
+    (second,) = started(core.offer("k", Task("second", 8), 1.0))
+    core.finished(second, 9.0)
+    (third,) = started(core.offer("k", task("third"), 9.0))
+    core.offer("k", task("a", deadline=12.5), 9.0)
+    core.offer("k", task("b", 6), 9.0)
+    assert run_all(core, [third], now=10.0) == ["third", "a", "b"]
+
+
+def test_a_batch_is_due_in_time_for_a_task_in_a_hurry():
+    core = device(timeout=60_000_000)
+    assert core.offer("k", task("a", deadline=10.0), 0.0) == [WakeAt(5.0)]
+    assert names(started(core.core.tick(5.0))) == ["a"]

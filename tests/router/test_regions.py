@@ -169,6 +169,7 @@ REQUESTS: dict[str, st.SearchStrategy[Request]] = {
     "captures": st.one_of(
         st.tuples(st.just("serving_default"), scaled()),
         st.tuples(st.just("nested"), floats()),
+        st.tuples(st.just("halved"), floats()),
     ),
     "pairs": st.tuples(st.just("serving_default"), paired()),
     "plain": st.tuples(st.just("serving_default"), plain_feeds()),
