@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import functools
 import logging
 import math
 import time
@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
-from shardserve.batching.driver import BatchDevice, StageCounts
+from shardserve.batching.driver import StageCounts
 from shardserve.batching.errors import Internal, ServingError, error_of
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.slots import RunningBatch
@@ -27,8 +27,9 @@ from shardserve.batching.step_tasks import (
     Step,
     StepActions,
 )
+from shardserve.batching.step_turns import Turns
 from shardserve.batching.steps import StepScheduler
-from shardserve.batching.tasks import Batch, WakeAt
+from shardserve.batching.tasks import WakeAt
 
 _log = logging.getLogger(__name__)
 
@@ -112,8 +113,8 @@ def take_steps(burst: Burst, call: Callable[[list[Any]], Sequence[Any]]) -> Take
 class StepBatcher:
     """Steps sequences together, each from when there is a row for it until it ends.
 
-    On a `device` each burst of steps takes one of its slots, in turn with the batches of other
-    stages. All calls come from one event loop.
+    With `turns` each burst of steps has one, otherwise it begins at once. All calls come from one
+    event loop.
     """
 
     def __init__(
@@ -122,19 +123,14 @@ class StepBatcher:
         parameters: BatchingParameters,
         form: StepForm,
         take: TakeSteps,
-        device: BatchDevice | None = None,
+        turns: Turns | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self._name = name
         self._scheduler: StepScheduler[SequenceRow] = StepScheduler(parameters, max_bytes)
         self._batch = RunningBatch(form)
         self._take = take
-        self._turns = None
-        if device is not None:
-            alone = dataclasses.replace(
-                parameters, max_batch_size=1, allowed_batch_sizes=(), batch_timeout_micros=0
-            )
-            self._turns = device.batcher(name, alone, self._take_turn)
+        self._turns = turns
         self._burst: Burst | None = None
         self._stepping: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -250,12 +246,9 @@ class StepBatcher:
         if self._turns is None:
             return await self._outcome(burst)
         try:
-            return await self._turns.submit(None, burst, 1)
+            return await self._turns.take(functools.partial(self._outcome, burst))
         except ServingError as error:
             return error
-
-    async def _take_turn(self, batch: Batch[Burst]) -> list[Taken | ServingError]:
-        return [await self._outcome(task.payload) for task in batch.tasks]
 
     async def _outcome(self, burst: Burst) -> Taken | ServingError:
         try:

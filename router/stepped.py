@@ -20,6 +20,7 @@ from shardserve.batching.step_driver import (
     take_steps,
 )
 from shardserve.batching.step_form import RowResult, SequenceRow, StepForm
+from shardserve.batching.step_turns import Turns
 from shardserve.router.servable import Array
 from shardserve.router.session import StageThreads
 
@@ -71,9 +72,11 @@ class SteppedRows:
         take: TakeSteps,
         device: BatchDevice | None = None,
     ) -> None:
-        self._make = functools.partial(StepBatcher, name, parameters, form, take, device)
+        turns = None if device is None else Turns(device, name)
+        self._make = functools.partial(StepBatcher, name, parameters, form, take, turns)
         self._running: dict[Hashable, StepBatcher] = {}
         self._ended = StepCounts()
+        self._draining = False
 
     async def run(
         self,
@@ -98,10 +101,13 @@ class SteppedRows:
 
     async def drain(self) -> None:
         """Accept no more; return when all that was accepted has ended."""
+        self._draining = True
         for batcher in list(self._running.values()):
             await batcher.drain()
 
     def _new(self, likeness: Hashable) -> StepBatcher:
+        if self._draining:
+            raise Unavailable("The batch scheduling queue is closed: the model is being unloaded")
         if len(self._running) >= MAX_RUNNING_BATCHES:
             self._drop_an_idle_one()
         batcher = self._running[likeness] = self._make()

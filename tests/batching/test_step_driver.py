@@ -18,6 +18,7 @@ from shardserve.batching.errors import (
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.step_driver import StepBatcher, take_steps
 from shardserve.batching.step_form import SequenceRow, StepForm
+from shardserve.batching.step_turns import Turns
 
 FORM = StepForm(1, 1, 0, ("s",), last=(0,), every=(0,))
 
@@ -48,7 +49,8 @@ class Steps:
 
 
 def batcher(take, rows=4, device=None):
-    return StepBatcher("test", BatchingParameters(rows, 0, 2), FORM, take, device)
+    turns = None if device is None else Turns(device, "test")
+    return StepBatcher("test", BatchingParameters(rows, 0, 2), FORM, take, turns)
 
 
 def row(*numbers):
