@@ -12,7 +12,7 @@ from benchmarks.batching_section import Section
 from benchmarks.report import Options, Report
 
 #: In the order in which they are shown: each is the module `benchmarks.batching_NAME`.
-SECTIONS = ("per_core",)
+SECTIONS = ("per_core", "sequences")
 
 
 def run(options: Options) -> Report:

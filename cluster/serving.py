@@ -17,6 +17,7 @@ from shardserve.router.metrics import Measured, Metrics, nothing_measured
 from shardserve.router.prediction import PredictionHandlers
 from shardserve.router.regions import RegionRunner
 from shardserve.router.rest import Rest
+from shardserve.router.sequences import SequenceServable, Steppable
 from shardserve.router.servable import Servable
 from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
 from shardserve.router.sharded import StageBatching, load_sharded
@@ -49,12 +50,25 @@ def load_servable(
     """
     parallelism, dense = _parallelism(options), plan.stages.dense
     device = BatchDevice(threads.count if dense is None else dense.num_batch_threads)
-    if plan.is_whole and not plan.has_regions:
+    if plan.is_whole and not plan.has_regions and not plan.stages.loops:
         directory = Path(plan.directory)
         whole = load_whole(plan.name, plan.version, directory, threads, plan.tags, parallelism)
-        return whole if dense is None else BatchedServable(whole, dense, device)
+        batched = whole if dense is None else BatchedServable(whole, dense, device)
+        return _with_sequences(plan, batched, whole, threads, device)
     batching = StageBatching(device, remote or {})
-    return load_sharded(plan, _batched(plan, channels), threads, parallelism, batching, cut)
+    sharded = load_sharded(plan, _batched(plan, channels), threads, parallelism, batching, cut)
+    return _with_sequences(plan, sharded, sharded, threads, device)
+
+
+def _with_sequences(
+    plan: ModelPlan,
+    servable: Servable,
+    steps: Steppable,
+    threads: StageThreads,
+    device: BatchDevice,
+) -> Servable:
+    sequences = plan.stages.sequences
+    return SequenceServable(servable, steps, sequences, threads, device) if sequences else servable
 
 
 def _batched(plan: ModelPlan, channels: Sequence[ShardChannel]) -> Sequence[ShardChannel]:

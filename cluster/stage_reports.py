@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from shardserve.shards.cut.stage_graph import ProgramReport, StageGraph
+from shardserve.shards.cut.stage_graph import LoopReport, ProgramReport, StageGraph
 
 #: Tensors that are named of those that go into or come out of a stage.
 MAX_TENSORS = 8
@@ -18,8 +18,20 @@ def draw_stages(console: Console, graph: StageGraph) -> None:
         _draw(console, f"signature {report.name}", report)
     for report in graph.regions:
         _draw(console, f"region {report.name}", report)
+    for name, steps in graph.sequences:
+        _line(console, f"signature {name}: {steps}")
+    for loop in graph.loops:
+        _line(console, f"loop {loop.node}: {_stepping(loop)}")
     for node in graph.by_tensorflow:
         _line(console, f"{node} is in a loop or a branch: TensorFlow batches there by itself")
+
+
+def _stepping(loop: LoopReport) -> str:
+    if loop.whole:
+        return f"stays whole: {loop.whole}"
+    if loop.stepped_by:
+        return f"stepped for all requests to {', '.join(loop.stepped_by)} together"
+    return f"could be stepped, with {', '.join(loop.might_be_by)} in the stages file's 'loops'"
 
 
 def _draw(console: Console, title: str, report: ProgramReport) -> None:

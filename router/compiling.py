@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.stage import StageCounts
@@ -12,6 +14,15 @@ from shardserve.shards.cut.cut import CutModel
 from shardserve.shards.cut.joining import why_at_front, why_not_ids
 from shardserve.shards.cut.program import Program, Round, StagePlan
 from shardserve.shards.stages import Stages
+
+
+class Way(enum.Enum):
+    """How a signature is run: with its stages joined where they may be, or every one alone."""
+
+    JOINED = enum.auto()
+    #: As it is said, but for the loops that might be stepped.
+    WHOLE_LOOPS = enum.auto()
+    UNJOINED = enum.auto()
 
 
 class Compiler:
@@ -33,12 +44,16 @@ class Compiler:
         self._ids = self._queue("ids", stages.ids)
         self._dense = self._queue("dense", stages.dense)
 
-    def signature(self, key: tuple[str, tuple[str, ...]]) -> Compiled:
+    def signature(self, key: tuple[str, tuple[str, ...], Way]) -> Compiled:
         """The program of a signature and some of its outputs, its stages joined where they may be.
 
         Takes as long as TensorFlow does.
         """
-        program = self._cut.program_for(*key)
+        name, outputs, way = key
+        whole_loops = way is Way.WHOLE_LOOPS
+        program = self._cut.program_for(name, outputs, whole_loops=whole_loops)
+        if way is Way.UNJOINED:
+            return self.region(program)
         dense = self._stages.dense
         at_front = dense is not None and bool(why_at_front(self._cut, program, dense))
         steps = tuple(self._step(part, self._ids_queue(part.stage)) for part in program.rounds)

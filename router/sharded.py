@@ -10,10 +10,13 @@ from typing import Any
 import numpy.typing as npt
 
 from shardserve.batching.driver import BatchDevice, StageCounts
+from shardserve.batching.parameters import BatchingParameters
+from shardserve.batching.step_driver import StepCounts
 from shardserve.batching.tensors import rows_of
 from shardserve.router.batched import BatchedServable
 from shardserve.router.call_outs import CallOuts
-from shardserve.router.compiling import Compiler
+from shardserve.router.compiling import Compiler, Way
+from shardserve.router.lifted import CannotStep, LoopRunner
 from shardserve.router.once import OnceCache
 from shardserve.router.regions import LocalRegion, RegionRunner, Regions, together
 from shardserve.router.repeats import Repeats
@@ -57,6 +60,7 @@ def load_sharded(
     if cut is None:
         rule = CutRule(only=frozenset(plan.layout.tables))
         cut = cut_saved_model(Path(plan.directory), rule, plan.tags, plan.stages.regions)
+    cut = cut.stepping(plan.stages.loops)
     far = not any(isinstance(channel, LocalChannel) for channel in channels)
     tables = {name: source.table for name, source in plan.sources.items()}
     fanout = Fanout(plan.layout, tables, Repeats() if far else None)
@@ -103,10 +107,10 @@ class ShardedServable:
         self._runner = runner
         self._batching = batching
         self._compiler = Compiler(self.name, cut, runner, batching.device, plan.stages)
-        self._regions = self._regions_of(cut)
+        self._regions = self._regions_of(cut, plan.stages.loops)
         self._compiled = OnceCache(runner.threads, self._compiler.signature, MAX_COMPILED_PROGRAMS)
         for name, signature in self.signatures.items():
-            self._compiled.prepare((name, tuple(sorted(signature.outputs))))
+            self._compiled.prepare((name, tuple(sorted(signature.outputs)), Way.JOINED))
         dense = plan.stages.dense
         self._front = None if dense is None else BatchedServable(_Walking(self), dense)
 
@@ -118,10 +122,27 @@ class ShardedServable:
         context: RequestContext,
     ) -> dict[str, Array]:
         """See `Servable.run`; with batching, what `BatchedServable.run` raises besides."""
-        compiled = await self._compiled.get((signature, tuple(sorted(outputs))), context)
-        if compiled.at_front and self._front is not None:
+        key = (signature, tuple(sorted(outputs)))
+        compiled = await self._compiled.get((*key, Way.JOINED), context)
+        if signature in self._cut.stepped:
+            try:
+                return await self.walk(compiled, inputs, outputs, context)
+            except CannotStep:
+                compiled = await self._compiled.get((*key, Way.WHOLE_LOOPS), context)
+        elif compiled.at_front and self._front is not None:
             return await self._front.run(signature, inputs, outputs, context)
         return await self.walk(compiled, inputs, outputs, context)
+
+    async def run_unjoined(
+        self,
+        signature: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        context: RequestContext,
+    ) -> dict[str, Array]:
+        """As `run`, of what is a batch already: its stages are not joined with others'."""
+        key = (signature, tuple(sorted(outputs)), Way.UNJOINED)
+        return await self.walk(await self._compiled.get(key, context), inputs, outputs, context)
 
     async def walk(
         self,
@@ -154,7 +175,8 @@ class ShardedServable:
         context: RequestContext,
     ) -> dict[str, Array]:
         """As `walk`, by a signature's name."""
-        compiled = await self._compiled.get((signature, tuple(sorted(outputs))), context)
+        key = (signature, tuple(sorted(outputs)), Way.JOINED)
+        compiled = await self._compiled.get(key, context)
         return await self.walk(compiled, inputs, outputs, context)
 
     def stage_counts(self) -> dict[str, StageCounts]:
@@ -166,7 +188,13 @@ class ShardedServable:
                 found[f"{self.name}/lookups/{shard}"] = channel.counts()
         if self._front is not None:
             found |= self._front.stage_counts()
+        for name, counts in self.loop_counts().items():
+            found[f"{self.name}/loops/{name}"] = counts.as_stage()
         return found
+
+    def loop_counts(self) -> dict[str, StepCounts]:
+        """What each loop that is stepped has done, by its node's name."""
+        return {name: loop.step_counts() for name, loop in self._loops.items()}
 
     async def _ask(self, work: Work, split: SplitRound, step: Step) -> None:
         """Lookups and regions of one round, at once."""
@@ -219,12 +247,33 @@ class ShardedServable:
         else:
             await self._runner.threads.run(work.merge, work.context, None)
 
-    def _regions_of(self, cut: CutModel) -> Regions:
-        runners = {
+    def stage_of(
+        self, signature: str, inputs: Sequence[str], outputs: Sequence[str]
+    ) -> Stage | None:
+        """The stage from these inputs of a signature to these outputs, by alias.
+
+        None where it is not one stage: there are lookups, or an output is an input.
+        """
+        program = self._cut.program_for(signature, outputs)
+        feeds = [program.inputs[alias] for alias in inputs]
+        fetches = [program.outputs[alias] for alias in outputs]
+        calls_out = REQUEST in program.dense.feeds
+        if program.rounds or calls_out or not {*fetches}.isdisjoint(feeds):
+            return None
+        return self._runner.make_callable(feeds, fetches)
+
+    def _regions_of(self, cut: CutModel, loops: Mapping[str, BatchingParameters]) -> Regions:
+        runners: dict[str, RegionRunner] = {
             name: self._batching.remote.get(name) or self._local_region(one)
             for name, one in cut.regions.items()
         }
-        return Regions(runners, {n: len(one.region.inputs) for n, one in cut.regions.items()})
+        inputs = {n: len(one.region.inputs) for n, one in cut.regions.items()}
+        self._loops = {
+            loop.node: LoopRunner(loop, self._runner, loops[signature], self._batching.device)
+            for signature, loop in cut.stepped_loops()
+        }
+        inputs |= dict.fromkeys(self._loops, 1)
+        return Regions({**runners, **self._loops}, inputs)
 
     def _local_region(self, one: CutRegion) -> LocalRegion:
         """Runs a region here. Batches that wait for others' have slots of their own."""

@@ -62,6 +62,24 @@ class WholeServable:
         results = await self._runner.run(stage, values, context)
         return dict(zip(outputs, results, strict=True))
 
+    async def run_unjoined(
+        self,
+        signature: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        context: RequestContext,
+    ) -> dict[str, Array]:
+        """As `run`: nothing is joined here."""
+        return await self.run(signature, inputs, outputs, context)
+
+    def stage_of(self, signature: str, inputs: Sequence[str], outputs: Sequence[str]) -> Stage:
+        """The stage from these inputs of a signature, by alias, to these outputs."""
+        chosen = self.signatures[signature]
+        return self._runner.make_callable(
+            [chosen.inputs[alias].tensor for alias in inputs],
+            [chosen.outputs[alias].tensor for alias in outputs],
+        )
+
     def stage_counts(self) -> dict[str, StageCounts]:
         """See `Servable.stage_counts`: nothing is batched here."""
         return {}

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.shards.regions import Region
+
+if TYPE_CHECKING:
+    # A shard process has plans, and pydantic only where there are sequences in them.
+    from shardserve.shards.sequences_form import SequenceEntry
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,16 @@ class Stages:
     """The batching of each kind of stage; None: that one is not batched.
 
     `regions` are those that the operator names. The model's own are batched as the model says.
+    `sequences` are signatures made of steps, by their names, `loops` the signatures whose loops are
+    stepped.
     """
 
     ids: BatchingParameters | None = None
     lookups: LookupBatching | None = None
     dense: BatchingParameters | None = None
     regions: tuple[Region, ...] = ()
+    sequences: Mapping[str, SequenceEntry] = field(default_factory=dict)
+    loops: Mapping[str, BatchingParameters] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

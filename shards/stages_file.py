@@ -18,6 +18,7 @@ from shardserve.batching.parameters import (
 )
 from shardserve.shards.forms import Strict, read_form
 from shardserve.shards.regions import ActorOptions, Region
+from shardserve.shards.sequences_form import LoopEntry, SequenceEntry
 from shardserve.shards.stages import BatchingOptions, LookupBatching, Stages
 
 #: TensorFlow Serving's name for a model's own parameters, beside its `saved_model.pb`.
@@ -26,6 +27,7 @@ PER_MODEL_FILE = "batching_params.pbtxt"
 _Count = Annotated[int, Field(ge=1)]
 _Number = Annotated[int, Field(ge=0)]
 _RegionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9.][A-Za-z0-9_.\-/]*$", max_length=256)]
+_SignatureName = Annotated[str, Field(min_length=1, max_length=128)]
 _Tensors = Annotated[list[str], Field(min_length=1)]
 
 
@@ -137,6 +139,8 @@ class StagesFile(Strict):
     version: Literal[1] = 1
     stages: StageEntries = StageEntries()
     regions: dict[_RegionName, RegionEntry] = Field(default_factory=dict)
+    sequences: dict[_SignatureName, SequenceEntry] = Field(default_factory=dict)
+    loops: dict[_SignatureName, LoopEntry] = Field(default_factory=dict)
 
 
 def read_stages_file(path: Path) -> StagesFile:
@@ -178,6 +182,8 @@ def _with_file(stages: Stages, file: StagesFile, server: BatchingParameters) -> 
         lookups=said.lookups.parameters() if said.lookups else stages.lookups,
         dense=said.dense.parameters("stages.dense", server) if said.dense else stages.dense,
         regions=tuple(_region(name, entry, server) for name, entry in file.regions.items()),
+        sequences=file.sequences,
+        loops={name: entry.batching.parameters() for name, entry in file.loops.items()},
     )
 
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from tensorflow.core.framework import graph_pb2
 
+from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.cut.call_outs import CallOut
 from shardserve.shards.cut.calling import with_call_outs
 from shardserve.shards.cut.decided import CutRule, CutTable, Decided, WholeVariable, by_output
 from shardserve.shards.cut.deciding import Decider
 from shardserve.shards.cut.graph import Graph, split
+from shardserve.shards.cut.loops import LiftedLoops, StepLoop
 from shardserve.shards.cut.picks import with_separate_outputs
 from shardserve.shards.cut.program import Program
 from shardserve.shards.cut.region_cut import GatedRegions, gate_regions
-from shardserve.shards.cut.regions import CutRegion, Region
+from shardserve.shards.cut.regions import CutRegion, Region, RegionCall
 from shardserve.shards.cut.rewrite import pruned_to, without_tables
 from shardserve.shards.cut.row_wise import RowWise
 from shardserve.shards.cut.saved_model import InlinedModel, inline
 from shardserve.shards.cut.scorings import AnyCall, AnyLookup, Scoring, outputs_of
 from shardserve.shards.cut.shapes import ShapedGraph
 from shardserve.shards.cut.stages import plan_program
+from shardserve.shards.cut.step_loops import lift_loops
 from shardserve.shards.cut.variables import Variable
 
 __all__ = ["CutModel", "CutRule", "CutTable", "WholeVariable", "cut_saved_model"]
@@ -48,19 +51,66 @@ class CutModel:
     variables: tuple[Variable, ...]
     call_outs: tuple[CallOut, ...]
     graph_def: graph_pb2.GraphDef = field(repr=False)
+    loops: LiftedLoops = field(default_factory=LiftedLoops)
+    stepped: frozenset[str] = frozenset()
 
-    def program_for(self, signature: str, outputs: Collection[str]) -> Program:
+    def program_for(
+        self, signature: str, outputs: Collection[str], *, whole_loops: bool = False
+    ) -> Program:
         """The program that answers only some of a signature's outputs, by alias.
 
-        It makes only the lookups that those outputs need.
+        It makes only the lookups that those outputs need. Of a `stepped` signature it calls the
+        `loops` that could be lifted, but with `whole_loops`.
         """
         definition = self.inlined.signatures[signature]
         return plan_program(
             self._graph,
             {alias: info.name for alias, info in definition.inputs.items()},
             {alias: self.gated.outside(definition.outputs[alias].name) for alias in outputs},
-            self._calls,
+            self._calls if whole_loops or signature not in self.stepped else self._stepped_calls,
         )
+
+    def stepping(self, signatures: Collection[str]) -> CutModel:
+        """The same model, in which the loops of these signatures are stepped, if they can be.
+
+        Raises InvalidArgument for a signature that there is not.
+        """
+        if not signatures:
+            return self
+        self.check_signatures(signatures)
+        outputs = [
+            self.gated.outside(info.name)
+            for name in signatures
+            for info in self.inlined.signatures[name].outputs.values()
+        ]
+        graph_def = graph_pb2.GraphDef()
+        graph_def.CopyFrom(self.graph_def)
+        loops = lift_loops(graph_def, outputs)
+        return replace(self, graph_def=graph_def, loops=loops, stepped=frozenset(signatures))
+
+    def check_signatures(self, names: Collection[str]) -> None:
+        """Raise InvalidArgument for one whose loops shall be stepped, and that there is not."""
+        for name in names:
+            if name not in self.inlined.signatures:
+                known = ", ".join(sorted(self.inlined.signatures))
+                raise InvalidArgument(
+                    f"loops.{name}: the model has no such signature; it has: {known}"
+                )
+
+    def loop_calls(self, signature: str) -> tuple[RegionCall, ...]:
+        """The calls of lifted loops that a signature makes for all its outputs."""
+        program = self.program_for(signature, self.inlined.signatures[signature].outputs)
+        calls = [call for one in program.rounds for call in one.regions]
+        return tuple(call for call in calls if call.region in self.loops.loops)
+
+    def stepped_loops(self) -> Iterator[tuple[str, StepLoop]]:
+        """Each lifted loop once, with the first signature that steps it."""
+        seen: set[str] = set()
+        for name in sorted(self.stepped):
+            for call in self.loop_calls(name):
+                if call.region not in seen:
+                    seen.add(call.region)
+                    yield name, self.loops.loops[call.region]
 
     def why_not_joined(self, tensors: Iterable[str]) -> tuple[str, ...]:
         """Why a stage between these tensors cannot run joined requests as one; nothing if it can.
@@ -82,6 +132,10 @@ class CutModel:
     @cached_property
     def _calls(self) -> dict[str, AnyCall]:
         return {**by_output(self.tables), **self.gated.by_output}
+
+    @cached_property
+    def _stepped_calls(self) -> dict[str, AnyCall]:
+        return {**self._calls, **self.loops.calls}
 
 
 def cut_saved_model(

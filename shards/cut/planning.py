@@ -51,11 +51,12 @@ def cut_and_plan(
     Reads `saved_model.pb`, the layout file and the checkpoint's index; of the variables nothing,
     unless checksums are to be verified. Raises NotFound or DataLoss naming a file that is missing,
     cut off, damaged or does not match the graph, and InvalidArgument naming the layout file and the
-    table for a layout that does not fit the model, or the region that is not closed. Raises as
-    `stage_groups` does.
+    table for a layout that does not fit the model, the region that is not closed, or a signature
+    that there is not. Raises as `stage_groups` does.
     """
     stages = stages_of(directory, options.batching)
     cut, layout = cut_and_layout(directory, options, stages.regions)
+    cut.check_signatures(stages.loops)
     has_regions = bool(cut.regions)
     whole = ModelPlan(
         name, version, str(directory), options.tags, layout, {}, "", stages, has_regions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from shardserve.shards.cut.scorings import AnyLookup, outputs_of
 from shardserve.shards.cut.stage_grouping import stage_groups
 from shardserve.shards.model import PlanOptions
 from shardserve.shards.regions import Region
+from shardserve.shards.sequences_form import SequenceEntry
 from shardserve.shards.stages import LookupBatching, Stages
 from shardserve.shards.stages_file import stages_of
 
@@ -47,13 +48,28 @@ class ProgramReport:
 
 
 @dataclass(frozen=True)
+class LoopReport:
+    """A loop, by its node: the signatures that step it, or might, or why it stays whole."""
+
+    node: str
+    stepped_by: tuple[str, ...] = ()
+    might_be_by: tuple[str, ...] = ()
+    whole: str = ""
+
+
+@dataclass(frozen=True)
 class StageGraph:
-    """A model's stages. TensorFlow batches at the nodes `by_tensorflow` by itself."""
+    """A model's stages, and its loops. TensorFlow batches at the nodes `by_tensorflow` by itself.
+
+    `sequences` are the signatures made of steps, and how these are batched.
+    """
 
     directory: Path
     signatures: tuple[ProgramReport, ...]
     regions: tuple[ProgramReport, ...]
     by_tensorflow: tuple[str, ...]
+    loops: tuple[LoopReport, ...] = ()
+    sequences: tuple[tuple[str, str], ...] = ()
 
 
 def stage_graph(directory: Path, options: PlanOptions) -> StageGraph:
@@ -61,13 +77,36 @@ def stage_graph(directory: Path, options: PlanOptions) -> StageGraph:
     stages = stages_of(directory, options.batching)
     cut, _ = cut_and_layout(directory, options, stages.regions)
     stage_groups(cut, "")  # For what it refuses.
+    loops = tuple(_loops(cut, stages.loops))
+    cut = cut.stepping(stages.loops)
     reporter = _Reporter(cut, stages)
     return StageGraph(
         directory,
         tuple(reporter.signature(name) for name in sorted(cut.programs)),
         tuple(reporter.region(name) for name in sorted(cut.regions)),
         batched_by_tensorflow(cut.graph_def),
+        loops,
+        tuple((name, _sequence(entry)) for name, entry in stages.sequences.items()),
     )
+
+
+def _loops(cut: CutModel, stepped: Collection[str]) -> Iterator[LoopReport]:
+    """Every loop of the signatures."""
+    names = sorted(cut.inlined.signatures)
+    every = cut.stepping(names)
+    by_node: dict[str, list[str]] = {}
+    for name in names:
+        for call in every.loop_calls(name):
+            by_node.setdefault(call.region, []).append(name)
+    for node, signatures in by_node.items():
+        might = tuple(name for name in signatures if name not in stepped)
+        yield LoopReport(node, tuple(n for n in signatures if n in stepped), might)
+    for node, reason in every.loops.whole.items():
+        yield LoopReport(node, whole=reason)
+
+
+def _sequence(entry: SequenceEntry) -> str:
+    return f"steps of {entry.step!r}, {_rows(entry.batching.parameters())}"
 
 
 class _Reporter:
@@ -76,10 +115,10 @@ class _Reporter:
         self._stages = stages
 
     def signature(self, name: str) -> ProgramReport:
-        program = self._cut.programs[name]
+        program = self._cut.program_for(name, self._cut.inlined.signatures[name].outputs)
         dense = self._stages.dense
         reasons = () if dense is None else why_at_front(self._cut, program, dense)
-        if dense is None or not reasons:
+        if dense is None or not reasons or name in self._cut.stepped:
             return ProgramReport(name, tuple(self._of(program, self._stages)))
         note = (
             f"requests are joined before the first stage ({_parameters(dense)}), not before the "
@@ -127,6 +166,9 @@ class _Reporter:
             yield self._call(step, call)
 
     def _call(self, step: int, call: RegionCall) -> StageReport:
+        if call.region in self._cut.loops.loops:
+            how = "stepped for all requests together"
+            return StageReport(step, f"loop {call.region}", call.operands, call.outputs, how)
         region = self._cut.regions[call.region].region
         name = f"region {region.name}"
         return StageReport(step, name, call.operands, call.outputs, _of_region(region))
@@ -158,6 +200,10 @@ def _parameters(batching: BatchingParameters) -> str:
     if batching.allowed_batch_sizes:
         sizes += f", padded to {', '.join(map(str, batching.allowed_batch_sizes))}"
     return sizes
+
+
+def _rows(batching: BatchingParameters) -> str:
+    return f"in a running batch of up to {batching.max_batch_size} rows"
 
 
 def _merged(lookups: LookupBatching) -> str:

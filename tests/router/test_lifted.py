@@ -1,0 +1,144 @@
+"""Loops of a model that are stepped for all requests answer as TensorFlow does for each alone."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shardserve.batching.errors import InvalidArgument
+from shardserve.batching.parameters import BatchingParameters
+from shardserve.router.servable import RequestContext
+from shardserve.router.sharded import ShardedServable, load_sharded
+from shardserve.shards.cut.cut import CutRule, cut_saved_model
+from shardserve.shards.cut.planning import plan_model
+from shardserve.shards.local import LocalChannel
+from shardserve.shards.model import PlanOptions
+from shardserve.shards.shard import Shard
+from shardserve.shards.stages import Stages
+from tests.loop_models import LIFTED, WHOLE, WIDTH, WORDS, export_lowered
+from tests.uncut import Uncut
+
+#: The same kernels on another number of rows add in another order.
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+ROWS = 8
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Callable[[str], Path]:
+    """Where a model was exported."""
+
+    @functools.cache
+    def exported(name: str) -> Path:
+        path = tmp_path_factory.mktemp(name) / "1"
+        if name == "lowered":
+            export_lowered(path)
+        else:
+            (LIFTED[name] if name in LIFTED else WHOLE[name][0])(path)
+        return path
+
+    return exported
+
+
+def served(path, threads, options=None) -> ShardedServable:
+    stages = Stages(loops={"serving_default": BatchingParameters(max_batch_size=ROWS)})
+    plan = replace(plan_model("m", 1, path, options or PlanOptions()), stages=stages)
+    shards = [Shard.load(plan.sources, plan.slices_of_shard(0))] if plan.layout.tables else []
+    return load_sharded(plan, [LocalChannel(s) for s in shards], threads)
+
+
+def requests(name: str, count: int, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shapes = [(int(rng.integers(1, 4)), int(rng.integers(1, 25))) for _ in range(count)]
+    if "masked" in name:
+        return [rng.integers(0, WORDS, shape) * (rng.random(shape) < 0.7) for shape in shapes]
+    return [rng.normal(size=(*shape, WIDTH)).astype(np.float32) for shape in shapes]
+
+
+async def ask(servable: ShardedServable, x: np.ndarray) -> dict[str, np.ndarray]:
+    outputs = list(servable.signatures["serving_default"].outputs)
+    context = RequestContext("test", math.inf)
+    return await servable.run("serving_default", {"x": x}, outputs, context)
+
+
+def check(path: Path, asked: list[np.ndarray], answers: list[dict[str, np.ndarray]]) -> None:
+    alone = Uncut(path)
+    for x, answer in zip(asked, answers, strict=True):
+        expected = alone.answer("serving_default", {"x": x})
+        assert answer.keys() == expected.keys()
+        for alias, array in expected.items():
+            assert answer[alias].shape == array.shape
+            np.testing.assert_allclose(answer[alias], array, **CLOSE)
+    alone.close()
+
+
+@pytest.mark.parametrize("name", LIFTED)
+async def test_requests_of_many_lengths_get_what_each_gets_alone(name, directory, threads):
+    servable = served(directory(name), threads)
+    asked = requests(name, 12)
+    check(directory(name), asked, await asyncio.gather(*[ask(servable, x) for x in asked]))
+    counts = servable.loop_counts()
+    assert len(counts) == (2 if name in ("stacked", "both_ways") else 1)
+    for one in counts.values():
+        assert one.row_steps == sum(x.shape[0] * x.shape[1] for x in asked)
+        assert one.steps < one.row_steps / 2
+
+
+@pytest.mark.parametrize("name", WHOLE)
+async def test_a_loop_that_cannot_be_stepped_stays_whole(name, directory, threads):
+    cut = cut_saved_model(directory(name), CutRule(only=frozenset()))
+    (reason,) = cut.stepping(["serving_default"]).loops.whole.values()
+    with pytest.raises(AssertionError, match=WHOLE[name][1]):
+        raise AssertionError(reason)
+    servable = served(directory(name), threads)
+    assert not servable.loop_counts()
+    asked = requests(name, 2)
+    answers = [await ask(servable, x) for x in asked]
+    if name != "draws":
+        check(directory(name), asked, answers)
+
+
+def test_a_lowered_loop_stays_whole(directory):
+    loops = cut_saved_model(directory("lowered"), CutRule(only=frozenset())).stepping(
+        ["serving_default"]
+    )
+    (reason,) = loops.loops.whole.values()
+    assert "lowered control flow" in reason
+
+
+async def test_what_a_step_cannot_do_the_loop_itself_does(directory, threads):
+    path = directory("running_means")
+    servable = served(path, threads)
+    many = requests("running_means", 1)[0].repeat(ROWS + 1, axis=0)
+    none = np.zeros((2, 0, WIDTH), np.float32)
+    check(path, [many], [await ask(servable, many)])
+    with pytest.raises(InvalidArgument):
+        await ask(servable, none)
+    assert not any(one.steps for one in servable.loop_counts().values())
+
+
+async def test_a_request_whose_operands_make_no_step_gets_tensorflows_own_error(directory, threads):
+    servable = served(directory("lstm"), threads)
+    with pytest.raises(InvalidArgument, match="Tried to stack list which only contains"):
+        await ask(servable, np.zeros((2, 0, WIDTH), np.float32))
+
+
+async def test_the_tables_of_a_model_with_loops_lie_on_shards(directory, threads):
+    path = directory("masked_words")
+    servable = served(path, threads, PlanOptions(threshold=WORDS * WIDTH * 4))
+    asked = requests("masked_words", 10, seed=2)
+    check(path, asked, await asyncio.gather(*[ask(servable, x) for x in asked]))
+    (counts,) = servable.loop_counts().values()
+    assert counts.steps < counts.row_steps / 2
+
+
+def test_a_signature_that_there_is_not_is_refused_by_name(directory):
+    cut = cut_saved_model(directory("lstm"), CutRule(only=frozenset()))
+    with pytest.raises(InvalidArgument, match=r"loops\.encode: the model has no such signature"):
+        cut.stepping(["encode"])
