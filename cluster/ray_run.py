@@ -135,6 +135,7 @@ class RayRun:
                 raise Unavailable(f"the controller has died for good: {error}") from error
             except RayError as error:
                 self._log.warning("no controller", error=str(error))
+                self._stop.check()
                 time.sleep(_POLL_SECONDS)
 
 

@@ -67,7 +67,10 @@ def _with_sequences(
     threads: StageThreads,
     device: BatchDevice,
 ) -> Servable:
-    sequences = plan.stages.sequences
+    sequences, requests = plan.stages.sequences, plan.stages.requests
+    if requests is not None:
+        # On a device of its own: its batches wait for those of the stages.
+        servable = BatchedServable(servable, requests)
     return SequenceServable(servable, steps, sequences, threads, device) if sequences else servable
 
 

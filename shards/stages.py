@@ -42,11 +42,13 @@ class LookupBatching:
 class Stages:
     """The batching of each kind of stage; None: that one is not batched.
 
+    With `requests`, whole requests are joined before the first stage and walk on together.
     `regions` are those that the operator names. The model's own are batched as the model says.
     `sequences` are signatures made of steps, by their names, `loops` the signatures whose loops are
     stepped.
     """
 
+    requests: BatchingParameters | None = None
     ids: BatchingParameters | None = None
     lookups: LookupBatching | None = None
     dense: BatchingParameters | None = None

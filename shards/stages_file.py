@@ -88,8 +88,13 @@ class LookupsEntry(Strict):
 
 
 class StageEntries(Strict):
-    """The stages that every model has; one that is not named is as the server's flags say."""
+    """The stages that every model has; one that is not named is as the server's flags say.
 
+    Where `requests` is named, whole requests are joined, and of the other stages only those that
+    are named besides.
+    """
+
+    requests: BatchingEntry | None = None
     ids: BatchingEntry | None = None
     lookups: LookupsEntry | None = None
     dense: BatchingEntry | None = None
@@ -177,7 +182,10 @@ def _of_model(directory: Path, options: BatchingOptions) -> BatchingParameters |
 
 def _with_file(stages: Stages, file: StagesFile, server: BatchingParameters) -> Stages:
     said = file.stages
+    if said.requests is not None:
+        stages = Stages(requests=said.requests.parameters("stages.requests", server))
     return Stages(
+        requests=stages.requests,
         ids=said.ids.parameters("stages.ids", server) if said.ids else stages.ids,
         lookups=said.lookups.parameters() if said.lookups else stages.lookups,
         dense=said.dense.parameters("stages.dense", server) if said.dense else stages.dense,

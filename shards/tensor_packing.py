@@ -27,10 +27,13 @@ _PLAIN: Final = 0
 #: structures of one field to TensorFlow.
 _BITS: Final[dict[str, tuple[np.dtype[Any], np.dtype[Any]]]] = {
     "bfloat16": (np.dtype(ml_dtypes.bfloat16), np.dtype(np.uint16)),
-    "float8_e5m2": (np.dtype(ml_dtypes.float8_e5m2), np.dtype(np.uint8)),
-    "float8_e4m3fn": (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(np.uint8)),
-    "int4": (np.dtype(ml_dtypes.int4), np.dtype(np.uint8)),
-    "uint4": (np.dtype(ml_dtypes.uint4), np.dtype(np.uint8)),
+    **{
+        name: (np.dtype(getattr(ml_dtypes, name)), np.dtype(np.uint8))
+        for name in (
+            *("float8_e5m2", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e4m3b11fnuz"),
+            *("float8_e5m2fnuz", "float4_e2m1fn", "int4", "uint4", "int2", "uint2"),
+        )
+    },
     **{
         f"q{name}": (np.dtype([(f"q{name}", name)]), np.dtype(name))
         for name in ("int8", "uint8", "int16", "uint16", "int32")

@@ -116,6 +116,9 @@ class _Reporter:
 
     def signature(self, name: str) -> ProgramReport:
         program = self._cut.program_for(name, self._cut.inlined.signatures[name].outputs)
+        if self._stages.requests is not None:
+            note = f"whole requests are joined ({_parameters(self._stages.requests)})"
+            return ProgramReport(name, tuple(self._of(program, self._stages)), note)
         dense = self._stages.dense
         reasons = () if dense is None else why_at_front(self._cut, program, dense)
         if dense is None or not reasons or name in self._cut.stepped:

@@ -68,7 +68,11 @@ def _command(entry: Path) -> str:
 
 @contextmanager
 def server(base_path: Path, *flags: str) -> Iterator[Server]:
-    """Start `shardserve serve` on a model called "m"; end it with the block, if it still runs."""
+    """Start `shardserve serve` on a model called "m"; end it with the block, if it still runs.
+
+    Unless a layout says so, its tables are cut from 16 KB on.
+    """
+    cut = [] if any(flag.startswith("--layout=") for flag in flags) else ["--cut_threshold=16KB"]
     grpc, rest, ingress_http, ingress_grpc = ports = free_ports(4)
     names = ("port", "rest_api_port", "serve_http_port", "serve_grpc_port")
     chosen = [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
@@ -78,8 +82,8 @@ def server(base_path: Path, *flags: str) -> Iterator[Server]:
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "shardserve", "serve"),
-            *("--model_name=m", f"--model_base_path={base_path}", "--cut_threshold=16KB"),
-            *(*chosen, *flags),
+            *("--model_name=m", f"--model_base_path={base_path}"),
+            *(*chosen, *cut, *flags),
         ],
         env={**environment, _MARK: mark},
         stdout=subprocess.DEVNULL,

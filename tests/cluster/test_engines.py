@@ -240,7 +240,7 @@ def test_a_start_that_fails_says_why_in_one_line_and_leaves_no_process(
         assert started.end(signal.SIGTERM) == 1
 
         assert started.descendants() == []
-        assert "shardserve: table 'absent' is not a variable" in started.said
+        assert f"shardserve: {layout}: table 'absent' is not a variable" in started.said
         assert "Traceback" not in started.said
 
 

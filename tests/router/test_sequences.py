@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from pathlib import Path
 
@@ -264,7 +265,8 @@ async def test_it_is_a_signature_like_any_other(encoder_dir, threads):
     handlers = Handlers(catalog, threads)
     body = b'{"signature_name": "encode", "instances": [[[0,0,0,0,0,0]]]}'
     reply = await handlers.predict_json(ModelSpec("m"), body, context())
-    assert b'"steps":1' in reply
+    (prediction,) = json.loads(reply)["predictions"]
+    assert prediction["steps"] == 1
     metadata = handlers.metadata(
         get_model_metadata_pb2.GetModelMetadataRequest(
             model_spec={"name": "m"}, metadata_field=["signature_def"]

@@ -120,3 +120,14 @@ def test_the_published_schema_takes_what_the_form_takes_and_is_of_this_version()
     validator = jsonschema.Draft202012Validator(stages_schema())
     validator.validate(yaml.safe_load(FULL))
     assert not validator.is_valid({"stages": {"dence": {}}})
+
+
+def test_where_whole_requests_are_joined_other_stages_are_only_if_named(tmp_path):
+    file = tmp_path / "stages.yaml"
+    file.write_text("stages: {requests: {max_batch_size: 8}, ids: {max_batch_size: 4}}")
+    options = BatchingOptions(BatchingParameters(max_batch_size=100), stages_file=file)
+    stages = stages_of(tmp_path, options)
+    assert stages.requests is not None
+    assert stages.requests.max_batch_size == 8
+    assert stages.ids is not None
+    assert (stages.dense, stages.lookups) == (None, None)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from shardserve.batching.errors import InvalidArgument
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.cut.stage_graph import UNBATCHED, stage_graph
@@ -93,16 +92,6 @@ def test_calls_of_one_function_are_one_region(marked, tmp_path):
     assert called["dense"] == called["serving_default"]
     assert len(called["before"]) == 2
     assert graph.by_tensorflow == ()
-
-
-def test_a_region_in_which_a_table_is_read_has_no_actors(plain, tmp_path):
-    text = f"""
-    regions:
-      embed: {{inputs: [ids], outputs: [{SCOPE}/Gather], actors: {{count: 1}}}}
-    """
-    for made in (stage_graph, lambda path, found: plan_model("m", 1, path, found)):
-        with pytest.raises(InvalidArgument, match="region 'embed' reads table 'items'"):
-            made(plain, options(tmp_path, text))
 
 
 def test_a_plan_says_whether_there_are_regions(plain, marked, tmp_path):
