@@ -63,7 +63,12 @@ class Pace:
             self._forget(now - MAX_AGE)
         return point.least
 
-    def seconds(self, rows: int, now: float) -> float:
+    @property
+    def most_rows(self) -> float:
+        """About the most rows of which something is known; 0 if nothing is."""
+        return self._known[-1].rows if self._known else 0.0
+
+    def seconds(self, rows: float, now: float) -> float:
         """What a batch of `rows` is expected to take, 0 if that is not known."""
         if now - self._latest > MAX_AGE:
             return 0.0

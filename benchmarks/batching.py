@@ -12,7 +12,7 @@ from benchmarks.batching_section import Section
 from benchmarks.report import Options, Report
 
 #: In the order in which they are shown: each is the module `benchmarks.batching_NAME`.
-SECTIONS = ("per_core", "sequences")
+SECTIONS = ("per_core", "stages", "sequences")
 
 
 def run(options: Options) -> Report:

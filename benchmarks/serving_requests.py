@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
 
 from benchmarks.serving_load import Workload
-from benchmarks.workloads import Array, DlrmQueries
+from benchmarks.workloads import Array
 from examples.dlrm import quiet_tensorflow
 
 Inputs = Mapping[str, Array]
@@ -31,7 +31,15 @@ class Queries:
         return Workload([encode(inputs) for inputs in self.inputs], self.answers, decode)
 
 
-def draw(model: Callable[..., Any], queries: DlrmQueries, size: int, count: int) -> Queries:
+class Drawable(Protocol):
+    """Queries by their numbers."""
+
+    def query(self, number: int, size: int = 1) -> dict[str, Array]:
+        """The inputs of `size` examples."""
+        ...
+
+
+def draw(model: Callable[..., Any], queries: Drawable, size: int, count: int) -> Queries:
     """Queries 0 to `count`, each of `size` examples, answered by a loaded signature."""
     tf = quiet_tensorflow()
     inputs = [queries.query(number, size) for number in range(count)]

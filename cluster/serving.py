@@ -8,6 +8,7 @@ from pathlib import Path
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.memory import settle_memory
 from shardserve.cluster.options import DoorOptions
+from shardserve.router.admitting import AdmittingServable
 from shardserve.router.batched import BatchedServable
 from shardserve.router.catalog import Catalog, Model, State, Version
 from shardserve.router.grpc_door import GrpcDoor
@@ -54,10 +55,19 @@ def load_servable(
         directory = Path(plan.directory)
         whole = load_whole(plan.name, plan.version, directory, threads, plan.tags, parallelism)
         batched = whole if dense is None else BatchedServable(whole, dense, device)
-        return _with_sequences(plan, batched, whole, threads, device)
+        return _with_sequences(plan, _admitting(plan, batched), whole, threads, device)
     batching = StageBatching(device, remote or {})
     sharded = load_sharded(plan, _batched(plan, channels), threads, parallelism, batching, cut)
-    return _with_sequences(plan, sharded, sharded, threads, device)
+    return _with_sequences(plan, _admitting(plan, sharded), sharded, threads, device)
+
+
+def _admitting(plan: ModelPlan, servable: Servable) -> Servable:
+    """What batches refuses what would be late; what does not has no queue of its own to measure."""
+    stages = plan.stages
+    if stages.requests is not None:
+        # On a device of its own: its batches wait for those of the stages.
+        return AdmittingServable(BatchedServable(servable, stages.requests))
+    return servable if stages.dense is None else AdmittingServable(servable)
 
 
 def _with_sequences(
@@ -67,10 +77,7 @@ def _with_sequences(
     threads: StageThreads,
     device: BatchDevice,
 ) -> Servable:
-    sequences, requests = plan.stages.sequences, plan.stages.requests
-    if requests is not None:
-        # On a device of its own: its batches wait for those of the stages.
-        servable = BatchedServable(servable, requests)
+    sequences = plan.stages.sequences
     return SequenceServable(servable, steps, sequences, threads, device) if sequences else servable
 
 

@@ -1,0 +1,305 @@
+"""Stages that batch separately, against whole requests that batch, against none: open loop.
+
+Two models: the example DLRM, and one of uneven stages (`benchmarks.uneven_model`). Each server is
+started anew for each of its turns, and measured alone: the highest rate at which the 99th
+percentile of the latencies, counted from the intended time of sending, stays within `BOUND` and
+every reply is TensorFlow's; the 99th percentile at half of what the unbatched server promises; and
+for the stages, what is answered rightly and in time, a second, at up to three times the load that
+saturates it, with a deadline of `BOUND` on every request. Either way to batch has the best of its
+settings, found in this run.
+
+Settings: `model=DIR`, the example model's base path (`.cache/dlrm`); `uneven=DIR`, the other's
+(`.cache/uneven`); both are built if they are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import orjson
+
+from benchmarks.batching_section import Section
+from benchmarks.report import Claim, Options, Row
+from benchmarks.server_process import ServerProcess, free_ports, unwinding_on_sigterm
+from benchmarks.serving_contest import Watch
+from benchmarks.serving_load import Generator, Measured, Target, Workload
+from benchmarks.serving_requests import (
+    Inputs,
+    draw,
+    load_signature,
+    rest_predictions,
+    rest_rows,
+)
+from benchmarks.serving_search import Bracket, highest_rate
+from benchmarks.serving_subjects import MODEL, haproxy_files, is_available
+from benchmarks.uneven_model import Documents, UnevenConfig, export
+from benchmarks.workloads import DlrmQueries
+from examples.dlrm import EXTRA
+
+#: In seconds: of the 99th percentile, and the deadline of every request under overload.
+BOUND = 0.030
+ROUNDS = 3
+RUN_SECONDS = 3.0
+OVERLOAD_SECONDS = 5.0
+CLIENTS = 64
+TRIES = 4
+#: Runs of a rate that is to fail: what else goes on in a machine can only make one fail.
+RUNS_TO_FAIL = 2
+START_SECONDS = 120.0
+#: Of the rate that saturates the server.
+LOADS = (0.7, 0.85, 1.0, 1.2)
+OVERLOAD = 3.0
+
+SERVER = ("--shards=2", "--tensorflow_intra_op_parallelism=1")
+UNBATCHED, WHOLE, STAGES = "no batching", "whole requests", "stages"
+SIZES = (16, 64)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to serve, and single examples to send with the right answers."""
+
+    name: str
+    base_path: Path
+    workload: Workload
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to batch, with one setting of it. A `max_batch_size` of 0 is none."""
+
+    name: str
+    max_batch_size: int = 0
+
+    def flags(self, directory: Path) -> list[str]:
+        """What to add to the command line; files go to `directory`."""
+        if not self.max_batch_size:
+            return []
+        file = directory / "stages.yaml"
+        stage = "requests" if self.name == WHOLE else "dense"
+        batching = {"max_batch_size": self.max_batch_size, "max_enqueued_batches": 100}
+        file.write_text(json.dumps({"version": 1, "stages": {stage: batching}}))
+        return ["--enable_batching", f"--stages_file={file}"]
+
+    def __str__(self) -> str:
+        return f"max_batch_size {self.max_batch_size}" if self.max_batch_size else ""
+
+
+@dataclass
+class Record:
+    """What one way did with one model, turn by turn: rates in requests/s, latencies in seconds."""
+
+    rates: list[float] = field(default_factory=list)
+    half_load: list[float] = field(default_factory=list)
+    capacities: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Stand:
+    """Where ways are measured, and what was found so far."""
+
+    directory: Path
+    watch: Watch = field(default_factory=Watch)
+    quick: bool = False
+    records: dict[tuple[str, str], Record] = field(default_factory=lambda: defaultdict(Record))
+    chosen: dict[tuple[str, str], Way] = field(default_factory=dict)
+    common: dict[str, float] = field(default_factory=dict)
+
+    def best(self, model: Model, name: str) -> Way:
+        """The best setting of a way to batch, by the rate that it promises in two tries."""
+        if (model.name, name) not in self.chosen:
+            ways = [Way(name, size) for size in (SIZES[:1] if self.quick else SIZES)]
+            rates = {way: self._promise(model, way) for way in ways} if len(ways) > 1 else {}
+            self.chosen[model.name, name] = max(ways, key=lambda way: rates.get(way, 0.0))
+        return self.chosen[model.name, name]
+
+    def _promise(self, model: Model, way: Way) -> float:
+        with self.serving(model, way) as generator:
+            return promised(generator, self._seconds, tries=2)[1]
+
+    @property
+    def _seconds(self) -> float:
+        return 1.0 if self.quick else RUN_SECONDS
+
+    def turn(self, model: Model, way: Way) -> None:
+        """One turn: the rate it promises, and its latency at the common rate."""
+        record = self.records[model.name, way.name]
+        with self.serving(model, way) as generator:
+            capacity, rate = promised(generator, self._seconds, 1 if self.quick else TRIES)
+            record.capacities.append(capacity)
+            record.rates.append(rate)
+            if way.name == UNBATCHED:
+                self.common.setdefault(model.name, rate / 2)
+            if common := self.common[model.name]:
+                at = generator.open_loop(
+                    common, 2 * self._seconds, 10 * BOUND, seed=len(record.rates)
+                )
+                record.half_load.append(at.percentile(99))
+        self.watch.say(f"{model.name}, {way.name} {way}: {rate:.0f}/s of {capacity:.0f}/s")
+
+    @contextmanager
+    def serving(self, model: Model, way: Way, *flags: str) -> Iterator[Generator]:
+        """A server of its own, and a load generator aimed at it; both end with the block."""
+        # Its name is short: HAProxy's socket lies below it, and a socket's path is.
+        directory = self.directory / str(len(list(self.directory.iterdir())))
+        directory.mkdir()
+        grpc, rest, serve_http, serve_grpc = free_ports(4)
+        command = [
+            *(sys.executable, "-m", "shardserve", "serve", f"--model_name={MODEL}"),
+            *(f"--model_base_path={model.base_path}", f"--port={grpc}", f"--rest_api_port={rest}"),
+            *(f"--serve_http_port={serve_http}", f"--serve_grpc_port={serve_grpc}"),
+            *(*SERVER, *way.flags(directory), *flags),
+        ]
+        target = Target("rest", rest, f"/v1/models/{MODEL}:predict")
+        with ServerProcess(command, directory / "log", haproxy_files(directory)) as server:
+            server.wait_until(lambda: is_available(rest), START_SECONDS)
+            with Generator(target, model.workload) as generator:
+                generator.closed_loop(2, 0.5)
+                checked = generator.closed_loop(1, 1.0)
+                if checked.wrong_answer or not checked.completed_rate:
+                    raise RuntimeError(f"{model.name}, {way.name}: {checked.first_error}")
+                yield generator
+
+
+def promised(generator: Generator, seconds: float, tries: int) -> tuple[float, float]:
+    """Requests/s in a closed loop, and the highest rate that keeps the bound."""
+    capacity = generator.closed_loop(CLIENTS, seconds).completed_rate
+    seeds = iter(range(1_000_000))
+
+    def holds(rate: float) -> bool:
+        runs = (
+            generator.open_loop(rate, seconds, 3 * BOUND, next(seeds)) for _ in range(RUNS_TO_FAIL)
+        )
+        return any(run.percentile(99) <= BOUND for run in runs)
+
+    return capacity, highest_rate(Bracket.around(capacity), holds, tries)
+
+
+@dataclass(frozen=True)
+class Overload:
+    """One load on a server whose every request has a deadline of `BOUND`."""
+
+    load: float
+    rate: float
+    goodput: float
+    p99: float
+
+    @classmethod
+    def of(cls, load: float, rate: float, run: Measured) -> Overload:
+        answered = run.latencies[np.isfinite(run.latencies)]
+        in_time = float((answered <= BOUND).sum()) / OVERLOAD_SECONDS
+        p99 = float(np.percentile(answered, 99)) if len(answered) else float("nan")
+        return cls(load, rate, in_time, p99)
+
+
+def overload(stand: Stand, model: Model, way: Way, saturating: float) -> list[Overload]:
+    """Goodput at each of `LOADS`, and then at `OVERLOAD`, of the rate that saturates a server.
+
+    That is measured where requests have all the time they need: here some are refused.
+    """
+    found = []
+    with stand.serving(model, way, f"--rest_api_timeout_in_ms={BOUND * 1e3:.0f}") as generator:
+        for number, load in enumerate((*LOADS, OVERLOAD)):
+            rate = load * saturating
+            run = generator.open_loop(rate, OVERLOAD_SECONDS, 100.0, number)
+            found.append(Overload.of(load, rate, run))
+            stand.watch.say(f"{model.name}, {way.name}: {found[-1]}")
+    return found
+
+
+def measure(options: Options) -> Section:
+    """Measure. Ends every server that it started, also when it is interrupted."""
+    quick = options.quick
+    with unwinding_on_sigterm(), TemporaryDirectory(prefix="ba-") as directory:
+        stand = Stand(Path(directory), quick=quick)
+        uneven, dlrm = _uneven(options), _dlrm(options)
+        for model, rounds in ((uneven, ROUNDS), (dlrm, 1)):
+            for _ in range(1 if quick else rounds):
+                stand.turn(model, Way(UNBATCHED))
+                for name in (WHOLE, STAGES):
+                    stand.turn(model, stand.best(model, name))
+        saturating = statistics.median(stand.records[uneven.name, STAGES].capacities)
+        loads = overload(stand, uneven, stand.best(uneven, STAGES), saturating)
+    return Section(_rows(stand, uneven, loads), _claims(stand, uneven, loads), _notes(stand))
+
+
+def _uneven(options: Options) -> Model:
+    base_path = Path(options.settings.get("uneven", ".cache/uneven"))
+    signature = load_signature(export(UnevenConfig(), base_path))
+    queries = draw(signature, Documents(), 1, 64 if options.quick else 1024)
+    return Model("uneven", base_path, queries.encoded(_text_rows, rest_predictions))
+
+
+def _dlrm(options: Options) -> Model:
+    base_path = Path(options.settings.get("model", ".cache/dlrm"))
+    subprocess.run([sys.executable, "-m", "examples.dlrm", f"--out={base_path}"], check=True)
+    parameters = json.loads((base_path / "1" / EXTRA / "parameters.json").read_text())
+    queries = DlrmQueries(tuple(parameters["rows"]), tuple(parameters["hots"]), parameters["dense"])
+    drawn = draw(load_signature(base_path / "1"), queries, 1, 64 if options.quick else 1024)
+    return Model("DLRM", base_path, drawn.encoded(rest_rows, rest_predictions))
+
+
+def _text_rows(inputs: Inputs) -> bytes:
+    return orjson.dumps({"instances": [{"text": text.decode()} for text in inputs["text"]]})
+
+
+def _rows(stand: Stand, uneven: Model, loads: Sequence[Overload]) -> list[Row]:
+    rows = []
+    for (model, name), record in stand.records.items():
+        note = str(stand.chosen.get((model, name), ""))
+        figures = {
+            ("closed loop", "req/s"): record.capacities,
+            (f"rate at p99 <= {BOUND * 1e3:.0f} ms", "req/s"): record.rates,
+            (f"p99 at {stand.common[model]:.0f} req/s", "ms"): [1e3 * s for s in record.half_load],
+        }
+        for (metric, unit), values in figures.items():
+            if values:
+                rows.append(Row(name, model, metric, unit, statistics.median(values), note))
+    for one in loads:
+        case = f"{uneven.name}, {one.load:g} of saturation"
+        rows.append(
+            Row(STAGES, case, "goodput", "req/s", one.goodput, f"{one.rate:.0f} req/s sent")
+        )
+        rows.append(Row(STAGES, case, "p99 of those answered", "ms", one.p99 * 1e3))
+    return rows
+
+
+def _claims(stand: Stand, uneven: Model, loads: Sequence[Overload]) -> list[Claim]:
+    whole, stages, none = (stand.records[uneven.name, name] for name in (WHOLE, STAGES, UNBATCHED))
+    ratios = [one / other for one, other in zip(stages.rates, whole.rates, strict=True) if other]
+    ratio = statistics.median(ratios) if len(ratios) == len(whole.rates) else None
+    shown = "by round " + ", ".join(f"{one:.2f}" for one in ratios)
+    later = [a - b for a, b in zip(stages.half_load, none.half_load, strict=True)]
+    slower = statistics.median(later) * 1e3 if later else None
+    peak, at_three = max(one.goodput for one in loads[:-1]), loads[-1]
+    return [
+        Claim("batching.stages_vs_whole_model", ratio, 1.5, note=shown),
+        Claim("batching.p99_at_half_load_over_unbatched_ms", slower, 1.0, sense="at_most"),
+        Claim("batching.goodput_at_3x_vs_peak", at_three.goodput / peak if peak else None, 0.9),
+        Claim(
+            "batching.p99_at_3x_vs_deadline",
+            at_three.p99 / BOUND,
+            1.0,
+            sense="at_most",
+            note="of those answered",
+        ),
+    ]
+
+
+def _notes(stand: Stand) -> list[str]:
+    load = (
+        "Stages and whole requests: single examples over REST, Poisson arrivals, "
+        f"{RUN_SECONDS:g} s for each rate, {' '.join(SERVER)}; every reply was compared to "
+        "TensorFlow's, to 1e-5 relative; each way to batch has the best of its settings of this run"
+    )
+    return [load, *stand.watch.describe()]
