@@ -1,9 +1,10 @@
 """A text classifier with uneven stages: costly, irregular preprocessing before a dense tower.
 
-Documents are normalised by regular expressions and cut into character n-grams, which are hashed and
-looked up in one table (the ids stage: its cost grows with a document's length, and a batch of
-documents costs what they cost one by one); the mean of their rows goes through a tower of wide
-layers (the dense stage: mostly reading its weights, so a batch costs little more than one example).
+Documents are normalised and stripped of private data by regular expressions, and cut into character
+n-grams, which are hashed and looked up in one table (the ids stage: its cost grows with a
+document's length, and a batch of documents costs what they cost one by one); the mean of their rows
+goes through a tower of wide layers (the dense stage: mostly reading its weights, so a batch costs
+little more than one example).
 The architecture is that of fastText (A. Joulin et al., "Bag of tricks for efficient text
 classification", 2016) with a tower on top; lengths are lognormal, as those of web pages are.
 """
@@ -23,6 +24,29 @@ from benchmarks.workloads import Array
 from examples.dlrm import quiet_tensorflow
 
 PARAMETERS = "parameters.json"
+#: What is not to be learnt from documents: numbers, names and addresses of people, by their form.
+PRIVATE = (
+    r"\+?[0-9]{1,3}[ .-][0-9]{2,4}[ .-][0-9]{3,4}[ .-][0-9]{3,4}",
+    r"[0-9]{4}[ -][0-9]{4}[ -][0-9]{4}[ -][0-9]{4}",
+    r"[0-9]{3}-[0-9]{2}-[0-9]{4}",
+    r"[a-z]{2}[0-9]{2}( ?[a-z0-9]{4}){3,7}",
+    r"[0-9]{1,3}(\.[0-9]{1,3}){3}",
+    r"([0-9a-f]{2}:){5}[0-9a-f]{2}",
+    r"([0-9a-f]{1,4}:){3,7}[0-9a-f]{1,4}",
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+    r"[0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{2,4}",
+    r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]* [0-9]{1,2},? [0-9]{4}",
+    r"[0-9]+ [a-z]+ (street|st|road|rd|avenue|ave|lane|ln|drive|dr)",
+    r"(mr|mrs|ms|dr|prof)\. [a-z]+( [a-z]+)?",
+    r"@[a-z0-9_]{2,30}",
+    r"#[a-z0-9_]{2,50}",
+    r"[$€£] ?[0-9]+([.,][0-9]+)*",
+    r"(passport|licen[cs]e|account|iban|swift)( no| number|:)? [a-z0-9]{5,20}",
+    r"[a-z]:\\[a-z0-9\\._-]+",
+    r"/(home|users|var|etc)/[a-z0-9/._-]+",
+    r"(bearer|token|key|secret)[=: ]+[a-z0-9._-]{8,}",
+    r"-?[0-9]{1,3}\.[0-9]{4,}, ?-?[0-9]{1,3}\.[0-9]{4,}",
+)
 #: A scraper's usual chores, in its usual order.
 NORMALISE = (
     (r"<(script|style)[^>]*>[^<]*</(script|style)>", " "),
@@ -30,6 +54,7 @@ NORMALISE = (
     (r"&[a-z]+;", " "),
     (r"https?://[^\s]+", " url "),
     (r"[^\s@]+@[^\s@]+\.[^\s@]+", " mail "),
+    *((pattern, " private ") for pattern in PRIVATE),
     (r"[0-9]+", "0"),
     (r"[^a-z0 ]+", " "),
     (r"\b(the|a|an|of|and|or|to|in|is|it|that|this)\b", " "),
