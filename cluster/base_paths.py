@@ -32,9 +32,14 @@ def look(models: Iterable[ModelConfig]) -> dict[str, Found]:
 
 def _found(model: ModelConfig) -> Found:
     try:
-        names = versions_of(os.listdir(model.base_path))
+        return _looked_at(model)
     except OSError as error:
-        return Found(error=f"base path {model.base_path} of model {model.name}: {error.strerror}")
+        where = error.filename or model.base_path
+        return Found(error=f"base path {where} of model {model.name}: {error.strerror}")
+
+
+def _looked_at(model: ModelConfig) -> Found:
+    names = versions_of(child.name for child in model.base_path.iterdir())
     wanted = sorted(wanted_versions(model.policy, names))
     directories = {version: model.base_path / names[version] for version in wanted}
     missing = sorted(missing_versions(model.policy, names))
@@ -62,6 +67,6 @@ def _entries(directory: Path, depth: int) -> Iterable[tuple[str, int, int]]:
                 yield str(Path(child.path)), status.st_size, status.st_mtime_ns
                 if depth > 1 and child.is_dir():
                     yield from _entries(Path(child.path), depth - 1)
-    except OSError:
+    except FileNotFoundError:
         # It went while it was being looked at: the next look tells.
         return

@@ -1,4 +1,4 @@
-"""Version labels: names for versions, that move between them. Pure, by TensorFlow Serving's rules."""
+"""Version labels, names that move between versions, by TensorFlow Serving's rules. Pure."""
 
 from __future__ import annotations
 
