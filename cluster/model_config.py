@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from shardserve.batching.errors import InvalidArgument, NotFound
+from shardserve.batching.errors import InvalidArgument
+from shardserve.cluster.text_messages import parse_message, read_text
 
 TENSORFLOW = "tensorflow"
 #: `model_type`, that came before `model_platform`, had one kind that is not deprecated.
 _PLATFORM_OF_TYPE = {model_server_config_pb2.TENSORFLOW: TENSORFLOW}
-MAX_CONFIG_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -68,17 +67,7 @@ def missing_versions(policy: VersionPolicy, there: Iterable[int]) -> frozenset[i
 
 def read_model_config(path: Path) -> tuple[ModelConfig, ...]:
     """The file's models. Raises NotFound where it cannot be read, and as `parse_model_config`."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_CONFIG_BYTES + 1)
-        text = raw.decode()
-    except OSError as error:
-        raise NotFound(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(f"{path}: {error}") from None
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise InvalidArgument(f"{path}: a model config is at most {MAX_CONFIG_BYTES} bytes long")
-    return parse_model_config(text, str(path))
+    return parse_model_config(read_text(path), str(path))
 
 
 def parse_model_config(text: str, source: str) -> tuple[ModelConfig, ...]:
@@ -87,12 +76,7 @@ def parse_model_config(text: str, source: str) -> tuple[ModelConfig, ...]:
     `source` is named in errors. Raises InvalidArgument, with line and column, for what does not
     parse, and as `models_of` does.
     """
-    message = model_server_config_pb2.ModelServerConfig()
-    try:
-        text_format.Parse(text, message)
-    except text_format.ParseError as error:
-        name = message.DESCRIPTOR.full_name
-        raise InvalidArgument(f"{source}: Error parsing text-format {name}: {error}") from None
+    message = parse_message(text, model_server_config_pb2.ModelServerConfig, source)
     try:
         return models_of(message)
     except InvalidArgument as error:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from shardserve.batching.errors import InvalidArgument, NotFound
 from shardserve.cluster.model_config import (
-    MAX_CONFIG_BYTES,
     All,
     Latest,
     ModelConfig,
@@ -19,6 +18,7 @@ from shardserve.cluster.model_config import (
     read_model_config,
     wanted_versions,
 )
+from shardserve.cluster.text_messages import MAX_FILE_BYTES
 
 VERSIONS = st.frozensets(st.integers(0, 20), max_size=8)
 
@@ -96,7 +96,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff")
     with pytest.raises(InvalidArgument, match="binary"):
         read_model_config(tmp_path / "binary")
-    (tmp_path / "large").write_bytes(b" " * (MAX_CONFIG_BYTES + 1))
+    (tmp_path / "large").write_bytes(b" " * (MAX_FILE_BYTES + 1))
     with pytest.raises(InvalidArgument, match=r"large.* at most"):
         read_model_config(tmp_path / "large")
 
