@@ -13,7 +13,7 @@ A model that is not named, and a field that is not set, is as the command line s
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,7 +55,7 @@ class ModelOptions:
 
     plan: PlanOptions
     stages_file: Path | None = None
-    experiment: Experiment = Experiment()
+    experiment: Experiment = field(default_factory=Experiment)
 
 
 def read_model_options(path: Path, default: ModelOptions) -> dict[str, ModelOptions]:
