@@ -31,6 +31,7 @@ class Name(StrEnum):
     CUT = "cut"
     TOPK = "topk"
     GPU = "gpu"
+    INGRESS = "ingress"
 
 
 def main(
