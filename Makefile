@@ -8,7 +8,7 @@ MAKEFLAGS += --no-builtin-rules
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e
 SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
-BENCHMARKS := lookup repeats transport serving load batching cut topk terabyte gpu
+BENCHMARKS := lookup repeats transport serving load batching cut topk terabyte gpu ingress
 
 .PHONY: help test serve lint types bench clean
 

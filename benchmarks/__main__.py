@@ -33,6 +33,7 @@ class Name(StrEnum):
     CUT = "cut"
     TOPK = "topk"
     GPU = "gpu"
+    INGRESS = "ingress"
 
 
 def main(

@@ -1,0 +1,72 @@
+"""What lies under the base paths of models now. One that cannot be read concerns its model only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shardserve.cluster.model_config import ModelConfig, missing_versions, wanted_versions
+from shardserve.cluster.versions import versions_of
+
+
+@dataclass(frozen=True)
+class Found:
+    """The wanted versions of one model: their directories, and what tells their contents apart.
+
+    `problems` are for the log: versions that are named and not there. A base path that could not
+    be read has an `error` and no versions, and changes nothing: what is served goes on.
+    """
+
+    directories: dict[int, Path] = field(default_factory=dict)
+    files: dict[int, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    error: str | None = None
+
+
+def look(models: Iterable[ModelConfig]) -> dict[str, Found]:
+    """What each model's policy wants of what is there, by the model's name."""
+    return {model.name: _found(model) for model in models}
+
+
+def _found(model: ModelConfig) -> Found:
+    try:
+        return _looked_at(model)
+    except OSError as error:
+        where = error.filename or model.base_path
+        return Found(error=f"base path {where} of model {model.name}: {error.strerror}")
+
+
+def _looked_at(model: ModelConfig) -> Found:
+    names = versions_of(child.name for child in model.base_path.iterdir())
+    wanted = sorted(wanted_versions(model.policy, names))
+    directories = {version: model.base_path / names[version] for version in wanted}
+    missing = sorted(missing_versions(model.policy, names))
+    return Found(
+        directories,
+        {version: _digest(path) for version, path in directories.items()},
+        tuple(
+            f"version {version} of model {model.name} is not under base path {model.base_path}"
+            for version in missing
+        ),
+    )
+
+
+def _digest(directory: Path) -> str:
+    """Changes when files of a version are added, replaced or still being copied."""
+    entries = sorted(_entries(directory, depth=2))
+    return ";".join(f"{name}:{size}:{changed}" for name, size, changed in entries)
+
+
+def _entries(directory: Path, depth: int) -> Iterable[tuple[str, int, int]]:
+    try:
+        with os.scandir(directory) as children:
+            for child in children:
+                status = child.stat()
+                yield str(Path(child.path)), status.st_size, status.st_mtime_ns
+                if depth > 1 and child.is_dir():
+                    yield from _entries(Path(child.path), depth - 1)
+    except FileNotFoundError:
+        # It went while it was being looked at: the next look tells.
+        return

@@ -1,0 +1,209 @@
+"""The manager of models, over base paths on disk and a deployer that does what a test says."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from shardserve.batching.errors import (
+    Code,
+    FailedPrecondition,
+    InvalidArgument,
+    Unavailable,
+    Unknown,
+)
+from shardserve.cluster.lifecycle import Phase, Retries
+from shardserve.cluster.manager import Manager, ManagerOptions
+from shardserve.cluster.model_config import All, ModelConfig
+
+OPTIONS = ManagerOptions(retries=Retries(0), poll_seconds=0.0)
+
+
+class Deployer:
+    """Loads at once, but for versions that are to fail, or to wait until they are released."""
+
+    def __init__(self) -> None:
+        self.failing: dict[int, str] = {}
+        self.held: dict[int, asyncio.Event] = {}
+        self.calls: list[tuple[str, str, int]] = []
+        self.attempts = 0
+
+    async def load(self, model: ModelConfig, version: int, directory: Path) -> None:
+        assert directory == model.base_path / str(version)
+        self.attempts += 1
+        if version in self.held:
+            await self.held[version].wait()
+        if version in self.failing:
+            raise Unavailable(self.failing[version])
+        self.calls.append(("load", model.name, version))
+
+    async def unload(self, model: str, version: int) -> None:
+        self.calls.append(("unload", model, version))
+
+
+def model(tmp_path: Path, name: str, *versions: int, **fields) -> ModelConfig:
+    for version in versions:
+        (tmp_path / name / str(version)).mkdir(parents=True, exist_ok=True)
+    return ModelConfig(name, tmp_path / name, **fields)
+
+
+def available(manager: Manager) -> dict[str, set[int]]:
+    return {name: set(view.available) for name, view in manager.models.items()}
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 (the condition is the test's own)
+            await asyncio.sleep(0)
+
+
+async def test_what_is_configured_is_served_when_configure_returns(tmp_path) -> None:
+    manager = Manager(Deployer(), OPTIONS)
+    await manager.configure([model(tmp_path, "a", 1, 2), model(tmp_path, "b", 7, policy=All())])
+    assert available(manager) == {"a": {2}, "b": {7}}
+    await manager.close()
+    assert available(manager) == {"a": set(), "b": set()}
+
+
+async def test_a_new_version_is_ready_before_the_old_one_goes(tmp_path) -> None:
+    deployer = Deployer()
+    manager = Manager(deployer, OPTIONS)
+    await manager.configure([model(tmp_path, "a", 1)])
+    model(tmp_path, "a", 2)
+    await manager.poll()
+    await until(lambda: available(manager) == {"a": {2}})
+    await until(lambda: ("unload", "a", 1) in deployer.calls)
+    assert deployer.calls == [("load", "a", 1), ("load", "a", 2), ("unload", "a", 1)]
+    await manager.close()
+
+
+async def test_a_model_without_a_base_path_stalls_nobody_else(tmp_path) -> None:
+    manager = Manager(Deployer(), OPTIONS)
+    missing = model(tmp_path, "missing")
+    configuring = asyncio.ensure_future(manager.configure([missing, model(tmp_path, "there", 1)]))
+    await until(lambda: available(manager).get("there") == {1})
+    assert not configuring.done()
+    model(tmp_path, "missing", 3)
+    await manager.poll()
+    await configuring
+    assert available(manager) == {"missing": {3}, "there": {1}}
+    await manager.close()
+
+
+async def test_a_base_path_that_vanishes_takes_nothing_from_what_is_served(tmp_path) -> None:
+    manager = Manager(Deployer(), OPTIONS)
+    config = model(tmp_path, "a", 1)
+    await manager.configure([config])
+    config.base_path.rename(tmp_path / "moved")
+    await manager.poll()
+    assert available(manager) == {"a": {1}}
+    await manager.close()
+
+
+async def test_a_model_whose_versions_all_fail_is_reported_and_the_others_are_served(
+    tmp_path,
+) -> None:
+    deployer = Deployer()
+    deployer.failing = {3: "no such table"}
+    manager = Manager(deployer, OPTIONS)
+    with pytest.raises(Unknown) as raised:
+        await manager.configure([model(tmp_path, "m", 3), model(tmp_path, "ok", 1)])
+    assert raised.value.message == (
+        "1 model(s) did not become available: "
+        "{{{name: m version: 3} due to error: UNAVAILABLE: no such table}, }"
+    )
+    assert available(manager)["ok"] == {1}
+    status = manager.models["m"].versions[3]
+    assert status.phase is Phase.ENDED
+    assert status.error is not None
+    assert status.error.code is Code.UNAVAILABLE
+    await manager.close()
+
+
+async def test_a_failed_load_is_tried_again(tmp_path) -> None:
+    deployer = Deployer()
+    deployer.failing = {1: "not yet"}
+    options = ManagerOptions(retries=Retries(most=10_000, interval=0.0), poll_seconds=0.0)
+    manager = Manager(deployer, options)
+    configuring = asyncio.ensure_future(manager.configure([model(tmp_path, "a", 1)]))
+    await until(lambda: deployer.attempts > 1)
+    deployer.failing.clear()
+    await configuring
+    assert available(manager) == {"a": {1}}
+    await manager.close()
+
+
+async def test_a_load_that_is_wanted_no_more_is_cancelled(tmp_path) -> None:
+    deployer = Deployer()
+    deployer.held[1] = asyncio.Event()
+    manager = Manager(deployer, OPTIONS)
+    configuring = asyncio.ensure_future(manager.configure([model(tmp_path, "a", 1)]))
+    await until(lambda: deployer.attempts)
+    (tmp_path / "a" / "1").rmdir()
+    await manager.poll()
+    await until(lambda: manager.models["a"].versions[1].phase is Phase.ENDED)
+    model(tmp_path, "a", 2)
+    await manager.poll()
+    await configuring
+    assert available(manager) == {"a": {2}}
+    await manager.close()
+
+
+async def test_a_reload_replaces_the_configuration_whole(tmp_path) -> None:
+    manager = Manager(Deployer(), OPTIONS)
+    await manager.configure([model(tmp_path, "a", 1), model(tmp_path, "b", 1)])
+    await manager.configure([model(tmp_path, "b", 1), model(tmp_path, "c", 1)])
+    await until(lambda: available(manager) == {"a": set(), "b": {1}, "c": {1}})
+    with pytest.raises(InvalidArgument, match="platform"):
+        await manager.configure([model(tmp_path, "b", platform="onnx")])
+    assert available(manager)["c"] == {1}
+    await manager.close()
+
+
+async def test_labels_are_assigned_after_their_versions_have_loaded(tmp_path) -> None:
+    manager = Manager(Deployer(), OPTIONS)
+    config = model(tmp_path, "a", 1, 2, policy=All(), labels={"stable": 1, "canary": 2})
+    await manager.configure([config])
+    assert manager.models["a"].labels == {"stable": 1, "canary": 2}
+    with pytest.raises(FailedPrecondition, match="version 3 of model a"):
+        await manager.configure([model(tmp_path, "a", policy=All(), labels={"stable": 3})])
+    assert manager.models["a"].labels == {"stable": 1, "canary": 2}
+    await manager.close()
+
+
+async def test_no_more_versions_load_at_once_than_is_allowed(tmp_path) -> None:
+    deployer = Deployer()
+    deployer.held = {version: asyncio.Event() for version in range(1, 6)}
+    options = ManagerOptions(retries=Retries(0), poll_seconds=0.0, loads=2)
+    manager = Manager(deployer, options)
+    configs = [model(tmp_path, name, 1, 2, 3, policy=All()) for name in ("a", "b")]
+    configuring = asyncio.ensure_future(manager.configure(configs))
+    await until(lambda: deployer.attempts == 2)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert deployer.attempts == 2
+    for event in deployer.held.values():
+        event.set()
+    await configuring
+    await until(lambda: available(manager) == {"a": {1, 2, 3}, "b": {1, 2, 3}})
+    await manager.close()
+
+
+async def test_every_change_is_told(tmp_path) -> None:
+    told = []
+    manager = Manager(
+        Deployer(),
+        OPTIONS,
+        lambda models: told.append(
+            {n: v.versions[1].phase for n, v in models.items() if v.versions}
+        ),
+    )
+    await manager.configure([model(tmp_path, "a", 1)])
+    await manager.close()
+    phases = [one["a"] for one in told if one]
+    assert list(dict.fromkeys(phases)) == [
+        Phase.LOADING,
+        Phase.READY,
+        Phase.UNLOADING,
+        Phase.ENDED,
+    ]

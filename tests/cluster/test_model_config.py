@@ -1,0 +1,128 @@
+"""The file of models, and which versions its policies want."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardserve.batching.errors import InvalidArgument, NotFound
+from shardserve.cluster.model_config import (
+    All,
+    Latest,
+    ModelConfig,
+    Specific,
+    check_platforms,
+    missing_versions,
+    parse_model_config,
+    read_model_config,
+    wanted_versions,
+)
+from shardserve.cluster.text_messages import MAX_FILE_BYTES
+
+VERSIONS = st.frozensets(st.integers(0, 20), max_size=8)
+
+
+def one(fields: str) -> str:
+    return f"model_config_list {{ config {{ {fields} }} }}"
+
+
+NAMED = 'name: "m" base_path: "/models/m" model_platform: "tensorflow" '
+
+
+def test_a_file_says_all_that_tensorflow_serving_reads() -> None:
+    text = """
+    model_config_list {
+      config {
+        name: "ranker"
+        base_path: "/models/ranker"
+        model_platform: "tensorflow"
+        model_version_policy { specific { versions: 3 versions: 5 } }
+        version_labels { key: "stable" value: 3 }
+        version_labels { key: "canary" value: 5 }
+      }
+      config { name: "old" base_path: "/models/old" model_type: TENSORFLOW }
+      config {
+        name: "all" base_path: "/models/all" model_platform: "tensorflow"
+        model_version_policy { all {} }
+      }
+      config {
+        name: "two" base_path: "/models/two" model_platform: "tensorflow"
+        model_version_policy { latest { num_versions: 2 } }
+      }
+    }"""
+    assert parse_model_config(text, "models.config") == (
+        ModelConfig(
+            "ranker",
+            Path("/models/ranker"),
+            policy=Specific(frozenset({3, 5})),
+            labels={"stable": 3, "canary": 5},
+        ),
+        ModelConfig("old", Path("/models/old")),
+        ModelConfig("all", Path("/models/all"), policy=All()),
+        ModelConfig("two", Path("/models/two"), policy=Latest(2)),
+    )
+
+
+def test_latest_of_zero_is_latest_of_one() -> None:
+    text = one(NAMED + "model_version_policy { latest { num_versions: 0 } }")
+    assert parse_model_config(text, "f")[0].policy == Latest(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model_config_list { config { nam: 1 } }", r"f: Error parsing .*ModelServerConfig: 1:30"),
+        (
+            "model_config_list {" + f"config {{ {NAMED} }}" * 2 + "}",
+            "f: Illegal to list model m multiple times",
+        ),
+        (one('name: "" base_path: "/m" model_platform: "tensorflow"'), "f: a model's name must"),
+        (one('name: "a/b" base_path: "/m" model_platform: "tensorflow"'), "not 'a/b'"),
+        (one('name: "m" base_path: "m" model_platform: "tensorflow"'), "absolute path or URI"),
+        (one('name: "m" base_path: "/m"'), "setting neither"),
+        (one(NAMED + "model_type: TENSORFLOW"), "setting both"),
+        ("custom_model_config { }", "f: custom_model_config is not supported"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_named(text: str, said: str) -> None:
+    with pytest.raises(InvalidArgument, match=said):
+        parse_model_config(text, "f")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"none\.config"):
+        read_model_config(tmp_path / "none.config")
+    (tmp_path / "binary").write_bytes(b"\xff")
+    with pytest.raises(InvalidArgument, match="binary"):
+        read_model_config(tmp_path / "binary")
+    (tmp_path / "large").write_bytes(b" " * (MAX_FILE_BYTES + 1))
+    with pytest.raises(InvalidArgument, match=r"large.* at most"):
+        read_model_config(tmp_path / "large")
+
+
+def test_a_model_keeps_its_platform() -> None:
+    before = ModelConfig("m", Path("/m"))
+    moved = ModelConfig("m", Path("/elsewhere"))
+    check_platforms([before], [moved])
+    other = ModelConfig("m", Path("/m"), platform="onnx")
+    with pytest.raises(InvalidArgument, match=r"model m platform was tensorflow and .* onnx"):
+        check_platforms([before], [other])
+
+
+@given(VERSIONS, st.integers(1, 5))
+def test_latest_wants_the_highest_there_are(there: frozenset[int], count: int) -> None:
+    wanted = wanted_versions(Latest(count), there)
+    assert wanted <= there
+    assert len(wanted) == min(count, len(there))
+    assert all(version > other for version in wanted for other in there - wanted)
+
+
+@given(VERSIONS, VERSIONS)
+def test_specific_wants_those_named_that_are_there(
+    there: frozenset[int], named: frozenset[int]
+) -> None:
+    policy = Specific(named)
+    assert wanted_versions(policy, there) == there & named
+    assert missing_versions(policy, there) == named - there
+    assert wanted_versions(All(), there) == there

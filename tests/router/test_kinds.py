@@ -1,0 +1,189 @@
+"""Servables that are not TensorFlow's: each kind answers as its own library does."""
+
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skops.io
+from onnx import TensorProto, helper
+from skl2onnx import to_onnx
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from tensorflow_serving.apis import get_model_metadata_pb2
+
+from shardserve.batching.errors import (
+    DataLoss,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unimplemented,
+)
+from shardserve.router.computed import ComputedServable, Spec, signature
+from shardserve.router.kinds import Version, kind_of, register
+from shardserve.router.servable import RequestContext
+from shardserve.router.session import StageThreads
+
+FEATURES = np.random.default_rng(0).random((60, 4))
+CLASSES = np.where(FEATURES[:, 0] > 0.5, "cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def threads():
+    found = StageThreads(2)
+    yield found
+    found.close()
+
+
+def classifier():
+    return make_pipeline(StandardScaler(), LogisticRegression()).fit(FEATURES, CLASSES)
+
+
+def version(directory: Path, **allowed: bool) -> Version:
+    return Version("m", 1, directory, **allowed)
+
+
+def context() -> RequestContext:
+    return RequestContext("r", math.inf)
+
+
+async def answer(computation, threads, inputs, outputs):
+    servable = ComputedServable("m", 1, computation, threads)
+    return await servable.run("serving_default", inputs, outputs, context())
+
+
+async def test_an_onnx_model_answers_as_what_it_was_made_of(tmp_path, threads) -> None:
+    model = classifier()
+    onnx = to_onnx(model, FEATURES[:1], options={"zipmap": False})
+    (tmp_path / "model.onnx").write_bytes(onnx.SerializeToString())
+    loaded = kind_of("onnx")(version(tmp_path))
+    found = await answer(loaded, threads, {"X": FEATURES[:5]}, ["label", "probabilities"])
+    assert found["label"].tolist() == [one.encode() for one in model.predict(FEATURES[:5])]
+    np.testing.assert_allclose(found["probabilities"], model.predict_proba(FEATURES[:5]), 1e-6)
+
+
+async def test_an_onnx_models_strings_go_both_ways(tmp_path, threads) -> None:
+    names = [helper.make_tensor_value_info(n, TensorProto.STRING, ["n"]) for n in ("x", "y")]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "g", *[[n] for n in names]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    loaded = kind_of("onnx")(version(tmp_path))
+    words = np.array(["Zürich".encode(), b""], object)
+    found = await answer(loaded, threads, {"x": words}, ["y"])
+    assert found["y"].tolist() == words.tolist()
+    with pytest.raises(InvalidArgument, match="UTF-8"):
+        await answer(loaded, threads, {"x": np.array([b"\xff"], object)}, ["y"])
+
+
+def test_an_onnx_model_that_is_missing_damaged_or_gives_maps_is_named(tmp_path) -> None:
+    with pytest.raises(NotFound, match=r"model\.onnx does not exist"):
+        kind_of("onnx")(version(tmp_path))
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(DataLoss, match=r"model\.onnx"):
+        kind_of("onnx")(version(tmp_path))
+    maps = to_onnx(classifier(), FEATURES[:1].astype(np.float32))
+    (tmp_path / "model.onnx").write_bytes(maps.SerializeToString())
+    with pytest.raises(Unimplemented, match="zipmap=False"):
+        kind_of("onnx")(version(tmp_path))
+
+
+async def test_an_estimator_answers_with_all_that_it_can_do(tmp_path, threads) -> None:
+    model = classifier()
+    skops.io.dump(model, tmp_path / "model.skops")
+    loaded = kind_of("sklearn")(version(tmp_path))
+    outputs = ["predictions", "probabilities", "scores"]
+    assert sorted(loaded.signatures["serving_default"].outputs) == outputs
+    found = await answer(loaded, threads, {"inputs": FEATURES[:3]}, outputs)
+    assert found["predictions"].tolist() == [one.encode() for one in model.predict(FEATURES[:3])]
+    np.testing.assert_allclose(found["probabilities"], model.predict_proba(FEATURES[:3]))
+    np.testing.assert_allclose(found["scores"], model.decision_function(FEATURES[:3]))
+
+
+def test_an_estimator_that_is_no_data_is_refused_unless_the_operator_allows_it(tmp_path) -> None:
+    model = RandomForestRegressor(2).fit(FEATURES, FEATURES[:, 0])
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(model))
+    with pytest.raises(PermissionDenied, match=r"model\.pkl: .*--allow_pickle is not set"):
+        kind_of("sklearn")(version(tmp_path))
+    loaded = kind_of("sklearn")(version(tmp_path, allow_pickle=True))
+    assert list(loaded.signatures["serving_default"].outputs) == ["predictions"]
+
+
+def test_an_estimator_of_types_that_skops_does_not_trust_is_refused(tmp_path) -> None:
+    model = make_pipeline(FunctionTransformer(Path)).fit(FEATURES)
+    skops.io.dump(model, tmp_path / "model.skops")
+    with pytest.raises(PermissionDenied, match=r"model\.skops.*pathlib"):
+        kind_of("sklearn")(version(tmp_path))
+
+
+def test_an_estimator_that_is_missing_damaged_or_unfitted_is_named(tmp_path) -> None:
+    with pytest.raises(NotFound, match=r"model\.skops does not exist"):
+        kind_of("sklearn")(version(tmp_path))
+    (tmp_path / "model.skops").write_bytes(b"no zip")
+    with pytest.raises(DataLoss, match=r"model\.skops"):
+        kind_of("sklearn")(version(tmp_path))
+    skops.io.dump(LogisticRegression(), tmp_path / "model.skops")
+    with pytest.raises(FailedPrecondition, match="not fitted"):
+        kind_of("sklearn")(version(tmp_path))
+
+
+class Doubled:
+    """A servable in plain Python."""
+
+    def __init__(self) -> None:
+        floats = Spec(np.dtype(np.float32), (-1, 2))
+        self.signatures = {"serving_default": signature({"x": floats}, {"y": floats})}
+
+    def compute(self, signature, inputs, outputs):
+        if (inputs["x"] < 0).any():
+            raise ZeroDivisionError("negative")
+        return {"y": 2.0 * inputs["x"]}
+
+
+def doubled(version: Version) -> Doubled:
+    return Doubled()
+
+
+async def test_plain_python_is_a_kind(threads) -> None:
+    loaded = kind_of(f"python:{__name__}:doubled")(version(Path()))
+    servable = ComputedServable("m", 1, loaded, threads)
+    found = await servable.run(
+        "serving_default", {"x": np.ones((3, 2), np.float32)}, ["y"], context()
+    )
+    assert found["y"].dtype == np.float32
+    assert found["y"].tolist() == [[2.0, 2.0]] * 3
+    metadata = get_model_metadata_pb2.SignatureDefMap.FromString(servable.signature_def_map)
+    shape = metadata.signature_def["serving_default"].inputs["x"].tensor_shape
+    assert [dim.size for dim in shape.dim] == [-1, 2]
+
+
+async def test_a_shape_that_the_signature_does_not_take_is_the_clients_fault(threads) -> None:
+    with pytest.raises(InvalidArgument, match=r"'x' must be of shape \[\?,2\], not \[3,1\]"):
+        await answer(Doubled(), threads, {"x": np.ones((3, 1), np.float32)}, ["y"])
+
+
+async def test_an_exception_of_the_model_is_internal_and_named(threads) -> None:
+    with pytest.raises(Internal, match="ZeroDivisionError: negative"):
+        await answer(Doubled(), threads, {"x": -np.ones((1, 2), np.float32)}, ["y"])
+
+
+def test_a_kind_can_be_registered_once() -> None:
+    register("doubled", doubled)
+    assert kind_of("doubled") is doubled
+    for platform in ("doubled", "onnx", "tensorflow"):
+        with pytest.raises(InvalidArgument, match="registered already"):
+            register(platform, doubled)
+
+
+@pytest.mark.parametrize(
+    "platform", ["caffe", "python:", "python:no.such.module:f", "python:math:f"]
+)
+def test_an_unknown_platform_is_named(platform: str) -> None:
+    with pytest.raises(InvalidArgument, match=platform):
+        kind_of(platform)

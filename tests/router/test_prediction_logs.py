@@ -1,0 +1,74 @@
+"""Files of PredictionLogs are what TensorFlow reads and writes."""
+
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorflow_serving.apis import prediction_log_pb2
+
+from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
+from shardserve.router.prediction_logs import LogLimits, PredictionLogWriter, read_prediction_logs
+
+
+def log(model: str) -> prediction_log_pb2.PredictionLog:
+    found = prediction_log_pb2.PredictionLog()
+    found.predict_log.request.model_spec.name = model
+    return found
+
+
+def names(path: Path) -> list[str]:
+    return [one.predict_log.request.model_spec.name for one in read_prediction_logs(path)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(models=st.lists(st.text(max_size=20), max_size=30), file_bytes=st.integers(1, 200))
+def test_what_is_written_is_read_in_order_over_all_files(
+    tmp_path_factory, models, file_bytes
+) -> None:
+    prefix = tmp_path_factory.mktemp("logs") / "requests"
+    writer = PredictionLogWriter(prefix, LogLimits(file_bytes=file_bytes))
+    assert all(writer.write(log(model)) for model in models)
+    writer.close()
+    files = sorted(prefix.parent.iterdir(), key=lambda path: int(path.stem.rsplit("-", 1)[1]))
+    assert [name for path in files for name in names(path)] == models
+    assert (writer.written, writer.dropped) == (len(models), 0)
+
+
+def test_a_disk_that_fails_drops_records_and_stops_nobody(tmp_path) -> None:
+    prefix = tmp_path / "gone" / "requests"
+    writer = PredictionLogWriter(prefix)
+    prefix.parent.rmdir()
+    writer.write(log("a"))
+    writer.close()
+    assert not writer.write(log("b"))
+    assert writer.dropped >= 1
+
+
+def test_a_file_that_tensorflow_wrote_is_read(tmp_path) -> None:
+    path = tmp_path / "warmup"
+    with tf.io.TFRecordWriter(str(path)) as file:
+        file.write(log("m").SerializeToString())
+    assert names(path) == ["m"]
+
+
+def test_a_file_that_is_missing_damaged_or_of_something_else_is_named(tmp_path) -> None:
+    with pytest.raises(NotFound, match="none: no such file"):
+        names(tmp_path / "none")
+    (tmp_path / "text").write_bytes(b"these are no records at all")
+    with pytest.raises(DataLoss, match=r"text: .*TFRecord format"):
+        names(tmp_path / "text")
+    with tf.io.TFRecordWriter(str(tmp_path / "other")) as file:
+        file.write(b"\xff\xff")
+    with pytest.raises(InvalidArgument, match=r"other: .*record 0"):
+        names(tmp_path / "other")
+
+
+def test_more_records_than_the_limit_are_refused(tmp_path) -> None:
+    path = tmp_path / "long"
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for _ in range(3):
+            file.write(log("m").SerializeToString())
+    with pytest.raises(InvalidArgument, match=r"maximum \(2\)"):
+        list(read_prediction_logs(path, limit=2))
