@@ -9,7 +9,7 @@ saturates it, with a deadline of `BOUND` on every request. Either way to batch h
 settings, found in this run.
 
 Settings: `model=DIR`, the example model's base path (`.cache/dlrm`); `uneven=DIR`, the other's
-(`.cache/uneven`); both are built if they are missing.
+(`.cache/uneven`); both are built if they are missing; `rounds=N`, for the model of uneven stages.
 """
 
 from __future__ import annotations
@@ -223,7 +223,8 @@ def measure(options: Options) -> Section:
     with unwinding_on_sigterm(), TemporaryDirectory(prefix="ba-") as directory:
         stand = Stand(Path(directory), quick=quick)
         uneven, dlrm = _uneven(options), _dlrm(options)
-        for model, rounds in ((uneven, ROUNDS), (dlrm, 1)):
+        turns = int(options.settings.get("rounds", ROUNDS))
+        for model, rounds in ((uneven, turns), (dlrm, 1)):
             for _ in range(1 if quick else rounds):
                 stand.turn(model, Way(UNBATCHED))
                 for name in (WHOLE, STAGES):

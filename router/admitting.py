@@ -24,7 +24,8 @@ class AdmittingServable:
         self.version = servable.version
         self.signatures: Mapping[str, Signature] = servable.signatures
         self.signature_def_map = servable.signature_def_map
-        self._servable = servable
+        #: The one that answers.
+        self.servable = servable
         self._admission = Admission()
 
     def admit(self, deadline: float) -> None:
@@ -46,7 +47,7 @@ class AdmittingServable:
             admission.check(context.deadline, started, signature)
         in_flight = admission.begin()
         try:
-            results = await self._servable.run(signature, inputs, outputs, context)
+            results = await self.servable.run(signature, inputs, outputs, context)
         except (DeadlineExceeded, ResourceExhausted):
             # It took all of its time, and that says as much as an answer does.
             self._observe(in_flight, started, signature)
@@ -59,7 +60,7 @@ class AdmittingServable:
     def stage_counts(self) -> Mapping[str, StageCounts]:
         """See `Servable.stage_counts`; "admission" counts what was refused before it began."""
         counts = StageCounts(refused=self._admission.refused)
-        return {**self._servable.stage_counts(), f"{self.name}/admission": counts}
+        return {**self.servable.stage_counts(), f"{self.name}/admission": counts}
 
     def _observe(self, in_flight: int, started: float, signature: str) -> None:
         now = time.monotonic()

@@ -13,8 +13,9 @@ import pytest
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.cluster.options import DoorOptions
 from shardserve.cluster.serving import load_servable
+from shardserve.router.admitting import AdmittingServable
 from shardserve.router.batched import BatchedServable
-from shardserve.router.servable import Array, RequestContext
+from shardserve.router.servable import Array, RequestContext, Servable
 from shardserve.router.session import StageThreads
 from shardserve.router.sharded import ShardedServable
 from shardserve.router.whole import WholeServable
@@ -56,6 +57,23 @@ def plan(path: Path, threshold: int, batching: BatchingOptions) -> ModelPlan:
     return plan_model("m", 1, path, PlanOptions(shards=2, threshold=threshold, batching=batching))
 
 
+def admitted(servable: Servable) -> Servable:
+    """Without who refuses what would be late."""
+    return servable.servable if isinstance(servable, AdmittingServable) else servable
+
+
+def test_whole_requests_are_joined_where_the_stages_file_says_so(
+    plain: Path, threads: StageThreads, tmp_path: Path
+) -> None:
+    file = tmp_path / "stages.yaml"
+    file.write_text("stages: {requests: {max_batch_size: 8}}")
+    found = plan(plain, THRESHOLD, BatchingOptions(stages_file=file))
+    shards = [Shard.load(found.sources, found.slices_of_shard(n)) for n in range(2)]
+    servable = load_servable(found, [LocalChannel(one) for one in shards], threads, DoorOptions())
+    assert type(admitted(servable)) is BatchedServable
+    assert set(servable.stage_counts()) == {"m/requests", "m/admission"}
+
+
 @pytest.mark.parametrize(
     ("model", "threshold", "batching", "kind"),
     [
@@ -79,7 +97,8 @@ def test_each_plan_is_served_in_its_way_and_answers_as_tensorflow_does(
     shards = [Shard.load(found.sources, found.slices_of_shard(n)) for n in range(2)]
     channels = [LocalChannel(shard) for shard in shards]
     servable = load_servable(found, channels, threads, DoorOptions())
-    assert type(servable) is kind
+    assert isinstance(servable, AdmittingServable) == (batching is SERVER)
+    assert type(admitted(servable)) is kind
 
     feeds: dict[str, Array] = {"ids": np.array([3, 59], np.int64)}
     if model == "plain":
