@@ -85,7 +85,13 @@ def test_an_installed_wheel_imports_outside_the_clone(wheel: Path, tmp_path: Pat
 
 
 def test_every_third_party_import_of_the_packages_is_a_declared_dependency() -> None:
-    assert undeclared(sources(), PROJECT["project"]["dependencies"]) == {}
+    """Those of the kinds of servables are dependencies of the extra that a kind names."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    kinds = [requirement for kind in ("onnx", "sklearn") for requirement in extras[kind]]
+    named = {ROOT / "router" / f"{kind}_kind.py" for kind in ("onnx", "sklearn")}
+    declared = PROJECT["project"]["dependencies"]
+    assert undeclared(set(sources()) - named, declared) == {}
+    assert undeclared(named, [*declared, *kinds]) == {}
 
 
 def test_every_dependency_is_imported() -> None:
