@@ -8,6 +8,9 @@ from shardserve.shards.lanes import loader, store
 
 GAVE_UP = -1
 
+_MIXER = 0xBF58476D1CE4E5B9
+_SECOND_MIXER = 0x94D049BB133111EB
+
 _load_int32 = loader(types.int32)
 _load_int64 = loader(types.int64)
 
@@ -24,7 +27,12 @@ def distinct(  # type: ignore[no-untyped-def]
     last = (1 << (64 - shift)) - 1
     for i in range(start, stop):
         found = _load_int64(ids + i * 8)
-        slot = types.int64(types.uint64(found * multiplier) >> types.uint64(shift))
+        # A product alone puts neighbours side by side for some multipliers; mixed twice more, as
+        # SplitMix64 does (Steele, Lea and Flood, 2014), they are spread for all.
+        mixed = types.uint64(found * multiplier)
+        mixed = (mixed ^ (mixed >> types.uint64(30))) * types.uint64(_MIXER)
+        mixed = (mixed ^ (mixed >> types.uint64(27))) * types.uint64(_SECOND_MIXER)
+        slot = types.int64(mixed >> types.uint64(shift))
         while True:
             number = types.int64(_load_int32(slots + slot * 4)) - 1
             if number < 0:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardserve.shards.distinct import LEAST_SAMPLE, PROBES, DistinctFinder
+from shardserve.shards.distinct import LEAST_SAMPLE, DistinctFinder
 
 FINDER = DistinctFinder()
 ANY_ID = st.integers(-(1 << 63), (1 << 63) - 1)
@@ -43,10 +43,19 @@ def test_few_ids_are_all_looked_at():
     assert FINDER.find(np.array([1, 2, 3, 4]), 0.25) is None
 
 
-def test_ids_chosen_to_fall_to_one_slot_are_given_up(monkeypatch):
-    monkeypatch.setattr("shardserve.shards.distinct._odd_factor", lambda: 1)
-    # With a factor of one, what the highest bits do not tell apart falls to one slot.
-    assert DistinctFinder().find(np.arange(20 * PROBES), 0.0) is None
+def test_a_table_that_degenerates_is_given_up(monkeypatch):
+    ids = np.arange(10_000)
+    assert FINDER.find(ids, 0.0) is not None
+    monkeypatch.setattr("shardserve.shards.distinct.PROBES", 0)
+    assert FINDER.find(ids, 0.0) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(factor=st.integers(0, 1 << 62), step=st.integers(1, 1 << 40), size=st.integers(1, 5_000))
+def test_whatever_the_factor_neighbours_are_spread(factor, step, size):
+    finder = DistinctFinder()
+    finder._multiplier = 2 * factor + 1
+    assert finder.find(np.arange(size) * step, 0.0) is not None
 
 
 def test_no_two_finders_scatter_alike():
