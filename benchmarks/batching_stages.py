@@ -30,8 +30,8 @@ import orjson
 
 from benchmarks.batching_section import Section
 from benchmarks.report import Claim, Options, Row
-from benchmarks.server_process import ServerProcess, free_ports, unwinding_on_sigterm
-from benchmarks.serving_contest import Watch
+from benchmarks.server_process import ServerProcess, unwinding_on_sigterm
+from benchmarks.serving_contest import RUNS_TO_FAIL, Watch
 from benchmarks.serving_load import Generator, Measured, Target, Workload
 from benchmarks.serving_requests import (
     Inputs,
@@ -41,7 +41,7 @@ from benchmarks.serving_requests import (
     rest_rows,
 )
 from benchmarks.serving_search import Bracket, highest_rate
-from benchmarks.serving_subjects import MODEL, haproxy_files, is_available
+from benchmarks.serving_subjects import MODEL, OurPorts, haproxy_files, is_available
 from benchmarks.uneven_model import Documents, UnevenConfig, export
 from benchmarks.workloads import DlrmQueries
 from examples.dlrm import EXTRA
@@ -53,8 +53,6 @@ RUN_SECONDS = 3.0
 OVERLOAD_SECONDS = 5.0
 CLIENTS = 64
 TRIES = 4
-#: Runs of a rate that is to fail: what else goes on in a machine can only make one fail.
-RUNS_TO_FAIL = 2
 START_SECONDS = 120.0
 #: Of the rate that saturates the server.
 LOADS = (0.7, 0.85, 1.0, 1.2)
@@ -153,16 +151,12 @@ class Stand:
         # Its name is short: HAProxy's socket lies below it, and a socket's path is.
         directory = self.directory / str(len(list(self.directory.iterdir())))
         directory.mkdir()
-        grpc, rest, serve_http, serve_grpc = free_ports(4)
-        command = [
-            *(sys.executable, "-m", "shardserve", "serve", f"--model_name={MODEL}"),
-            *(f"--model_base_path={model.base_path}", f"--port={grpc}", f"--rest_api_port={rest}"),
-            *(f"--serve_http_port={serve_http}", f"--serve_grpc_port={serve_grpc}"),
-            *(*SERVER, *way.flags(directory), *flags),
-        ]
-        target = Target("rest", rest, f"/v1/models/{MODEL}:predict")
+        ports = OurPorts.free()
+        more = (*SERVER, *way.flags(directory), *flags)
+        command = ports.command(MODEL, model.base_path, more)
+        target = Target("rest", ports.rest, f"/v1/models/{MODEL}:predict")
         with ServerProcess(command, directory / "log", haproxy_files(directory)) as server:
-            server.wait_until(lambda: is_available(rest), START_SECONDS)
+            server.wait_until(lambda: is_available(ports.rest), START_SECONDS)
             with Generator(target, model.workload) as generator:
                 generator.closed_loop(2, 0.5)
                 checked = generator.closed_loop(1, 1.0)

@@ -17,7 +17,7 @@ from benchmarks.ingress_load import LoadError
 from benchmarks.ingress_models import WIDTH, Arithmetic
 from benchmarks.server_process import free_ports
 from benchmarks.serving_requests import predict_request
-from benchmarks.serving_subjects import PREDICT, PYTRITON_PYTHON, haproxy_files
+from benchmarks.serving_subjects import PREDICT, PYTRITON_PYTHON, OurPorts, haproxy_files
 
 PEERS = "benchmarks.ingress_peers"
 
@@ -90,11 +90,11 @@ def _check(numbers: Any, model: Arithmetic, where: str) -> None:
 
 def _ours(engine: str) -> Subject:
     def server(model: Arithmetic, base_path: Path, directory: Path) -> Server:
-        rest, grpc_port, http, serve_grpc = free_ports(4)
+        ports = OurPorts.free()
         return Server(
-            _our_command(engine, model, base_path, rest, grpc_port, http, serve_grpc),
-            Rest(_predict_url(rest, model), model.body, _predictions),
-            _predict(grpc_port, model),
+            ports.command(model.name, base_path, [engine]),
+            Rest(_predict_url(ports.rest, model), model.body, _predictions),
+            _predict(ports.grpc, model),
             haproxy_files(directory),
         )
 
@@ -102,24 +102,13 @@ def _ours(engine: str) -> Subject:
 
 
 def _serve_door(model: Arithmetic, base_path: Path, directory: Path) -> Server:
-    rest, grpc_port, http, serve_grpc = free_ports(4)
+    ports = OurPorts.free()
     return Server(
-        _our_command("--engine=ray", model, base_path, rest, grpc_port, http, serve_grpc),
-        Rest(_predict_url(http, model), model.body, _predictions),
-        _predict(serve_grpc, model),
+        ports.command(model.name, base_path, ["--engine=ray"]),
+        Rest(_predict_url(ports.serve_http, model), model.body, _predictions),
+        _predict(ports.serve_grpc, model),
         haproxy_files(directory),
     )
-
-
-def _our_command(
-    engine: str, model: Arithmetic, base_path: Path, rest: int, grpc_port: int, http: int, rpc: int
-) -> list[str]:
-    return [
-        *(sys.executable, "-m", "shardserve", "serve", engine),
-        *(f"--model_name={model.name}", f"--model_base_path={base_path}"),
-        *(f"--port={grpc_port}", f"--rest_api_port={rest}"),
-        *(f"--serve_http_port={http}", f"--serve_grpc_port={rpc}"),
-    ]
 
 
 def _http_echo(model: Arithmetic, base_path: Path, directory: Path) -> Server:

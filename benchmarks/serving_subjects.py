@@ -73,23 +73,41 @@ class Subject:
         )
 
 
+@dataclass(frozen=True)
+class OurPorts:
+    """The ports of one `shardserve serve`: the direct doors', and those behind Ray Serve."""
+
+    grpc: int
+    rest: int
+    serve_http: int
+    serve_grpc: int
+
+    @classmethod
+    def free(cls) -> OurPorts:
+        """Four that nobody listens on."""
+        return cls(*free_ports(4))
+
+    def command(self, model: str, base_path: Path, flags: Sequence[str]) -> list[str]:
+        """What starts the server."""
+        return [
+            *(sys.executable, "-m", "shardserve", "serve"),
+            *(f"--model_name={model}", f"--model_base_path={base_path}"),
+            *(f"--port={self.grpc}", f"--rest_api_port={self.rest}"),
+            *(f"--serve_http_port={self.serve_http}", f"--serve_grpc_port={self.serve_grpc}"),
+            *flags,
+        ]
+
+
 def ours(name: str, base_path: Path, drawn: Drawn, flags: Sequence[str]) -> Subject:
     """`shardserve serve` with the direct door."""
-    grpc, rest, serve_http, serve_grpc = free_ports(4)
-    command = [
-        *(sys.executable, "-m", "shardserve", "serve"),
-        *(f"--model_name={MODEL}", f"--model_base_path={base_path}"),
-        *(f"--port={grpc}", f"--rest_api_port={rest}"),
-        *(f"--serve_http_port={serve_http}", f"--serve_grpc_port={serve_grpc}"),
-        *flags,
-    ]
-    endpoint = (Target("rest", rest, f"/v1/models/{MODEL}:predict"), _rest(drawn))
+    ports = OurPorts.free()
+    endpoint = (Target("rest", ports.rest, f"/v1/models/{MODEL}:predict"), _rest(drawn))
     return Subject(
         name=name,
-        command=command,
-        ready=lambda _: is_available(rest),
+        command=ports.command(MODEL, base_path, flags),
+        ready=lambda _: is_available(ports.rest),
         settings=[Setting("", endpoint)],
-        grpc=(Target("grpc", grpc, PREDICT), _grpc(drawn)),
+        grpc=(Target("grpc", ports.grpc, PREDICT), _grpc(drawn)),
     )
 
 
