@@ -10,15 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import (
-    descriptor_pb2,
-    descriptor_pool,
-    message_factory,
-    text_format,
-    wrappers_pb2,
-)
-
-from shardserve.batching.errors import InvalidArgument, NotFound
+from shardserve.batching.errors import InvalidArgument
+from shardserve.batching.text_messages import message_classes, parse_message, read_text
 
 
 def _cpus() -> int:
@@ -141,13 +134,7 @@ def read_batching_parameters(path: Path) -> BatchingParameters:
 
     Raises NotFound where it cannot be read, and as `parse_batching_parameters` does.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise NotFound(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(f"{path}: {error}") from None
-    return parse_batching_parameters(text, str(path))
+    return parse_batching_parameters(read_text(path), str(path))
 
 
 def parse_batching_parameters(text: str, source: str) -> BatchingParameters:
@@ -156,12 +143,7 @@ def parse_batching_parameters(text: str, source: str) -> BatchingParameters:
     Raises InvalidArgument, with line and column for what does not parse, and for values that make
     no sense.
     """
-    message = _MESSAGE()
-    try:
-        text_format.Parse(text, message)
-    except text_format.ParseError as error:
-        name = message.DESCRIPTOR.full_name
-        raise InvalidArgument(f"{source}: Error parsing text-format {name}: {error}") from None
+    message = parse_message(text, _MESSAGE, source)
     values = {descriptor.name: _plain(value) for descriptor, value in message.ListFields()}
     try:
         return BatchingParameters(**values)
@@ -202,59 +184,19 @@ _NOT_NEGATIVE = (
     "low_priority_max_enqueued_batches",
 )
 
-_Field = descriptor_pb2.FieldDescriptorProto
-
-
-def _wrapped(number: int, name: str, wrapper: str) -> _Field:
-    return _Field(
-        name=name,
-        number=number,
-        label=_Field.LABEL_OPTIONAL,
-        type=_Field.TYPE_MESSAGE,
-        type_name=f".google.protobuf.{wrapper}",
-    )
-
-
-_FIELDS = (
-    _wrapped(1, "max_batch_size", "Int64Value"),
-    _wrapped(2, "batch_timeout_micros", "Int64Value"),
-    _wrapped(3, "max_enqueued_batches", "Int64Value"),
-    _wrapped(4, "num_batch_threads", "Int64Value"),
-    _wrapped(5, "thread_pool_name", "StringValue"),
-    _Field(
-        name="allowed_batch_sizes",
-        number=6,
-        label=_Field.LABEL_REPEATED,
-        type=_Field.TYPE_INT64,
-    ),
-    _Field(
-        name="pad_variable_length_inputs",
-        number=7,
-        label=_Field.LABEL_OPTIONAL,
-        type=_Field.TYPE_BOOL,
-    ),
-    _wrapped(8, "enable_large_batch_splitting", "BoolValue"),
-    _wrapped(9, "max_execution_batch_size", "Int64Value"),
-)
-
-
-def _message_class() -> type[Any]:
-    """`tensorflow.serving.BatchingParameters`, which no Python package has.
-
-    It is made in a pool of its own, so that it cannot clash with one that a package may get.
-    """
-    file = descriptor_pb2.FileDescriptorProto(
-        name="batching_parameters.proto",
-        package="tensorflow.serving",
-        syntax="proto3",
-        dependency=[wrappers_pb2.DESCRIPTOR.name],
-    )
-    file.message_type.add(name="BatchingParameters", field=_FIELDS)
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    pool.AddSerializedFile(file.SerializeToString())
-    found = pool.FindMessageTypeByName("tensorflow.serving.BatchingParameters")
-    return message_factory.GetMessageClass(found)
-
-
-_MESSAGE = _message_class()
+_MESSAGE = message_classes(
+    "tensorflow.serving",
+    {
+        "BatchingParameters": {
+            "max_batch_size": "Int64Value",
+            "batch_timeout_micros": "Int64Value",
+            "max_enqueued_batches": "Int64Value",
+            "num_batch_threads": "Int64Value",
+            "thread_pool_name": "StringValue",
+            "allowed_batch_sizes": "repeated int64",
+            "pad_variable_length_inputs": "bool",
+            "enable_large_batch_splitting": "BoolValue",
+            "max_execution_batch_size": "Int64Value",
+        }
+    },
+)["BatchingParameters"]

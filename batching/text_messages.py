@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf import (
+    descriptor_pb2,
+    descriptor_pool,
+    message_factory,
+    text_format,
+    wrappers_pb2,
+)
 
 from shardserve.batching.errors import InvalidArgument, NotFound
 
@@ -22,9 +28,11 @@ _KINDS = {
     "bool": _Field.TYPE_BOOL,
     "int64": _Field.TYPE_INT64,
 }
+#: Messages around one value, so that one that is not set is told from a zero.
+_WRAPPERS = frozenset({"Int64Value", "StringValue", "BoolValue"})
 
-#: A message's fields in the order of their numbers, from 1: a kind of `_KINDS`, with "repeated "
-#: before it where there may be many, or ["repeated "] and the name of another message of the file.
+#: A message's fields in the order of their numbers, from 1: a kind of `_KINDS`, one of protobuf's
+#: `_WRAPPERS`, or another message of the file; "repeated " before it if there may be many.
 Fields = Mapping[str, str]
 
 
@@ -34,6 +42,7 @@ def message_classes(package: str, messages: Mapping[str, Fields]) -> dict[str, t
         name=f"{package.replace('.', '/')}/{'_'.join(messages).lower()}.proto",
         package=package,
         syntax="proto3",
+        dependency=[wrappers_pb2.DESCRIPTOR.name],
     )
     for name, fields in messages.items():
         message = file.message_type.add(name=name)
@@ -41,6 +50,7 @@ def message_classes(package: str, messages: Mapping[str, Fields]) -> dict[str, t
             assert not keyword.iskeyword(field)
             _describe(message.field.add(name=field, number=number), kind, package)
     pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
     pool.AddSerializedFile(file.SerializeToString())
     return {
         name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}"))
@@ -81,4 +91,5 @@ def _describe(field: _Field, kind: str, package: str) -> None:
         field.type = _KINDS[single]
     else:
         field.type = _Field.TYPE_MESSAGE
-        field.type_name = f".{package}.{single}"
+        where = "google.protobuf" if single in _WRAPPERS else package
+        field.type_name = f".{where}.{single}"

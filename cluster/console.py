@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from shardserve.cluster.door_config import DEFAULT_METRICS_PATH
 from shardserve.cluster.example import Example
 from shardserve.cluster.options import Engine, ServeOptions
 from shardserve.cluster.placement import Seat
@@ -19,9 +20,6 @@ from shardserve.cluster.versions import VersionDirectory
 
 #: With more seats than this, one bar stands for all of them.
 MAX_BARS = 16
-
-#: As `shardserve.router.rest` has it, which loads TensorFlow.
-METRICS_PATH = "/monitoring/prometheus/metrics"
 
 _WORDS = {
     Phase.PLANNING: "planning: reading the graph and the checkpoint's index",
@@ -117,7 +115,7 @@ def announcement(
     lines = ["", f"{name} version {found.version} is served, until Ctrl-C:"]
     if doors.rest_port:
         lines.append(f"  REST       {_url(doors.host, doors.rest_port)}{path}")
-        lines.append(f"  metrics    {_url(doors.host, doors.rest_port)}{METRICS_PATH}")
+        lines.append(f"  metrics    {_url(doors.host, doors.rest_port)}{DEFAULT_METRICS_PATH}")
     if doors.grpc_port:
         lines.append(f"  gRPC       {doors.host}:{doors.grpc_port}")
     lines += _ingress_lines(options, path)

@@ -153,7 +153,7 @@ class Controller:
         if self._progress.latest.phase is not Phase.READY:
             self._fail(failure)
 
-    async def ended(self, seat: Seat, failure: Failure) -> None:
+    async def ended(self, seat: AnySeat, failure: Failure) -> None:
         """A seat's process ends itself, for a reason that a new one may not have."""
         logger.error("%s ends: %s", seat, failure.message)
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardserve.batching.errors import InvalidArgument
-from shardserve.cluster.text_messages import message_classes, parse_message, read_text
+from shardserve.batching.text_messages import message_classes, parse_message, read_text
 
+#: As `shardserve.router.rest` has it, which loads TensorFlow.
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
 _MESSAGES = message_classes(

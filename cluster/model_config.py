@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from tensorflow_serving.config import model_server_config_pb2
 
 from shardserve.batching.errors import InvalidArgument
-from shardserve.cluster.text_messages import parse_message, read_text
+from shardserve.batching.text_messages import parse_message, read_text
 
 TENSORFLOW = "tensorflow"
 #: `model_type`, that came before `model_platform`, had one kind that is not deprecated.

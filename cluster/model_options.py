@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from shardserve.batching.errors import InvalidArgument
-from shardserve.cluster.text_messages import message_classes, parse_message, read_text
+from shardserve.batching.text_messages import message_classes, parse_message, read_text
 from shardserve.router.experiments import Experiment, parse_share
 from shardserve.shards.model import PlanOptions
 from shardserve.shards.storage import Precision, Storage, Tier

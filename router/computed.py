@@ -91,6 +91,15 @@ class ComputedServable:
         }
 
 
+def strings(value: Array) -> Array:
+    """Text as the strings of a tensor, objects of bytes; what is no text as it is."""
+    if value.dtype.kind not in "OU":
+        return value
+    found = np.empty(value.size, object)
+    found[:] = [str(one).encode() for one in value.reshape(-1)]
+    return found.reshape(value.shape)
+
+
 def _check_shape(alias: str, info: TensorInfo, value: Array) -> None:
     if info.shape is None:
         return

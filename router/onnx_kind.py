@@ -9,7 +9,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound, Unimplemented
-from shardserve.router.computed import Spec, signature
+from shardserve.router.computed import Spec, signature, strings
 from shardserve.router.kinds import Version
 from shardserve.router.servable import Array, Signature
 
@@ -52,7 +52,7 @@ class OnnxModel:
             found = self._session.run(list(outputs), fed)
         except _CLIENT_FAULTS as error:
             raise InvalidArgument(str(error)) from error
-        return {alias: _bytes(value) for alias, value in zip(outputs, found, strict=True)}
+        return {alias: strings(value) for alias, value in zip(outputs, found, strict=True)}
 
 
 def load(version: Version) -> OnnxModel:
@@ -92,11 +92,3 @@ def _text(value: Array) -> Array:
         return np.array([one.decode() for one in value.reshape(-1)], object).reshape(value.shape)
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"an ONNX model's strings are UTF-8: {error}") from None
-
-
-def _bytes(value: Array) -> Array:
-    if value.dtype.kind not in "OU":
-        return value
-    found = np.empty(value.size, object)
-    found[:] = [str(one).encode() for one in value.reshape(-1)]
-    return found.reshape(value.shape)

@@ -24,7 +24,7 @@ from shardserve.batching.errors import (
     ServingError,
     Unimplemented,
 )
-from shardserve.router.computed import Spec, signature
+from shardserve.router.computed import Spec, signature, strings
 from shardserve.router.kinds import Version
 from shardserve.router.servable import Array, Signature
 
@@ -67,7 +67,7 @@ class Estimator:
         self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]
     ) -> Mapping[str, Array]:
         try:
-            return {alias: _encoded(self._methods[alias](inputs[INPUTS])) for alias in outputs}
+            return {alias: strings(self._methods[alias](inputs[INPUTS])) for alias in outputs}
         except ValueError as error:
             raise InvalidArgument(str(error)) from error
 
@@ -106,14 +106,5 @@ def _naming(where: str, read: Any) -> Any:
 def _spec(alias: str, value: Any, where: str) -> Spec:
     if not isinstance(value, np.ndarray) or value.ndim == 0:
         raise Unimplemented(f"{where}: what becomes {alias!r} is a {type(value).__name__}")
-    encoded = _encoded(value)
+    encoded = strings(value)
     return Spec(encoded.dtype, (-1, *encoded.shape[1:]))
-
-
-def _encoded(value: Array) -> Array:
-    """Labels that are text are strings, which are bytes here."""
-    if value.dtype.kind not in "OU":
-        return value
-    found = np.empty(value.size, object)
-    found[:] = [str(one).encode() for one in value.reshape(-1)]
-    return found.reshape(value.shape)

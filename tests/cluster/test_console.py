@@ -3,7 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from shardserve.cluster.console import MAX_BARS, METRICS_PATH, Bar, announcement, bars_of
+from shardserve.cluster.console import MAX_BARS, Bar, announcement, bars_of
+from shardserve.cluster.door_config import DEFAULT_METRICS_PATH
 from shardserve.cluster.example import Example
 from shardserve.cluster.options import DoorOptions, Engine, ServeOptions
 from shardserve.cluster.placement import Seat
@@ -81,4 +82,4 @@ def test_all_interfaces_are_shown_as_an_address_that_works() -> None:
 
 
 def test_the_metrics_are_where_the_door_has_them() -> None:
-    assert METRICS_PATH == MONITORING_PATH
+    assert DEFAULT_METRICS_PATH == MONITORING_PATH

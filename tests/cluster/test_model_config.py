@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardserve.batching.errors import InvalidArgument, NotFound
+from shardserve.batching.text_messages import MAX_FILE_BYTES
 from shardserve.cluster.model_config import (
     All,
     Latest,
@@ -18,7 +19,6 @@ from shardserve.cluster.model_config import (
     read_model_config,
     wanted_versions,
 )
-from shardserve.cluster.text_messages import MAX_FILE_BYTES
 
 VERSIONS = st.frozensets(st.integers(0, 20), max_size=8)
 
