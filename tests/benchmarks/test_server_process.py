@@ -7,11 +7,14 @@ import pytest
 
 from benchmarks.server_process import DidNotStart, ServerProcess
 
-#: Starts a process of another session, whose parent then dies: as daemons come about.
+#: Starts a process of another session, whose parent then dies: as daemons come about. Then it
+#: works for more than a tick of the clock that the kernel counts a process's time with.
 DAEMON = """
 import subprocess, sys, time
 leaves = "import subprocess; subprocess.Popen(['sleep', '1000'], start_new_session=True)"
 subprocess.run([sys.executable, "-c", leaves])
+while time.process_time() < 0.1:
+    pass
 print("ready", flush=True)
 time.sleep(1000)
 """
