@@ -19,8 +19,8 @@ from shardserve.batching.errors import InvalidArgument, ResourceExhausted, Unava
 from shardserve.router.lookups import MAX_RESULT_BYTES
 from shardserve.router.partition import TablePartition
 from shardserve.shards.best import Best, Picker, Totals, in_order, merged, unpack
-from shardserve.shards.class_matrix import PRODUCTS
 from shardserve.shards.cut.scorings import Pick, Scale, Scoring
+from shardserve.shards.halves import PRODUCTS
 from shardserve.shards.layout import Slice
 from shardserve.shards.messages import Axis, ScorePart
 from shardserve.shards.rows import RowHash, RowMod, RowRange, base_of

@@ -7,13 +7,13 @@ its classes; where they are columns, a part of the scores of all classes, which 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from shardserve.shards.halves import HALVES, widened
+from shardserve.shards.halves import HALVES, PRODUCTS, widened
 from shardserve.shards.messages import Axis
 from shardserve.shards.store import SliceStore
 
@@ -23,14 +23,6 @@ Array = npt.NDArray[Any]
 COPY_BYTES = 4 << 20
 #: Scores of all classes that are added up at a time.
 SUM_BYTES = 32 << 20
-
-#: The dtypes of tables that can be scored, and of the products.
-PRODUCTS: Mapping[str, np.dtype[Any]] = {
-    "float64": np.dtype(np.float64),
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float32),
-    "bfloat16": np.dtype(np.float32),
-}
 
 
 class ClassMatrix(Protocol):

@@ -7,6 +7,7 @@ does not matter which shard added what.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,14 @@ Array = npt.NDArray[Any]
 
 #: Tables' dtypes whose sums have another dtype, float32.
 HALVES = frozenset({"float16", "bfloat16"})
+
+#: The dtypes of tables that can be scored, and of the products.
+PRODUCTS: Mapping[str, np.dtype[Any]] = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float32),
+    "bfloat16": np.dtype(np.float32),
+}
 
 
 def sums_dtype(dtype: str) -> np.dtype[Any]:

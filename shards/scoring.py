@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from shardserve.batching.errors import InvalidArgument, Unimplemented
 from shardserve.shards.best import Best, Picker, Totals
-from shardserve.shards.class_matrix import PRODUCTS, ClassMatrix, class_matrix
+from shardserve.shards.class_matrix import ClassMatrix, class_matrix
+from shardserve.shards.halves import PRODUCTS
 from shardserve.shards.messages import Axis, ScorePart
 from shardserve.shards.store import SliceStore, array_dtype
 

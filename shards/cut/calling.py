@@ -35,28 +35,26 @@ from shardserve.shards.cut.graph import (
 )
 from shardserve.shards.cut.motifs import enters
 from shardserve.shards.cut.op_outputs import output_type
-from shardserve.shards.cut.rewrite import shape_constant, with_controls
+from shardserve.shards.cut.rewrite import keep_controls, keep_nodes, shape_constant
 
 _INT64 = types_pb2.DT_INT64
 
 
-def with_call_outs(
+def add_call_outs(
     graph_def: graph_pb2.GraphDef,
     call_outs: Sequence[CallOut],
     shapes: Mapping[AskedShape, tuple[int, ...]],
     tables: Collection[str],
     table_dtypes: Mapping[str, str],
-) -> graph_pb2.GraphDef:
-    """The graph in which no cut table goes into a loop or a branch.
+) -> None:
+    """Let, in place, no cut table go into a loop or a branch.
 
     `call_outs` are all lookups there; `shapes` has what asks for a table's shape there; `tables`
     are the nodes of the cut variables; `table_dtypes` has each table's dtype by name.
     """
-    graph = Graph(graph_def)
-    entries = list(_entries(graph, tables))
-    if not entries:
-        return graph_def
-    return _Caller(graph_def, call_outs, shapes, table_dtypes).run(entries)
+    entries = list(_entries(Graph(graph_def), tables))
+    if entries:
+        _Caller(graph_def, call_outs, shapes, table_dtypes).run(entries)
 
 
 def _entries(graph: Graph, tables: Collection[str]) -> Iterator[tuple[str, int]]:
@@ -113,8 +111,8 @@ class _Scope:
             pending.extend(self._below[name])
         for name in gone:
             del self.nodes[name]
-        for name, node in self.nodes.items():
-            self.nodes[name] = with_controls(node, lambda control: control not in gone)
+        for node in self.nodes.values():
+            keep_controls(node, lambda control: control not in gone)
 
     def _carries(self, node: NodeDef, slot: int) -> bool:
         if runs_functions(node):
@@ -130,15 +128,14 @@ class _Caller:
         shapes: Mapping[AskedShape, tuple[int, ...]],
         table_dtypes: Mapping[str, str],
     ) -> None:
-        self._graph_def = graph_pb2.GraphDef()
-        self._graph_def.CopyFrom(graph_def)
+        self._graph_def = graph_def
         self._call_outs = call_outs
         self._shapes = shapes
         self._table_dtypes = table_dtypes
         self._bodies = Bodies(self._graph_def)
         self._scopes: dict[str, _Scope] = {}
 
-    def run(self, entries: Sequence[tuple[str, int]]) -> graph_pb2.GraphDef:
+    def run(self, entries: Sequence[tuple[str, int]]) -> None:
         nodes = {node.name: node for node in self._graph_def.node}
         for name, slot in entries:
             nodes[name].input[slot] = REQUEST
@@ -150,7 +147,7 @@ class _Caller:
         replaced = self._replace()
         for scope in self._scopes.values():
             scope.drop_what_read_the_table(replaced[scope.name])
-        return self._written()
+        self._write()
 
     def _carry(self, scope: _Scope, start: str) -> None:
         """Let the request go where the table went, from this tensor on."""
@@ -221,7 +218,7 @@ class _Caller:
                 constant.input.append("^" + split(scope.carrier_of(node))[0])
             made.append((scope, constant))
         for scope, node in made:
-            scope.nodes[node.name] = node
+            scope.nodes[node.name].CopyFrom(node)
             replaced[scope.name].add(node.name)
         return replaced
 
@@ -240,18 +237,14 @@ class _Caller:
             node.attr["Tout"].list.type.append(dtypes.as_dtype(dtype).as_datatype_enum)
         return node
 
-    def _written(self) -> graph_pb2.GraphDef:
-        result = graph_pb2.GraphDef(versions=self._graph_def.versions)
-        result.node.extend(self._scopes[""].nodes.values())
+    def _write(self) -> None:
+        keep_nodes(self._graph_def, self._scopes[""].nodes.keys())
         for function in self._graph_def.library.function:
             scope = self._scopes.get(function.signature.name)
-            if scope is None or scope.body is None:
-                result.library.function.add().CopyFrom(function)
-            else:
+            if scope is not None and scope.body is not None:
                 graph_def = graph_pb2.GraphDef()
                 graph_def.node.extend(scope.nodes.values())
-                result.library.function.append(scope.body.rewritten(graph_def, scope.retyped))
-        return result
+                function.CopyFrom(scope.body.rewritten(graph_def, scope.retyped))
 
 
 def _becomes(node: NodeDef, op: str) -> list[str]:

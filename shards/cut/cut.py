@@ -11,16 +11,16 @@ from tensorflow.core.framework import graph_pb2
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.cut.call_outs import CallOut
-from shardserve.shards.cut.calling import with_call_outs
+from shardserve.shards.cut.calling import add_call_outs
 from shardserve.shards.cut.decided import CutRule, CutTable, Decided, WholeVariable, by_output
 from shardserve.shards.cut.deciding import Decider
 from shardserve.shards.cut.graph import Graph, split
 from shardserve.shards.cut.loops import LiftedLoops, StepLoop
-from shardserve.shards.cut.picks import with_separate_outputs
+from shardserve.shards.cut.picks import separate_outputs
 from shardserve.shards.cut.program import Program
 from shardserve.shards.cut.region_cut import GatedRegions, gate_regions
 from shardserve.shards.cut.regions import CutRegion, Region, RegionCall
-from shardserve.shards.cut.rewrite import pruned_to, without_tables
+from shardserve.shards.cut.rewrite import prune, take_out_tables
 from shardserve.shards.cut.row_wise import RowWise
 from shardserve.shards.cut.saved_model import InlinedModel, inline
 from shardserve.shards.cut.scorings import AnyCall, AnyLookup, Scoring, outputs_of
@@ -151,30 +151,25 @@ def cut_saved_model(
     InvalidArgument naming the table for one that the rule names and that is not there or cannot be
     cut, and InvalidArgument naming the region for one that is not closed.
     """
-    # Each of these graphs is large, and let go of as soon as there is the next.
-    decided, graph_def = _decided(*inline(directory, tags), rule, regions)
+    model, graph_def = inline(directory, tags)
+    # The graph is large: from here on there is only one, which each step changes in place.
+    gated = gate_regions(graph_def, model, regions)
+    decided = Decider(model, graph_def, rule, gated).decide()
     table_dtypes = {name: cut.table.dtype for name, cut in decided.tables.items()}
     lookups = decided.lookups
     dtypes = {t: _dtype(lookup, t, table_dtypes[lookup.table]) for t, lookup in lookups.items()}
-    graph_def = with_call_outs(
+    add_call_outs(
         graph_def, decided.call_outs, decided.shapes_inside, decided.cut_nodes, table_dtypes
     )
-    graph_def = with_separate_outputs(graph_def, lookups.values(), table_dtypes)
-    graph_def = without_tables(graph_def, dtypes, decided.shapes, decided.cut_nodes)
+    separate_outputs(graph_def, lookups.values(), table_dtypes)
+    take_out_tables(graph_def, dtypes, decided.shapes, decided.cut_nodes)
     return _assembled(decided, graph_def)
 
 
-def _decided(
-    model: InlinedModel, graph_def: graph_pb2.GraphDef, rule: CutRule, regions: Sequence[Region]
-) -> tuple[Decided, graph_pb2.GraphDef]:
-    gated = gate_regions(graph_def, model, regions)
-    return Decider(model, graph_def, rule, gated).decide()
-
-
-def _assembled(decided: Decided, without: graph_pb2.GraphDef) -> CutModel:
+def _assembled(decided: Decided, graph_def: graph_pb2.GraphDef) -> CutModel:
     lookups, gated = decided.lookups, decided.gated
     calls: dict[str, AnyCall] = {**lookups, **gated.by_output}
-    graph = Graph(without)
+    graph = Graph(graph_def)
     programs = {
         name: plan_program(
             graph,
@@ -190,7 +185,7 @@ def _assembled(decided: Decided, without: graph_pb2.GraphDef) -> CutModel:
         )
         for name, one in gated.regions.items()
     }
-    graph_def = pruned_to(without, [*_roots(decided.model, lookups.values()), *gated.tensors])
+    prune(graph_def, [*_roots(decided.model, lookups.values()), *gated.tensors])
     left = {node.name for node in graph_def.node}
     return CutModel(
         inlined=decided.model,

@@ -17,7 +17,7 @@ from shardserve.shards.cut.inside import InsideFinder
 from shardserve.shards.cut.motifs import MotifFinder, TableNode, Uses
 from shardserve.shards.cut.partitioned import PartitionedTable, find_partitioned
 from shardserve.shards.cut.region_cut import GatedRegions
-from shardserve.shards.cut.rewrite import bypass_identity_n, pruned_to
+from shardserve.shards.cut.rewrite import bypass_identity_n, prune
 from shardserve.shards.cut.saved_model import InlinedModel
 from shardserve.shards.cut.scorings import hidden_layer
 from shardserve.shards.cut.shapes import ShapedGraph
@@ -30,7 +30,7 @@ _NAMES = 20
 
 
 class Decider:
-    """Decides about all variables of one model."""
+    """Decides about all variables of one model; first takes out, in place, what it never runs."""
 
     def __init__(
         self,
@@ -44,12 +44,12 @@ class Decider:
         self._gated = gated
         outputs = [*_outputs(model), *gated.tensors]
         self._variables = restored_variables(Graph(graph_def), model.restore_op)
-        self._graph_def = _cleaned(model, graph_def, gated)
-        unshare(self._graph_def)
-        self._graph = ShapedGraph(self._graph_def, outputs)
+        _clean(model, graph_def, gated)
+        unshare(graph_def)
+        self._graph = ShapedGraph(graph_def, outputs)
         self._live = self._graph.ancestors(self._graph.outputs)
         self._finder = MotifFinder(self._graph, self._live)
-        self._inside = InsideFinder(self._finder, Bodies(self._graph_def))
+        self._inside = InsideFinder(self._finder, Bodies(graph_def))
         self._partitioned = find_partitioned(
             self._graph, self._live, self._variables, self._readers
         )
@@ -62,8 +62,8 @@ class Decider:
         self._slices: dict[str, str] = {}
         self._whole: list[WholeVariable] = []
 
-    def decide(self) -> tuple[Decided, graph_pb2.GraphDef]:
-        """The decisions, and the graph that they are about."""
+    def decide(self) -> Decided:
+        """The decisions."""
         groups = self._groups()
         self._check_named(groups)
         for partitioned in self._partitioned.tables:
@@ -73,7 +73,7 @@ class Decider:
         for name, variables in groups.items():
             if variables[0].node not in self._cut_nodes:
                 self._decide(name, variables)
-        decided = Decided(
+        return Decided(
             model=self._model,
             tables=dict(sorted(self._tables.items())),
             whole=tuple(self._whole),
@@ -83,7 +83,6 @@ class Decider:
             cut_nodes=frozenset(self._cut_nodes),
             gated=self._gated,
         )
-        return decided, self._graph_def
 
     def _groups(self) -> dict[str, list[Variable]]:
         """The live variables by name; the nodes of one value together."""
@@ -220,13 +219,11 @@ def _outputs(model: InlinedModel) -> list[str]:
     return [i.name for s in model.signatures.values() for i in s.outputs.values()]
 
 
-def _cleaned(
-    model: InlinedModel, graph_def: graph_pb2.GraphDef, gated: GatedRegions
-) -> graph_pb2.GraphDef:
-    """What the signatures and the init op need; saving and restoring do not."""
+def _clean(model: InlinedModel, graph_def: graph_pb2.GraphDef, gated: GatedRegions) -> None:
+    """Keep what the signatures and the init op need; saving and restoring do not."""
     inputs = [i.name for s in model.signatures.values() for i in s.inputs.values()]
     roots = [*_outputs(model), *inputs, *model.assets, *gated.tensors]
     if model.init_op is not None:
         roots.append(model.init_op)
     bypass_identity_n(graph_def)
-    return pruned_to(graph_def, [tensor(name) for name in roots])
+    prune(graph_def, [tensor(name) for name in roots])

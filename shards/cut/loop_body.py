@@ -6,7 +6,7 @@ import enum
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from tensorflow.core.framework import graph_pb2, types_pb2
+from tensorflow.core.framework import types_pb2
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import function_def_to_graph
@@ -19,7 +19,7 @@ from shardserve.shards.cut.graph import (
     has_effect,
     split,
 )
-from shardserve.shards.cut.inlining import NotInlinable, inlined
+from shardserve.shards.cut.inlining import NotInlinable, inlined, read_parts
 from shardserve.shards.cut.rewrite import drop_idle_controls
 
 _GET, _SET = "TensorListGetItem", "TensorListSetItem"
@@ -160,7 +160,7 @@ def _graph(
     roots = [*(split(name)[0] for name in returned), *function.control_ret.values()]
     roots += [argument.name for argument in function.signature.input_arg]
     try:
-        flat: graph_pb2.GraphDef = inlined(graph_def, roots)
+        flat = read_parts(inlined(graph_def, roots))
     except NotInlinable as error:
         raise Stays(f"its function {function.signature.name} holds {error}") from None
     drop_idle_controls(flat)

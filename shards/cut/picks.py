@@ -12,27 +12,20 @@ from shardserve.shards.cut.graph import control_inputs, split
 from shardserve.shards.cut.scorings import AnyLookup, Scoring
 
 
-def with_separate_outputs(
+def separate_outputs(
     graph_def: graph_pb2.GraphDef, lookups: Collection[AnyLookup], table_dtypes: dict[str, str]
-) -> graph_pb2.GraphDef:
-    """The graph with each TopKV2 that a scoring replaces an IdentityN of the scoring's outputs.
+) -> None:
+    """Make, in place, each TopKV2 that a scoring replaces an IdentityN of the scoring's outputs.
 
     The outputs are nodes that stand where the TopKV2 stood; what they compute is not meant to be
     run. `table_dtypes` has each table's dtype by name.
     """
     picks = {one.node: one for one in lookups if isinstance(one, Scoring) and one.indices}
-    if not picks:
-        return graph_def
-    changed = graph_pb2.GraphDef()
-    changed.CopyFrom(graph_def)
-    del changed.node[:]
-    for node in graph_def.node:
-        if node.name in picks:
-            pick = picks[node.name]
-            changed.node.extend(_separated(node, pick.output_dtypes(table_dtypes[pick.table])))
-        else:
-            changed.node.append(node)
-    return changed
+    for node in [node for node in graph_def.node if node.name in picks]:
+        pick = picks[node.name]
+        both, *singles = _separated(node, pick.output_dtypes(table_dtypes[pick.table]))
+        node.CopyFrom(both)
+        graph_def.node.extend(singles)
 
 
 def _separated(node: NodeDef, outputs: dict[str, str]) -> list[NodeDef]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from tensorflow.core.framework import graph_pb2, node_def_pb2, types_pb2
 from tensorflow.python.framework import dtypes, tensor_util
@@ -18,13 +18,13 @@ from shardserve.shards.cut.graph import (
 )
 
 
-def without_tables(
+def take_out_tables(
     graph_def: graph_pb2.GraphDef,
     lookup_outputs: Mapping[str, str],
     shape_values: Mapping[str, tuple[int, ...]],
     tables: Iterable[str],
-) -> graph_pb2.GraphDef:
-    """The graph with no node left that touches a cut table.
+) -> None:
+    """Leave, in place, no node that touches a cut table.
 
     `lookup_outputs` maps each lookup's output tensor to its dtype's name, `shape_values` each
     tensor that asks for a table's shape to that shape, `tables` names the variable nodes.
@@ -37,17 +37,13 @@ def without_tables(
     }
     kept = graph.downstream([*cut, *fixed])
     gone = graph.downstream(tables) - kept
-    rewritten = _like(graph_def)
+    for name, made in {**fixed, **cut}.items():
+        graph.nodes[name].CopyFrom(made)
+    keep_nodes(graph_def, graph.nodes.keys() - gone)
     # What a lookup waits for is made with its operands, in the ids stage: to wait for the lookup's
     # own nodes is to wait for nothing more.
-    rewritten.node.extend(
-        cut.get(name)
-        or fixed.get(name)
-        or with_controls(node, lambda c: c not in gone and c not in cut)
-        for name, node in graph.nodes.items()
-        if name not in gone
-    )
-    return rewritten
+    for node in graph_def.node:
+        keep_controls(node, lambda control: control not in gone and control not in cut)
 
 
 def drop_idle_controls(graph_def: graph_pb2.GraphDef) -> None:
@@ -82,22 +78,23 @@ def bypass_identity_n(graph_def: graph_pb2.GraphDef) -> None:
                 node.input[place] = f"{op}:{slot}"
 
 
-def pruned_to(graph_def: graph_pb2.GraphDef, tensors: Iterable[str]) -> graph_pb2.GraphDef:
-    """Only the nodes that must be there to make `tensors`."""
+def prune(graph_def: graph_pb2.GraphDef, tensors: Iterable[str]) -> None:
+    """Keep, in place, only the nodes that must be there to make `tensors`."""
     needed = Graph(graph_def).ancestors(tensors)
-    pruned = _like(graph_def)
-    pruned.node.extend(node for node in graph_def.node if node.name in needed)
-    for node in pruned.node:
+    keep_nodes(graph_def, needed)
+    for node in graph_def.node:
         _keep_colocations(node, needed)
-    return pruned
 
 
-def _like(graph_def: graph_pb2.GraphDef) -> graph_pb2.GraphDef:
-    """An empty graph with the same function library and versions."""
-    empty = graph_pb2.GraphDef()
-    empty.library.CopyFrom(graph_def.library)
-    empty.versions.CopyFrom(graph_def.versions)
-    return empty
+def keep_nodes(graph_def: graph_pb2.GraphDef, names: Collection[str]) -> None:
+    """Keep, in place and in their order, only the nodes of these names.
+
+    A copy of a large graph would take as much memory again.
+    """
+    gone = sum(node.name not in names for node in graph_def.node)
+    # A sort is stable, and moves no node's bytes.
+    graph_def.node.sort(key=lambda node: node.name not in names)
+    del graph_def.node[len(graph_def.node) - gone :]
 
 
 def _keep_colocations(node: node_def_pb2.NodeDef, present: set[str]) -> None:
@@ -135,14 +132,9 @@ class _Effects:
         """Take out of the node the control inputs that order nothing."""
         # A constant of a loop's body belongs to the loop by a control input alone.
         inside = self._graph.conditional
-        controls = control_inputs(node)
-        if not controls or node.name in self._before_writes:
+        if node.name in self._before_writes:
             return
-        kept = [name for name in controls if name in inside or self._matters(name)]
-        if len(kept) < len(controls):
-            data = [name for name in node.input if not name.startswith("^")]
-            del node.input[:]
-            node.input.extend([*data, *(f"^{name}" for name in kept)])
+        keep_controls(node, lambda name: name in inside or self._matters(name))
 
     def _matters(self, start: str) -> bool:
         pending = [start]
@@ -169,20 +161,13 @@ class _Effects:
         return self._known[start]
 
 
-def with_controls(
-    node: node_def_pb2.NodeDef, wanted: Callable[[str], bool]
-) -> node_def_pb2.NodeDef:
-    """The node with only those control inputs."""
+def keep_controls(node: node_def_pb2.NodeDef, wanted: Callable[[str], bool]) -> None:
+    """Keep, in place, only those control inputs."""
     controls = control_inputs(node)
     kept = [name for name in controls if wanted(name)]
-    if len(kept) == len(controls):
-        return node
-    copy = node_def_pb2.NodeDef()
-    copy.CopyFrom(node)
-    del copy.input[:]
-    copy.input.extend(name for name in node.input if not name.startswith("^"))
-    copy.input.extend(f"^{name}" for name in kept)
-    return copy
+    if len(kept) < len(controls):
+        data = [name for name in node.input if not name.startswith("^")]
+        node.input[:] = [*data, *(f"^{name}" for name in kept)]
 
 
 def _placeholder(name: str, dtype: str) -> node_def_pb2.NodeDef:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -12,7 +12,7 @@ from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 
 from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
-from shardserve.shards.cut.inlining import NotInlinable, inlined
+from shardserve.shards.cut.inlining import NotInlinable, inlined, read_parts
 from shardserve.shards.cut.marks import MarkedRegion, lift_marked
 from shardserve.shards.cut.ops import check_no_python, check_ops, fill_in_defaults
 from shardserve.shards.cut.rewrite import drop_idle_controls
@@ -95,8 +95,20 @@ def inline(
     operation that TensorFlow does not have, Unimplemented for one that calls Python, and DataLoss
     for a function that is damaged.
     """
-    meta_graph = read_meta_graph(directory, tags)
     path = graph_file(directory)
+    model, parts = _without_calls(path, read_meta_graph(directory, tags), directory)
+    graph_def = read_parts(parts)
+    check_no_python(path, graph_def)
+    fill_in_defaults(graph_def)
+    marked = lift_marked(graph_def)
+    drop_idle_controls(graph_def)
+    return replace(model, marked=marked), graph_def
+
+
+def _without_calls(
+    path: Path, meta_graph: meta_graph_pb2.MetaGraphDef, directory: Path
+) -> tuple[InlinedModel, list[bytes]]:
+    """The rest, and the graph as `inlined` gives it; the MetaGraph's own memory can then go."""
     check_ops(path, meta_graph.graph_def)
     restore_op = meta_graph.saver_def.restore_op_name or None
     init_op = _init_op(meta_graph)
@@ -109,18 +121,13 @@ def inline(
     }
     kept.update(assets)
     try:
-        graph_def = inlined(meta_graph.graph_def, kept - {""})
+        parts = inlined(meta_graph.graph_def, kept - {""})
     except NotInlinable:
-        graph_def = _inlined_by_grappler(meta_graph, kept)
+        parts = [_inlined_by_grappler(meta_graph, kept).SerializeToString()]
     except (KeyError, IndexError) as error:
         raise DataLoss(f"{path}: a function refers to {error}, which it does not have") from None
-    check_no_python(path, graph_def)
-    fill_in_defaults(graph_def)
-    marked = lift_marked(graph_def)
-    drop_idle_controls(graph_def)
     rest = _without_graph(meta_graph)
-    model = InlinedModel(directory, rest, restore_op, init_op, assets, marked)
-    return model, graph_def
+    return InlinedModel(directory, rest, restore_op, init_op, assets), parts
 
 
 def _without_graph(meta_graph: meta_graph_pb2.MetaGraphDef) -> meta_graph_pb2.MetaGraphDef:

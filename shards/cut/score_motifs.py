@@ -13,10 +13,10 @@ from dataclasses import replace
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import dtypes
 
-from shardserve.shards.class_matrix import PRODUCTS
 from shardserve.shards.cut.graph import data_inputs, tensor
 from shardserve.shards.cut.scorings import Pick, Scale, Scoring
 from shardserve.shards.cut.shapes import ShapedGraph
+from shardserve.shards.halves import PRODUCTS
 from shardserve.shards.messages import Axis
 
 #: The products, and the attributes that transpose their operands.
@@ -92,7 +92,7 @@ class ScoreFinder:
         k = self._graph.constant(data_inputs(node)[1])
         if k is None or not 1 <= int(k) <= classes:
             return None
-        # The outputs as `picks.with_separate_outputs` names them.
+        # The outputs as `picks.separate_outputs` names them.
         return replace(
             found,
             output=tensor(f"{node.name}/cut/values"),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shardserve.batching.errors import InvalidArgument, Unimplemented
 from shardserve.shards import class_matrix, scoring
 from shardserve.shards.best import unpack
+from shardserve.shards.halves import PRODUCTS
 from shardserve.shards.messages import Axis, LookupRequest, Op, Part, ScorePart
 from shardserve.shards.replicas import ReplicatedChannel
 from shardserve.shards.rows import RowHash, RowRange
@@ -43,14 +44,14 @@ def stored(dtype: str) -> HostStore:
 
 def queries(width: int, dtype: str = "float32", n: int = 3) -> np.ndarray:
     drawn = np.random.default_rng(1).integers(-3, 4, (n, width))
-    return drawn.astype(class_matrix.PRODUCTS[dtype])
+    return drawn.astype(PRODUCTS[dtype])
 
 
 def picked(scores: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
-@pytest.mark.parametrize("dtype", class_matrix.PRODUCTS)
+@pytest.mark.parametrize("dtype", PRODUCTS)
 @pytest.mark.parametrize("axis", Axis)
 def test_scores_are_the_product(dtype, axis):
     asked = queries(5 if axis is Axis.ROWS else 9, dtype)
@@ -59,7 +60,7 @@ def test_scores_are_the_product(dtype, axis):
     np.testing.assert_array_equal(found, asked @ (WHOLE.T if axis is Axis.ROWS else WHOLE))
 
 
-@pytest.mark.parametrize("dtype", class_matrix.PRODUCTS)
+@pytest.mark.parametrize("dtype", PRODUCTS)
 @pytest.mark.parametrize("axis", Axis)
 @pytest.mark.parametrize("k", [1, 3, 5, 100])
 def test_the_best_are_the_highest_and_of_equal_ones_the_first(dtype, axis, k):
