@@ -46,7 +46,13 @@ class OnceCache(Generic[Key, Value]):
 
     def prepare(self, key: Key) -> None:
         """Make a value now, on this thread."""
-        self._keep(key, self._make(key))
+        self.put(key, self._make(key))
+
+    def put(self, key: Key, value: Value) -> None:
+        """Keep a value that was made elsewhere."""
+        self._ready[key] = value
+        while len(self._ready) > self._limit:
+            self._ready.popitem(last=False)
 
     async def _wait(self, key: Key, context: RequestContext) -> Value:
         making = self._making.get(key)
@@ -63,12 +69,7 @@ class OnceCache(Generic[Key, Value]):
     async def _made(self, key: Key) -> Value:
         try:
             value: Value = await self._threads.run(lambda: self._make(key))
-            self._keep(key, value)
+            self.put(key, value)
             return value
         finally:
             del self._making[key]
-
-    def _keep(self, key: Key, value: Value) -> None:
-        self._ready[key] = value
-        while len(self._ready) > self._limit:
-            self._ready.popitem(last=False)

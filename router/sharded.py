@@ -10,6 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from shardserve.batching.driver import BatchDevice, StageCounts
+from shardserve.batching.memory import return_free_memory
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.step_driver import StepCounts
 from shardserve.batching.tensors import rows_of
@@ -68,7 +69,9 @@ def load_sharded(
     call_outs.connect(cut.graph_def)
     runner = TensorFlowRunner(threads, graph_of(cut), parallelism)
     initialise(runner, cut)
-    return ShardedServable(plan, cut, channels, runner, batching, fanout, call_outs)
+    servable = ShardedServable(plan, cut, channels, runner, batching, fanout, call_outs)
+    return_free_memory()
+    return servable
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,11 @@ class ShardedServable:
         self._batching = batching
         self._compiler = Compiler(self.name, cut, runner, batching.device, plan.stages)
         self._regions = self._regions_of(cut, plan.stages.loops)
-        self._compiled = OnceCache(runner.threads, self._compiler.signature, MAX_COMPILED_PROGRAMS)
+        self._compiled = OnceCache(runner.threads, self._compile, MAX_COMPILED_PROGRAMS)
         for name, signature in self.signatures.items():
-            self._compiled.prepare((name, tuple(sorted(signature.outputs)), Way.JOINED))
+            key = (name, tuple(sorted(signature.outputs)), Way.JOINED)
+            self._compiled.put(key, self._compiler.signature(key))
+        cut.pack()
         dense = plan.stages.dense
         self._front = None if dense is None else BatchedServable(_Walking(self), dense)
 
@@ -196,6 +201,13 @@ class ShardedServable:
         """What each loop that is stepped has done, by its node's name."""
         return {name: loop.step_counts() for name, loop in self._loops.items()}
 
+    def _compile(self, key: tuple[str, tuple[str, ...], Way]) -> Compiled:
+        """For a request that is the first of its kind."""
+        try:
+            return self._compiler.signature(key)
+        finally:
+            self._cut.pack()
+
     async def _ask(self, work: Work, split: SplitRound, step: Step) -> None:
         """Lookups and regions of one round, at once."""
         if not step.regions:
@@ -255,6 +267,7 @@ class ShardedServable:
         None where it is not one stage: there are lookups, or an output is an input.
         """
         program = self._cut.program_for(signature, outputs)
+        self._cut.pack()
         feeds = [program.inputs[alias] for alias in inputs]
         fetches = [program.outputs[alias] for alias in outputs]
         calls_out = REQUEST in program.dense.feeds

@@ -15,6 +15,7 @@ from shardserve.shards.cut.calling import add_call_outs
 from shardserve.shards.cut.decided import CutRule, CutTable, Decided, WholeVariable, by_output
 from shardserve.shards.cut.deciding import Decider
 from shardserve.shards.cut.graph import Graph, split
+from shardserve.shards.cut.kept_graph import KeptGraph
 from shardserve.shards.cut.loops import LiftedLoops, StepLoop
 from shardserve.shards.cut.picks import separate_outputs
 from shardserve.shards.cut.program import Program
@@ -36,7 +37,7 @@ __all__ = ["CutModel", "CutRule", "CutTable", "WholeVariable", "cut_saved_model"
 class CutModel:
     """A SavedModel after the cut.
 
-    `graph_def` holds what the stages run. `variables` are the variable nodes left in it, which the
+    `graph` holds what the stages run. `variables` are the variable nodes left in it, which the
     router restores. `programs` has one program for each signature, `regions` the regions that these
     and other regions call, by name. A node that calls out says in its token which of `call_outs` it
     is.
@@ -50,9 +51,20 @@ class CutModel:
     gated: GatedRegions
     variables: tuple[Variable, ...]
     call_outs: tuple[CallOut, ...]
-    graph_def: graph_pb2.GraphDef = field(repr=False)
+    graph: KeptGraph = field(repr=False)
     loops: LiftedLoops = field(default_factory=LiftedLoops)
     stepped: frozenset[str] = frozenset()
+
+    @property
+    def graph_def(self) -> graph_pb2.GraphDef:
+        """See `KeptGraph.graph_def`."""
+        return self.graph.graph_def
+
+    def pack(self) -> None:
+        """Keep the graph packed until it is needed again, and no index over it."""
+        self.graph.pack()
+        for name in ("_graph", "_row_wise"):
+            vars(self).pop(name, None)
 
     def program_for(
         self, signature: str, outputs: Collection[str], *, whole_loops: bool = False
@@ -86,7 +98,7 @@ class CutModel:
         graph_def = graph_pb2.GraphDef()
         graph_def.CopyFrom(self.graph_def)
         loops = lift_loops(graph_def, outputs)
-        return replace(self, graph_def=graph_def, loops=loops, stepped=frozenset(signatures))
+        return replace(self, graph=KeptGraph(graph_def), loops=loops, stepped=frozenset(signatures))
 
     def check_signatures(self, names: Collection[str]) -> None:
         """Raise InvalidArgument for one whose loops shall be stepped, and that there is not."""
@@ -196,7 +208,7 @@ def _assembled(decided: Decided, graph_def: graph_pb2.GraphDef) -> CutModel:
         gated=gated,
         variables=tuple(v for v in decided.variables if v.node in left),
         call_outs=decided.call_outs,
-        graph_def=graph_def,
+        graph=KeptGraph(graph_def),
     )
 
 

@@ -129,6 +129,13 @@ def test_what_is_sound_passes_the_checksums(gathers, parts):
         assert plan_model("m", 1, directory, checked).sources
 
 
+def test_a_model_in_chunks_is_refused_naming_the_file(gathers):
+    (gathers / "saved_model.pb").rename(gathers / "saved_model.cpb")
+
+    with pytest.raises(Unimplemented, match=rf"{gathers}/saved_model\.cpb: a SavedModel in chunks"):
+        plan_model("m", 1, gathers, OPTIONS)
+
+
 @pytest.mark.parametrize("where", ["graph", "function"])
 def test_a_custom_operation_is_refused_naming_the_file_and_the_node(gathers, parts, where):
     directory = parts if where == "graph" else gathers
