@@ -112,7 +112,7 @@ class Serving:
         version = Version(State.AVAILABLE, servable)
         catalog = Catalog({servable.name: Model({servable.version: version})})
         handlers = Handlers(catalog, threads)
-        metrics = Metrics(stages=servable.stage_counts)
+        metrics = Metrics(models=lambda: catalog.models)
         self.rest = Rest(handlers, metrics, options.rest_timeout, measured=measured)
         self.prediction = PredictionHandlers(handlers, metrics)
         self._doors: list[HttpDoor | GrpcDoor] = []

@@ -59,6 +59,11 @@ class Catalog:
         """Serve exactly `models` from now on; a request that has its servable keeps it."""
         self._models = MappingProxyType(dict(models))
 
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """What is served now, by name."""
+        return self._models
+
     def resolve(self, spec: ModelSpec) -> Servable:
         """The servable that answers `spec`: of the highest available version, if none is named.
 
