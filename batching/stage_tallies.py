@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ SIZE_BOUNDS = exponential(1, 2, 15)
 #: Upper bounds of rows that only fill a batch up.
 PADDING_BOUNDS = (0.0, *SIZE_BOUNDS)
 
-#: Tasks whose figures are kept as they came, before they are sorted by the bounds all at once.
+#: Tasks whose sizes are kept as they came, before equal ones are counted, all at once.
 _KEPT = 1024
 
 
@@ -39,42 +40,45 @@ class StageTallies:
 
     def __init__(self, pads: bool) -> None:
         self._pads = pads
-        self._kept_waits: list[float] = []
-        self._kept_sizes: list[int] = []
-        self._kept_batches: list[tuple[int, int]] = []
-        self._queue_micros = Tally(QUEUE_BOUNDS)
+        self._queue_seconds = Tally(tuple(bound / _MICROS for bound in QUEUE_BOUNDS))
         self._task_rows = Tally(SIZE_BOUNDS)
         self._batch_rows = Tally(SIZE_BOUNDS)
         self._padding_rows: dict[int, Tally] = {}
+        self._kept_sizes: list[int] = []
+        self._kept_batches: list[tuple[int, int]] = []
 
     def started(self, waits: Sequence[float], sizes: Sequence[int], rows: int, padded: int) -> None:
         """A batch starts: what its tasks have waited, in seconds, and the rows of each, and of all.
 
         It runs with `padded` rows.
         """
-        self._kept_waits += waits
+        self._queue_seconds.extend(waits)
         self._kept_sizes += sizes
         self._kept_batches.append((rows, padded))
-        if len(self._kept_waits) >= _KEPT:
-            self._sort()
+        if len(self._kept_sizes) >= _KEPT:
+            self._count_sizes()
 
     def distributions(self) -> StageDistributions:
         """Of all batches so far."""
-        self._sort()
+        self._count_sizes()
+        waited = self._queue_seconds.distribution()
         return StageDistributions(
-            self._queue_micros.distribution(),
+            Distribution(waited.counts, waited.total * _MICROS),
             self._task_rows.distribution(),
             self._batch_rows.distribution(),
             {padded: tally.distribution() for padded, tally in self._padding_rows.items()},
         )
 
-    def _sort(self) -> None:
-        self._queue_micros.extend([seconds * 1e6 for seconds in self._kept_waits])
-        self._task_rows.extend(self._kept_sizes)
-        self._batch_rows.extend([padded for _, padded in self._kept_batches])
-        if self._pads:
-            for rows, padded in self._kept_batches:
-                if padded not in self._padding_rows:
-                    self._padding_rows[padded] = Tally(PADDING_BOUNDS)
-                self._padding_rows[padded].add(padded - rows)
-        self._kept_waits, self._kept_sizes, self._kept_batches = [], [], []
+    def _count_sizes(self) -> None:
+        for size, tasks in Counter(self._kept_sizes).items():
+            self._task_rows.add_times(size, tasks)
+        for (rows, padded), batches in Counter(self._kept_batches).items():
+            self._batch_rows.add_times(padded, batches)
+            if self._pads:
+                padding = self._padding_rows.setdefault(padded, Tally(PADDING_BOUNDS))
+                padding.add_times(padded - rows, batches)
+        self._kept_sizes.clear()
+        self._kept_batches.clear()
+
+
+_MICROS = 1e6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -47,15 +48,20 @@ class Tally:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._total = 0.0
-        self._kept: list[float] = []
+        self._kept = array("d")
 
     def add(self, value: float) -> None:
         """One value more."""
         self._counts[bisect.bisect_left(self._bounds, value)] += 1
         self._total += value
 
+    def add_times(self, value: float, times: int) -> None:
+        """One value, so many times."""
+        self._counts[bisect.bisect_left(self._bounds, value)] += times
+        self._total += value * times
+
     def extend(self, values: Iterable[float]) -> None:
-        """Many at once: a fifth of the time for each that `add` takes."""
+        """Many at once: a quarter of the time for each that `add` takes."""
         self._kept.extend(values)
         if len(self._kept) >= _KEPT:
             self._sort()
@@ -66,8 +72,8 @@ class Tally:
         return Distribution(tuple(self._counts), self._total)
 
     def _sort(self) -> None:
-        kept = np.array(self._kept)
-        self._kept.clear()
+        kept = np.frombuffer(self._kept)
+        self._kept = array("d")
         places = np.searchsorted(self._bounds, kept, side="left")
         found = np.bincount(places, minlength=len(self._counts))
         self._counts = [a + b for a, b in zip(self._counts, found.tolist(), strict=True)]
