@@ -33,7 +33,7 @@ from shardserve.cluster.planning import Wanted, plan_remotely
 from shardserve.cluster.progress import Failure, Phase, Progress, failure_of
 from shardserve.cluster.published import Published
 from shardserve.cluster.shard_actor import ShardSpec
-from shardserve.cluster.shard_measures import labelled
+from shardserve.cluster.shard_measures import labelled, routed
 from shardserve.cluster.stage_actor import StageSpec
 from shardserve.cluster.stage_placement import (
     AnySeat,
@@ -105,11 +105,16 @@ class Controller:
         return process
 
     async def measures(self) -> list[Measure]:
-        """What all shards tell of themselves, by model, shard and replica.
+        """What all shards tell of themselves, by model, shard and replica, and who is routed to.
 
         Those that do not answer at once, as while they start, are left out.
         """
-        return labelled(self._run.wanted.name, await fleet.measures(dict(self._actors)))
+        table = (await self._planned()).latest
+        told = await fleet.measures(dict(self._actors))
+        return [
+            *labelled(table.model, table.version, told),
+            *routed(table.model, table.version, table.by_seat()),
+        ]
 
     async def wait_for_table(self, known: int) -> RoutingTable:
         """The table, as soon as its number is not `known`, or after a while as it is."""

@@ -73,7 +73,7 @@ def _load(
     channels = [LocalChannel(UntilLost(shard, end_process), pool) for shard in shards.values()]
     servable = load_servable(plan, channels, threads, options.doors, cut=cut)
     stop.check()
-    return Serving(servable, threads, options.doors, partial(_measures, plan.name, shards))
+    return Serving(servable, threads, options.doors, partial(_measures, plan, shards))
 
 
 def end_process(error: DeviceLost) -> None:
@@ -82,9 +82,11 @@ def end_process(error: DeviceLost) -> None:
     os._exit(1)
 
 
-async def _measures(model: str, shards: Mapping[Seat, Shard]) -> Sequence[Measure]:
+async def _measures(plan: ModelPlan, shards: Mapping[Seat, Shard]) -> Sequence[Measure]:
     """What the shards tell of themselves, as the Ray engine's page has it."""
-    return labelled(model, {seat: shard.measures() for seat, shard in shards.items()})
+    return labelled(
+        plan.name, plan.version, {seat: shard.measures() for seat, shard in shards.items()}
+    )
 
 
 def warnings_of(plan: ModelPlan) -> list[str]:

@@ -165,7 +165,7 @@ EXPERIMENT_REQUESTS = _counter(
     ":shardserve:experiment_request_count",
     "model_name version role status",
     "requests",
-    "of models on trial; `role` is `control`, `canary` or `shadow`",
+    "of models on trial; `role` is `baseline`, `canary` or `shadow`",
 )
 EXPERIMENT_LATENCY = _histogram(
     ":shardserve:experiment_latency",

@@ -107,7 +107,7 @@ class Metrics:
     def experiment(self, model: str, version: int, role: str, code: Code, seconds: float) -> None:
         """A request of a model that has a version on trial has ended.
 
-        `version` is the one that ran it, as "control", "canary" or "shadow".
+        `version` is the one that ran it, as "baseline", "canary" or "shadow".
         """
         labels = (model, str(version), role)
         self._experiment_requests.add((*labels, code.name))
