@@ -135,6 +135,9 @@ class Metrics:
         )
         self._example_total = Counter(":tensorflow:serving:request_example_count_total", ("model",))
         self._stages = Histogram(":shardserve:stage_latency", ("model_name", "stage"))
+        warm_up = ("model_path", "status")
+        self._warm_up = Histogram(":tensorflow:serving:model_warmup_latency", warm_up)
+        self._warm_up_records = Counter(":tensorflow:serving:model_warmup_records_read", warm_up)
 
     def request(self, model: str, api: str, entrypoint: str, code: Code, seconds: float) -> None:
         """A request has ended. Its latency counts only if it succeeded, as in the original."""
@@ -156,6 +159,11 @@ class Metrics:
         self._example_counts.observe_size((model,), count)
         self._example_total.add((model,), count)
 
+    def warm_up(self, path: str, code: Code, seconds: float, records: int) -> None:
+        """The warm-up of the version at `path` has ended."""
+        self._warm_up.observe((path, code.name), seconds)
+        self._warm_up_records.add((path, code.name), records)
+
     def total(self, name: str) -> int | None:
         """What a counter has reached in this process, by TensorFlow's name for it, with slashes."""
         for counter in (self._requests, self._example_total):
@@ -175,6 +183,8 @@ class Metrics:
             self._example_counts,
             self._example_total,
             self._stages,
+            self._warm_up,
+            self._warm_up_records,
         )
         lines = [line for family in families for line in family.lines()]
         lines += _measure_lines([*_batching(self._batching()), *measures])
