@@ -56,16 +56,36 @@ class ModelSpec:
     label: str | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A model of which two versions get requests: the newest, and the one that was before it."""
+
+    experiment: Experiment
+    newest: Servable
+    before: Servable
+
+
 class Snapshot:
     """What is served from one `Catalog.replace` to the next, and how many requests are in it."""
 
-    __slots__ = ("ended", "models", "requests")
+    __slots__ = ("ended", "models", "newest", "on_trial", "requests")
 
     def __init__(self, models: Mapping[str, Model]) -> None:
         self.models = MappingProxyType(dict(models))
+        self.newest: dict[str, Servable] = {}
+        self.on_trial: dict[str, Trial] = {}
+        for name, model in models.items():
+            self._add(name, model)
         self.requests = 0
         #: Set once it is not current and the last of its requests has left.
         self.ended = asyncio.Event()
+
+    def _add(self, name: str, model: Model) -> None:
+        available = _available(model)
+        if available:
+            self.newest[name] = available[0]
+        if len(available) > 1 and model.experiment.is_on:
+            self.on_trial[name] = Trial(model.experiment, *available[:2])
 
 
 class Catalog:
@@ -117,6 +137,10 @@ class Catalog:
         Raises InvalidArgument for no name or an unknown label, NotFound otherwise, in
         TensorFlow Serving's words.
         """
+        if spec.version is None and spec.label is None:
+            newest = self._current.newest.get(spec.name)
+            if newest is not None:
+                return newest
         if not spec.name:
             raise InvalidArgument("ModelSpec has no name specified.")
         model = self._current.models.get(spec.name)
@@ -125,6 +149,16 @@ class Catalog:
         if found is None or found.state is not State.AVAILABLE or found.servable is None:
             raise NotFound(f"Servable not found for request: {_wanted(spec, version)}")
         return found.servable
+
+    def trial(self, spec: ModelSpec) -> Trial | None:
+        """What is tried out with requests of `spec`. Those of a version or a label are in none."""
+        if spec.version is not None or spec.label is not None:
+            return None
+        return self._current.on_trial.get(spec.name)
+
+    def is_current(self, trial: Trial) -> bool:
+        """Whether its servables are served now; a request that enters now may ask them."""
+        return trial in self._current.on_trial.values()
 
     def statuses(self, spec: ModelSpec) -> list[tuple[int, Version]]:
         """The versions of a model, newest first, or the one named. A label is not looked at.
@@ -148,9 +182,16 @@ def _version_meant(model: Model | None, spec: ModelSpec) -> int | None:
         if model is None or spec.label not in model.labels:
             raise InvalidArgument(f"Unrecognized servable version label: {spec.label}")
         return model.labels[spec.label]
-    if model is None:
-        return None
-    return max((n for n, v in model.versions.items() if v.state is State.AVAILABLE), default=None)
+    return None
+
+
+def _available(model: Model) -> list[Servable]:
+    """What can be asked, newest first."""
+    return [
+        one.servable
+        for _, one in sorted(model.versions.items(), reverse=True)
+        if one.state is State.AVAILABLE and one.servable is not None
+    ]
 
 
 def _wanted(spec: ModelSpec, version: int | None) -> str:

@@ -12,6 +12,7 @@ from shardserve.router.catalog import Catalog, ModelSpec
 from shardserve.router.example_handlers import ExampleHandlers
 from shardserve.router.json_codec import Form, decode_predict, parse_predict
 from shardserve.router.json_encode import encode_predict
+from shardserve.router.metrics import Metrics
 from shardserve.router.model_specs import served_spec, spec_of
 from shardserve.router.predict import (
     DEFAULT_SIGNATURE,
@@ -25,6 +26,7 @@ from shardserve.router.proto_codec import encode_predict_response
 from shardserve.router.request_steps import RequestSteps
 from shardserve.router.servable import Array, RequestContext, Servable, Signature
 from shardserve.router.session import StageThreads
+from shardserve.router.trials import Trials
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,11 @@ class Handlers:
         catalog: Catalog,
         threads: StageThreads,
         options: HandlerOptions = HandlerOptions(),
+        metrics: Metrics | None = None,
     ) -> None:
+        """`metrics` are told of experiments."""
         self.catalog = catalog
-        self.steps = RequestSteps(catalog, threads)
+        self.steps = RequestSteps(catalog, threads, Trials(catalog, metrics))
         self.examples = ExampleHandlers(self.steps, options.check_method_names)
         self._options = options
 

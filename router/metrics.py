@@ -135,6 +135,10 @@ class Metrics:
         )
         self._example_total = Counter(":tensorflow:serving:request_example_count_total", ("model",))
         self._stages = Histogram(":shardserve:stage_latency", ("model_name", "stage"))
+        version = ("model_name", "version")
+        self._experiments = Counter(":shardserve:experiment_requests", (*version, "role", "status"))
+        self._experiment_latency = Histogram(":shardserve:experiment_latency", (*version, "role"))
+        self._shadows_dropped = Counter(":shardserve:experiment_shadows_dropped", version)
         warm_up = ("model_path", "status")
         self._warm_up = Histogram(":tensorflow:serving:model_warmup_latency", warm_up)
         self._warm_up_records = Counter(":tensorflow:serving:model_warmup_records_read", warm_up)
@@ -158,6 +162,17 @@ class Metrics:
         """A request of so many Examples has been run; the original counts only MultiInference's."""
         self._example_counts.observe_size((model,), count)
         self._example_total.add((model,), count)
+
+    def experiment(self, model: str, version: int, role: str, code: Code, seconds: float) -> None:
+        """A version that is in an experiment has run; `role` says as what."""
+        labels = (model, str(version), role)
+        self._experiments.add((*labels, code.name))
+        if code is Code.OK:
+            self._experiment_latency.observe(labels, seconds)
+
+    def shadow_dropped(self, model: str, version: int) -> None:
+        """Too many shadows were under way for one more."""
+        self._shadows_dropped.add((model, str(version)))
 
     def warm_up(self, path: str, code: Code, seconds: float, records: int) -> None:
         """The warm-up of the version at `path` has ended."""
@@ -183,6 +198,9 @@ class Metrics:
             self._example_counts,
             self._example_total,
             self._stages,
+            self._experiments,
+            self._experiment_latency,
+            self._shadows_dropped,
             self._warm_up,
             self._warm_up_records,
         )
