@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from shardserve.batching.errors import Code, InvalidArgument, NotFound
 from shardserve.router.experiments import Experiment
+from shardserve.router.request_logging import RequestLogging
 from shardserve.router.servable import Servable
 
 
@@ -40,11 +41,15 @@ class Version:
 
 @dataclass(frozen=True)
 class Model:
-    """A model's versions by number, its labels, each naming a version, and what is tried out."""
+    """A model's versions by number, its labels, each naming a version, and what is tried out.
+
+    A share of its requests is logged where `logging` says so.
+    """
 
     versions: Mapping[int, Version]
     labels: Mapping[str, int] = field(default_factory=dict)
     experiment: Experiment = Experiment()  # noqa: RUF009 (frozen)
+    logging: RequestLogging | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class Catalog:
         self._current = Snapshot(models or {})
         #: Those before, as long as requests are in them.
         self._past: set[Snapshot] = set()
+        self._followers: list[Callable[[Mapping[str, Model]], None]] = []
 
     def enter(self) -> Snapshot:
         """Begin a request. No servable that it resolves is freed before it has left."""
@@ -117,6 +123,13 @@ class Catalog:
         before, self._current = self._current, Snapshot(models)
         if before.requests:
             self._past.add(before)
+        for follower in self._followers:
+            follower(self._current.models)
+
+    def follow(self, follower: Callable[[Mapping[str, Model]], None]) -> None:
+        """Tell `follower` what is served, now and after each `replace`. It takes no time."""
+        self._followers.append(follower)
+        follower(self._current.models)
 
     async def quiesce(self) -> None:
         """Return when all requests have left that had entered before the last `replace`.

@@ -139,6 +139,9 @@ class Metrics:
         self._experiments = Counter(":shardserve:experiment_requests", (*version, "role", "status"))
         self._experiment_latency = Histogram(":shardserve:experiment_latency", (*version, "role"))
         self._shadows_dropped = Counter(":shardserve:experiment_shadows_dropped", version)
+        self._logged = Counter(
+            ":tensorflow:serving:request_log_count", ("model_name", "status_code")
+        )
         warm_up = ("model_path", "status")
         self._warm_up = Histogram(":tensorflow:serving:model_warmup_latency", warm_up)
         self._warm_up_records = Counter(":tensorflow:serving:model_warmup_records_read", warm_up)
@@ -174,6 +177,10 @@ class Metrics:
         """Too many shadows were under way for one more."""
         self._shadows_dropped.add((model, str(version)))
 
+    def request_logged(self, model: str, code: Code) -> None:
+        """A request was sampled for a model's log; other than OK: it could not be taken."""
+        self._logged.add((model, code.name))
+
     def warm_up(self, path: str, code: Code, seconds: float, records: int) -> None:
         """The warm-up of the version at `path` has ended."""
         self._warm_up.observe((path, code.name), seconds)
@@ -201,6 +208,7 @@ class Metrics:
             self._experiments,
             self._experiment_latency,
             self._shadows_dropped,
+            self._logged,
             self._warm_up,
             self._warm_up_records,
         )

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from shardserve.batching.errors import ServingError
 from shardserve.router.catalog import Catalog, ModelSpec
+from shardserve.router.request_logs import RequestLogs
 from shardserve.router.servable import RequestContext, Servable, admit
 from shardserve.router.session import StageThreads
 from shardserve.router.trials import Trials
@@ -25,10 +26,12 @@ class RequestSteps:
     """The steps of a request, timed on its context, on the event loop or beside it."""
 
     def __init__(
-        self, catalog: Catalog, threads: StageThreads, trials: Trials | None = None
+        self, catalog: Catalog, threads: StageThreads, trials: Trials, logs: RequestLogs
     ) -> None:
         self.catalog = catalog
-        self._trials = trials or Trials(catalog)
+        #: Of the requests that were answered.
+        self.logs = logs
+        self._trials = trials
         self._threads = threads
 
     def resolve(self, spec: ModelSpec, context: RequestContext) -> Servable:
