@@ -30,14 +30,12 @@ from shardserve.cluster.lifecycle import (
     Lifecycle,
     Load,
     Phase,
-    Policy,
-    Retries,
     Unload,
     VersionStatus,
     WakeAt,
-    availability_preserving,
 )
 from shardserve.cluster.model_config import ModelConfig, check_platforms
+from shardserve.cluster.options import ManagerOptions
 from shardserve.cluster.progress import failure_of
 
 logger = logging.getLogger(__name__)
@@ -56,20 +54,6 @@ class Deployer(Protocol):
     async def unload(self, model: str, version: int) -> None:
         """Send no more requests there, let those under way end, and free what it held."""
         ...
-
-
-@dataclass(frozen=True)
-class ManagerOptions:
-    """TensorFlow Serving's flags of the same names, in seconds.
-
-    `loads` is how many versions load at the same time, over all models.
-    """
-
-    policy: Policy = availability_preserving
-    retries: Retries = field(default_factory=Retries)
-    loads: int = 4
-    poll_seconds: float = 1.0
-    allow_labels_for_unavailable: bool = False
 
 
 @dataclass(frozen=True)

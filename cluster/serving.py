@@ -7,13 +7,12 @@ from pathlib import Path
 
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.memory import settle_memory
+from shardserve.cluster.doors import doors_of, handler_options
 from shardserve.cluster.options import DoorOptions
 from shardserve.router.admitting import AdmittingServable
 from shardserve.router.batched import BatchedServable
 from shardserve.router.catalog import Catalog, Model, State, Version
-from shardserve.router.grpc_door import GrpcDoor
 from shardserve.router.handlers import Handlers
-from shardserve.router.http_door import HttpDoor
 from shardserve.router.metrics import Measured, Metrics, nothing_measured
 from shardserve.router.prediction import PredictionHandlers
 from shardserve.router.regions import RegionRunner
@@ -93,7 +92,7 @@ def _batched(plan: ModelPlan, channels: Sequence[ShardChannel]) -> Sequence[Shar
 
 
 def _parallelism(options: DoorOptions) -> Parallelism:
-    return Parallelism(options.intra_op_threads, options.inter_op_threads)
+    return Parallelism(options.intra_op_threads, options.inter_op_threads, options.session_config)
 
 
 class Serving:
@@ -111,15 +110,19 @@ class Serving:
     ) -> None:
         version = Version(State.AVAILABLE, servable)
         catalog = Catalog({servable.name: Model({servable.version: version})})
-        handlers = Handlers(catalog, threads)
+        handlers = Handlers(catalog, threads, handler_options(options))
         metrics = Metrics(models=lambda: catalog.models)
-        self.rest = Rest(handlers, metrics, options.rest_timeout, measured=measured)
+        self.rest = Rest(
+            handlers,
+            metrics,
+            options.rest_timeout,
+            options.monitoring.path,
+            measured,
+            cors=options.cors,
+            compress_from=options.compress_from,
+        )
         self.prediction = PredictionHandlers(handlers, metrics)
-        self._doors: list[HttpDoor | GrpcDoor] = []
-        if options.rest_port:
-            self._doors.append(HttpDoor(self.rest, options.host, options.rest_port))
-        if options.grpc_port:
-            self._doors.append(GrpcDoor(self.prediction, options.host, options.grpc_port))
+        self._doors = doors_of(options, self.rest, self.prediction)
 
     async def open(self) -> None:
         """Open the doors. Raises Unavailable, naming the address, for a port that is taken."""

@@ -162,7 +162,7 @@ STAGE_LATENCY = _histogram(
     "of a stage (docs/request.md) of requests that succeeded",
 )
 EXPERIMENT_REQUESTS = _counter(
-    ":shardserve:experiment_request_count",
+    ":shardserve:experiment_requests",
     "model_name version role status",
     "requests",
     "of models on trial; `role` is `baseline`, `canary` or `shadow`",
@@ -171,6 +171,12 @@ EXPERIMENT_LATENCY = _histogram(
     ":shardserve:experiment_latency",
     "model_name version role",
     "of these, if they succeeded",
+)
+SHADOWS_DROPPED = _counter(
+    ":shardserve:experiment_shadows_dropped",
+    "model_name version",
+    "requests",
+    "of which a shadow got no copy: too many were under way",
 )
 VERSION_STATE = _gauge(
     ":shardserve:model_version_state",
@@ -230,6 +236,7 @@ FAMILIES: Mapping[str, Family] = {
         STAGE_LATENCY,
         EXPERIMENT_REQUESTS,
         EXPERIMENT_LATENCY,
+        SHADOWS_DROPPED,
         VERSION_STATE,
         *OF_STAGES.values(),
     )

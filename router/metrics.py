@@ -52,6 +52,7 @@ class Metrics:
         self._logged = Counter(families.LOGGED)
         self._experiment_requests = Counter(families.EXPERIMENT_REQUESTS)
         self._experiment_latency = Histogram(families.EXPERIMENT_LATENCY)
+        self._shadows_dropped = Counter(families.SHADOWS_DROPPED)
         self._counted: tuple[Counter | Histogram, ...] = (
             self._requests,
             self._latency,
@@ -65,6 +66,7 @@ class Metrics:
             self._logged,
             self._experiment_requests,
             self._experiment_latency,
+            self._shadows_dropped,
         )
 
     def request(self, model: str, api: str, entrypoint: str, code: Code, seconds: float) -> None:
@@ -94,14 +96,14 @@ class Metrics:
         self._example_counts.tally((model,)).add(count)
         self._example_total.add((model,), count)
 
-    def warmed_up(self, model_path: str, code: Code, seconds: float, records: int) -> None:
-        """A version's warm-up file has been replayed, so many of its records, or failed there."""
-        labels = (model_path, code.name)
+    def warm_up(self, path: str, code: Code, seconds: float, records: int) -> None:
+        """The warm-up of the version at `path` has ended, after so many records."""
+        labels = (path, code.name)
         self._warm_up_latency.observe(labels, seconds)
         self._warm_up_records.add(labels, records)
 
-    def logged(self, model: str, code: Code) -> None:
-        """A request was to be logged, and was, or could not be."""
+    def request_logged(self, model: str, code: Code) -> None:
+        """A request was sampled for a model's log; other than OK: it could not be taken."""
         self._logged.add((model, code.name))
 
     def experiment(self, model: str, version: int, role: str, code: Code, seconds: float) -> None:
@@ -113,6 +115,10 @@ class Metrics:
         self._experiment_requests.add((*labels, code.name))
         if code is Code.OK:
             self._experiment_latency.observe(labels, seconds)
+
+    def shadow_dropped(self, model: str, version: int) -> None:
+        """Too many shadows were under way for one more."""
+        self._shadows_dropped.add((model, str(version)))
 
     def total(self, name: str) -> int | None:
         """What a counter has reached in this process, by TensorFlow's name for it, with slashes."""

@@ -54,9 +54,10 @@ def _full(models: dict[str, Model]) -> Metrics:
     metrics.request("m", "predict", "REST", Code.UNAVAILABLE, 0.001)
     metrics.stages("m", "predict", {"decode": 0.1, "dense": 0.2})
     metrics.examples("m", 3)
-    metrics.warmed_up("/models/m/1", Code.OK, 1.0, 5)
-    metrics.logged("m", Code.OK)
+    metrics.warm_up("/models/m/1", Code.OK, 1.0, 5)
+    metrics.request_logged("m", Code.OK)
     metrics.experiment("m", 1, "canary", Code.OK, 0.1)
+    metrics.shadow_dropped("m", 1)
     return metrics
 
 

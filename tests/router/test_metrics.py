@@ -129,8 +129,8 @@ def test_sums_keep_all_their_digits(registry: CollectorRegistry) -> None:
 
 def test_warm_up_logging_and_experiments_are_counted(registry: CollectorRegistry) -> None:
     metrics = Metrics(registry)
-    metrics.warmed_up("/models/m/1", Code.OK, 1.0, 7)
-    metrics.logged("m", Code.OK)
+    metrics.warm_up("/models/m/1", Code.OK, 1.0, 7)
+    metrics.request_logged("m", Code.OK)
     metrics.experiment("m", 2, "canary", Code.OK, 0.5)
     metrics.experiment("m", 2, "canary", Code.INTERNAL, 0.5)
     samples = _samples(metrics.page())
@@ -140,7 +140,7 @@ def test_warm_up_logging_and_experiments_are_counted(registry: CollectorRegistry
     logged = ":tensorflow:serving:request_log_count_total{model_name=m,status_code=OK}"
     assert samples[logged] == 1
     canary = "model_name=m,role=canary"
-    requests = ":shardserve:experiment_request_count_total"
+    requests = ":shardserve:experiment_requests_total"
     assert samples[f"{requests}{{{canary},status=INTERNAL,version=2}}"] == 1
     assert samples[f":shardserve:experiment_latency_count{{{canary},version=2}}"] == 1
 
