@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from shardserve.router.sequences import SequenceServable, Steppable
 from shardserve.router.servable import Servable
 from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
 from shardserve.router.sharded import StageBatching, load_sharded
+from shardserve.router.tracing import endpoint_of, traces_to
 from shardserve.router.whole import load_whole
 from shardserve.shards.batched_channel import BatchedChannel
 from shardserve.shards.cut.cut import CutModel
@@ -112,6 +115,7 @@ class Serving:
         catalog = Catalog({servable.name: Model({servable.version: version})})
         handlers = Handlers(catalog, threads, handler_options(options))
         metrics = Metrics(models=lambda: catalog.models)
+        self._traces = traces_to(endpoint_of(options.trace_endpoint, os.environ))
         self.rest = Rest(
             handlers,
             metrics,
@@ -120,8 +124,9 @@ class Serving:
             measured,
             cors=options.cors,
             compress_from=options.compress_from,
+            traces=self._traces,
         )
-        self.prediction = PredictionHandlers(handlers, metrics)
+        self.prediction = PredictionHandlers(handlers, metrics, traces=self._traces)
         self._doors = doors_of(options, self.rest, self.prediction)
 
     async def open(self) -> None:
@@ -134,3 +139,5 @@ class Serving:
         """Refuse new requests, and answer those that came in, for a few seconds at most."""
         for door in self._doors:
             await door.stop()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
