@@ -14,9 +14,12 @@ from rich.console import Console
 
 from shardserve.batching.errors import InvalidArgument, ServingError
 from shardserve.batching.parameters import BatchingParameters, read_batching_parameters
+from shardserve.cluster.model_config import ModelConfig, check_name
+from shardserve.cluster.model_options import ModelOptions
 from shardserve.cluster.options import (
     DoorOptions,
     Engine,
+    Models,
     RayOptions,
     ServeOptions,
     check,
@@ -180,26 +183,27 @@ def serve(
     """Serve the latest version of a model until Ctrl-C."""
     _refuse_beside_layout(context, layout)
     options = ServeOptions(
-        model_name=model_name,
-        base_path=model_base_path,
-        plan=PlanOptions(
-            shards,
-            replicas,
-            layout,
-            memory_per_shard,
-            cut_threshold,
-            _tags(saved_model_tags),
-            Storage(tier, precision),
-            verify_checksums,
-            BatchingOptions(
-                _batching(
-                    batching_parameters_file,
-                    per_model=enable_per_model_batching_parameters,
-                    enabled=enable_batching,
+        models=Models((_single_model(model_name, model_base_path),)),
+        defaults=ModelOptions(
+            PlanOptions(
+                shards,
+                replicas,
+                layout,
+                memory_per_shard,
+                cut_threshold,
+                _tags(saved_model_tags),
+                Storage(tier, precision),
+                verify_checksums,
+                BatchingOptions(
+                    _batching(
+                        batching_parameters_file,
+                        per_model=enable_per_model_batching_parameters,
+                        enabled=enable_batching,
+                    ),
+                    enable_per_model_batching_parameters,
+                    stages_file,
                 ),
-                enable_per_model_batching_parameters,
-                stages_file,
-            ),
+            )
         ),
         doors=DoorOptions(
             host=host,
@@ -356,6 +360,11 @@ def _bare_booleans(words: Sequence[str]) -> list[str]:
         elif value.lower() not in ("false", "0"):
             raise InvalidArgument(f"{name} takes true or false, not {value!r}")
     return bare
+
+
+def _single_model(name: str, base_path: Path) -> ModelConfig:
+    check_name(name)
+    return ModelConfig(name, base_path.absolute())
 
 
 def _tags(text: str) -> tuple[str, ...]:

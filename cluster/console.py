@@ -110,7 +110,7 @@ def announcement(
     options: ServeOptions, found: VersionDirectory, example: Example | None
 ) -> list[str]:
     """The lines of `announce`."""
-    name, doors = options.model_name, options.doors
+    name, doors = options.models.configs[0].name, options.doors
     path = f"/v1/models/{name}"
     lines = ["", f"{name} version {found.version} is served, until Ctrl-C:"]
     if doors.rest_port:

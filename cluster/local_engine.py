@@ -42,7 +42,7 @@ def serve(options: ServeOptions, console: Console) -> None:
     the model cannot be served.
     """
     logs.configure()
-    found = latest(options.base_path)
+    found = latest(options.models.configs[0].base_path)
     example = find_example(found.path, options.example)
     check_free(options.doors.host, ports_by_flag(options))
     stop = StopSignals()
@@ -60,9 +60,9 @@ def _load(
 ) -> Serving:
     loading = _Loading(display, stop)
     threads = start_threads(options.doors)
-    wanted = replace(options.plan, replicas=1)
+    wanted = replace(options.defaults.plan, replicas=1)
     cut, plan = cut_and_plan(
-        options.model_name, found.version, found.path, wanted, loading.verified
+        options.models.configs[0].name, found.version, found.path, wanted, loading.verified
     )
     stop.check()
     for warning in warnings_of(plan):

@@ -112,10 +112,15 @@ def check_platforms(before: Iterable[ModelConfig], after: Iterable[ModelConfig])
             )
 
 
-def _model(config: model_server_config_pb2.ModelConfig) -> ModelConfig:
-    name = config.name
+def check_name(name: str) -> None:
+    """Raise InvalidArgument for a model's name that no URL can have."""
     if not name or "/" in name or ":" in name:
         raise InvalidArgument(f"a model's name must not be empty or hold '/' or ':', not {name!r}")
+
+
+def _model(config: model_server_config_pb2.ModelConfig) -> ModelConfig:
+    name = config.name
+    check_name(name)
     if not PurePosixPath(config.base_path).is_absolute():
         raise InvalidArgument(
             f"Expected model {name} to have an absolute path or URI; got base_path()="

@@ -29,10 +29,10 @@ def serve(options: ServeOptions, console: Console) -> None:
     Raises a `ServingError` when it cannot be served. Either way, nothing that was started is left.
     """
     logs.configure()
-    found = latest(options.base_path)
+    found = latest(options.models.configs[0].base_path)
     example = find_example(found.path, options.example)
-    if options.plan.layout_file is not None:
-        read_layout_file(options.plan.layout_file)  # A slip in it is not worth a Ray's start.
+    if (layout := options.defaults.plan.layout_file) is not None:
+        read_layout_file(layout)  # A slip in it is not worth a Ray's start.
     _prepare(options)
     from shardserve.cluster.ray_run import RayRun  # noqa: PLC0415 (the environment comes first)
 

@@ -89,7 +89,8 @@ class RayRun:
 
     def _run(self) -> Run:
         options = self._options
-        wanted = Wanted(options.model_name, self._found.version, self._found.path, options.plan)
+        name, plan = options.models.configs[0].name, options.defaults.plan
+        wanted = Wanted(name, self._found.version, self._found.path, plan)
         application = Application(
             self._name, self._name, options.doors, options.ray, is_guest=_serve_runs()
         )

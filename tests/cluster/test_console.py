@@ -6,14 +6,17 @@ from pathlib import Path
 from shardserve.cluster.console import MAX_BARS, Bar, announcement, bars_of
 from shardserve.cluster.door_config import DEFAULT_METRICS_PATH
 from shardserve.cluster.example import Example
-from shardserve.cluster.options import DoorOptions, Engine, ServeOptions
+from shardserve.cluster.model_config import ModelConfig
+from shardserve.cluster.options import DoorOptions, Engine, Models, ServeOptions
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.progress import Phase, Progress, verified
 from shardserve.cluster.stage_placement import StageSeat
 from shardserve.cluster.versions import VersionDirectory
 from shardserve.router.rest import MONITORING_PATH
 
-OPTIONS = ServeOptions("dlrm", Path("/models/dlrm"), doors=DoorOptions(rest_port=8501))
+OPTIONS = ServeOptions(
+    Models((ModelConfig("dlrm", Path("/models/dlrm")),)), doors=DoorOptions(rest_port=8501)
+)
 FOUND = VersionDirectory(7, Path("/models/dlrm/7"))
 
 

@@ -13,8 +13,9 @@ from shardserve.batching.errors import (
     Unknown,
 )
 from shardserve.cluster.lifecycle import Phase, Retries
-from shardserve.cluster.manager import Manager, ManagerOptions
+from shardserve.cluster.manager import Manager
 from shardserve.cluster.model_config import All, ModelConfig
+from shardserve.cluster.options import ManagerOptions
 
 OPTIONS = ManagerOptions(retries=Retries(0), poll_seconds=0.0)
 
