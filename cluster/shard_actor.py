@@ -34,9 +34,9 @@ _WAITING_THREADS = 8
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """All that a shard actor is. `run` tells apart the sockets of different runs of the server."""
+    """All that a shard actor is. `sockets` begins the names of its deployment's sockets."""
 
-    run: str
+    sockets: str
     seat: Seat
     slices: tuple[Slice, ...]
     sources: Mapping[str, TableSource]
@@ -59,13 +59,14 @@ class ShardActor(StreamActor[ShardSpec]):
     def _load(self, spec: ShardSpec) -> Shard:
         release_code_pages()
         tally = Tally(
-            lambda total: self._controller.report.remote(spec.seat, total), _REPORT_SECONDS
+            lambda total: self._controller.report.remote(self._deployment, spec.seat, total),
+            _REPORT_SECONDS,
         )
         return Shard.load(spec.sources, spec.slices, tally.add, spec.cache_bytes)
 
 
 def _serve(spec: ShardSpec, executor: LookupExecutor, *, may_wait: bool) -> RunningServer:
-    socket = socket_path(spec.run, f"{spec.seat.shard}-{spec.seat.replica}")
+    socket = socket_path(spec.sockets, f"{spec.seat.shard}-{spec.seat.replica}")
     socket.unlink(missing_ok=True)  # It is there if the process before this one was killed.
     host = ray.util.get_node_ip_address()
     threads = _WAITING_THREADS if may_wait else _THREADS
