@@ -49,7 +49,7 @@ async def routed(run: ModelRun) -> AsyncIterator[Servable]:
     finally:
         following.cancel()
         await routing.close()
-        servable.close()
+        await servable.close()
         threads.close()
 
 
