@@ -57,7 +57,7 @@ class ModelEntry:
 
     versions: Mapping[int, VersionEntry] = field(default_factory=dict)
     labels: Mapping[str, int] = field(default_factory=dict)
-    experiment: Experiment = Experiment()
+    experiment: Experiment = Experiment()  # noqa: RUF009 (frozen)
     is_settled: bool = False
 
 

@@ -1,49 +1,41 @@
-"""The control plane of one model: plans it, places its actors, tells routers where they are.
+"""The control plane of a run: keeps its models as they are configured, and tells routers of them.
 
-Crash-only: all that it is told it is told when it is made. When its process dies, Ray ends its
-shard actors and makes it anew, and the new one plans and places again.
+Crash-only: all that it is told it is told when it is made, but for a configuration that came by a
+reload, which Ray keeps. When its process dies, Ray ends its actors and makes it anew, and the new
+one plans and places again; routers serve on with what they have, and say what that is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 
-from ray.exceptions import RayError
-
-from shardserve.batching.errors import ResourceExhausted, Unavailable
-from shardserve.cluster import fleet, progress
-from shardserve.cluster.credentials import shard_credentials, stage_credentials
-from shardserve.cluster.options import Application
-from shardserve.cluster.placement import (
-    ROUTER_CPUS,
-    Bundle,
-    Seat,
-    bundles_for,
-    seats,
-    shortage_of,
-)
-from shardserve.cluster.planning import Wanted, plan_remotely
-from shardserve.cluster.progress import Failure, Phase, Progress, failure_of
+from shardserve.batching.errors import NotFound, ServingError
+from shardserve.cluster import fleet
+from shardserve.cluster.catalog_table import CatalogTable, entries, following, table_changes
+from shardserve.cluster.configured import ConfiguredModel
+from shardserve.cluster.kept import Kept
+from shardserve.cluster.leases import RouterReport
+from shardserve.cluster.manager import Manager
+from shardserve.cluster.model_options import ModelOptions
+from shardserve.cluster.model_source import ModelSource, follow_file
+from shardserve.cluster.model_views import ModelView, start_error, warnings_of
+from shardserve.cluster.options import Application, ManagerOptions, Models
+from shardserve.cluster.progress import Failure, Start, failure_of, started
 from shardserve.cluster.published import Published
+from shardserve.cluster.ray_deployer import RayDeployer
+from shardserve.cluster.router_watch import RouterWatch
 from shardserve.cluster.shard_actor import ShardSpec
-from shardserve.cluster.shard_measures import labelled
 from shardserve.cluster.stage_actor import StageSpec
-from shardserve.cluster.stage_placement import (
-    AnySeat,
-    StageSeat,
-    stage_bundles,
-    stage_seats,
-    stage_shortage,
-)
+from shardserve.cluster.stage_placement import AnySeat
 from shardserve.cluster.stream_actor import ActorProcess
-from shardserve.cluster.table import RoutingTable, changes, empty_table, lost, registered
+from shardserve.cluster.table import RoutingTable
+from shardserve.cluster.versions import VersionId
 from shardserve.shards.address import Address
 from shardserve.shards.measures import Measure
 from shardserve.shards.model import ModelPlan
@@ -51,24 +43,31 @@ from shardserve.shards.model import ModelPlan
 logger = logging.getLogger(__name__)
 
 _LONG_POLL_SECONDS = 30.0
-#: What shards may take to answer what has come in, when all is to end.
-_STOP_SECONDS = 8.0
-#: A shard's process may start this often before the model was ready once; then starting failed.
-MAX_STARTS = 3
+#: Well under a router's lease.
+_ROUTER_POLL_SECONDS = 5.0
+#: What Ray keeps of a run: the configuration of a reload, and that its doors have been open.
+_RELOADED, _OPENED = "reloaded", "opened"
 
 
 @dataclass(frozen=True)
 class Run:
     """One run of the server.
 
-    Where the cluster `can_grow`, room for shards is waited for. Without an `application` there are
-    shards only, and routers are somebody else's.
+    Where the cluster `can_grow`, room for actors is waited for. Without an `application` there are
+    no routers of ours.
     """
 
     name: str
-    wanted: Wanted
+    models: Models
     can_grow: bool
+    defaults: ModelOptions = ModelOptions()  # noqa: RUF009 (frozen)
+    manager: ManagerOptions = field(default_factory=ManagerOptions)
     application: Application | None = None
+
+    @property
+    def routers(self) -> int:
+        """How many routers there are to be."""
+        return self.application.ray.routers if self.application is not None else 0
 
 
 class Controller:
@@ -77,189 +76,186 @@ class Controller:
     def __init__(self, run: Run, secret: bytes) -> None:
         self._run = run
         self._secret = secret
-        self._progress = Published(Progress(0))
-        self._tables: asyncio.Future[Published[RoutingTable]] = asyncio.Future()
-        self._starts: dict[AnySeat, int] = {}
-        self._actors: dict[AnySeat, Any] = {}
-        self._watches: dict[str, asyncio.Task[None]] = {}
-        self._bringing_up = [
-            asyncio.ensure_future(self._bring_up_shards()),
-            asyncio.ensure_future(self._bring_up_routers()),
+        self._kept = Kept(run.name)
+        self._source = ModelSource(run.models, run.defaults)
+        # A controller that is made anew starts from a number not used before.
+        self._catalog = Published(CatalogTable(time.time_ns() // 1_000_000))
+        self._start = Published(Start(0))
+        self._views: Mapping[str, ModelView] = {}
+        self._routers = RouterWatch(run.routers)
+        self._deployer = RayDeployer(
+            run.name,
+            secret,
+            self._routers,
+            self._publish,
+            can_grow=run.can_grow,
+            room_for=run.routers,
+        )
+        roots = run.models.roots
+        self._manager = Manager(self._deployer, run.manager, self._changed, roots=roots)
+        self._tasks = [
+            asyncio.ensure_future(work)
+            for work in (self._serve(), self._bring_up_routers(), self._routers.expire())
         ]
 
     async def secret(self) -> bytes:
         """The cluster's secret, for routers."""
         return self._secret
 
-    async def plan(self) -> ModelPlan:
-        """The plan, once it is made. Raises the `ServingError` for which there is none."""
-        return (await self._planned()).latest.plan
-
     async def pid(self) -> int:
         """The controller's own process."""
         return os.getpid()
 
-    async def process_of(self, seat: AnySeat) -> ActorProcess:
-        """The process of a seat that has registered."""
-        process: ActorProcess = await self._actors[seat].process.remote()
-        return process
+    async def wait_for_table(self, known: int) -> CatalogTable:
+        """The table, as soon as its number is not `known`, or after a while as it is."""
+        return await self._catalog.wait(known, _LONG_POLL_SECONDS)
+
+    async def wait_for_start(self, known: int) -> Start:
+        """As `wait_for_table`, how far the start has come."""
+        return await self._start.wait(known, _LONG_POLL_SECONDS)
+
+    async def wait_for_catalog(self, router: str, known: int, report: RouterReport) -> CatalogTable:
+        """As `wait_for_table`, for a router, which says by it that it is there, and what it has."""
+        self._routers.heard(router, report)
+        return await self._catalog.wait(known, _ROUTER_POLL_SECONDS)
+
+    async def report_router(self, router: str, report: RouterReport) -> None:
+        """A router has something new to say."""
+        self._routers.heard(router, report)
+
+    async def reload(self, config: bytes) -> Failure | None:
+        """Serve what a serialised `ModelServerConfig` says from now on. What fails comes back."""
+        try:
+            models = await asyncio.to_thread(self._source.requested, config)
+            await self._manager.configure(models, lambda: self._kept.put(_RELOADED, config))
+        except ServingError as error:
+            return failure_of(error)
+        return None
 
     async def measures(self) -> list[Measure]:
-        """What all shards tell of themselves, by model, shard and replica.
+        """What all actors tell of themselves, by model, shard or group, and replica.
 
         Those that do not answer at once, as while they start, are left out.
         """
-        return labelled(self._run.wanted.name, await fleet.measures(dict(self._actors)))
+        return await self._deployer.measures()
 
-    async def wait_for_table(self, known: int) -> RoutingTable:
-        """The table, as soon as its number is not `known`, or after a while as it is."""
-        return await (await self._planned()).wait(known, _LONG_POLL_SECONDS)
+    async def plan(self, deployment: str) -> ModelPlan:
+        """The plan of a deployment. Raises NotFound for one that is over."""
+        return await self._deployer.deployment(deployment).plan()
 
-    async def wait_for_progress(self, known: int) -> Progress:
-        """As `wait_for_table`, how far the start has come."""
-        return await self._progress.wait(known, _LONG_POLL_SECONDS)
+    async def process_of(self, version: VersionId, seat: AnySeat) -> ActorProcess:
+        """The process of a seat that has registered."""
+        return await self._deployer.of_version(version).process_of(seat)
 
-    async def begins(self, seat: AnySeat) -> ShardSpec | StageSpec:
-        """A process for a seat has started; what it has to be."""
-        self._starts[seat] = self._starts.get(seat, 0) + 1
-        if self._starts[seat] > MAX_STARTS and self._progress.latest.phase is not Phase.READY:
-            died = f"{seat}: its process died {MAX_STARTS} times while loading; is memory short?"
-            self._fail(Failure(Unavailable.code, died))
-        plan = await self.plan()
-        if isinstance(seat, StageSeat):
-            group = plan.stage_group(seat.group)
-            credentials = stage_credentials(self._secret, group)
-            return StageSpec(self._run.name, seat, plan, credentials, self._secret)
-        return ShardSpec(
-            self._run.name,
-            seat,
-            plan.slices_of_shard(seat.shard),
-            plan.sources,
-            shard_credentials(self._secret, plan, seat.shard),
-            plan.layout.cache_of_shard(seat.shard),
-        )
+    async def wait_for_routing(self, deployment: str, known: int) -> RoutingTable:
+        """As `wait_for_table`, of one deployment."""
+        found = self._deployer.deployment(deployment)
+        return await found.wait_for_routing(known, _LONG_POLL_SECONDS)
 
-    async def report(self, seat: AnySeat, nbytes: int) -> None:
+    async def begins(self, deployment: str, seat: AnySeat) -> ShardSpec | StageSpec:
+        """A process for a seat has started; what it has to be. NotFound where that is over."""
+        return await self._deployer.deployment(deployment).begins(seat)
+
+    async def report(self, deployment: str, seat: AnySeat, nbytes: int) -> None:
         """A seat has so many bytes of what it loads in memory."""
-        self._progress.publish(progress.loaded(self._progress.latest, seat, nbytes))
+        with suppress(NotFound):
+            self._deployer.deployment(deployment).report(seat, nbytes)
 
-    async def verified(self, nbytes: int, total: int) -> None:
+    async def verified(self, deployment: str, nbytes: int, total: int) -> None:
         """So many bytes more of the checkpoint, of `total`, have the right checksum."""
-        self._progress.publish(progress.verified(self._progress.latest, nbytes, total))
+        with suppress(NotFound):
+            self._deployer.deployment(deployment).verified(nbytes, total)
 
-    async def refused(self, seat: AnySeat, failure: Failure) -> None:
-        """A seat could not load its part. It tries again; before the model was ready, in vain."""
-        logger.error("%s cannot load: %s", seat, failure.message)
-        if self._progress.latest.phase is not Phase.READY:
-            self._fail(failure)
+    async def refused(self, deployment: str, seat: AnySeat, failure: Failure) -> None:
+        """A seat could not load its part; it tries again."""
+        with suppress(NotFound):
+            self._deployer.deployment(deployment).refused(seat, failure)
 
-    async def ended(self, seat: AnySeat, failure: Failure) -> None:
+    async def ended(self, deployment: str, seat: AnySeat, failure: Failure) -> None:
         """A seat's process ends itself, for a reason that a new one may not have."""
-        logger.error("%s ends: %s", seat, failure.message)
+        logger.error("deployment %s: %s ends: %s", deployment, seat, failure.message)
 
-    async def router_refused(self, failure: Failure) -> None:
-        """A router could not load the model."""
-        logger.error("a router cannot start: %s", failure.message)
-        self._fail(failure)
-
-    async def register(self, seat: AnySeat, address: Address) -> None:
+    async def register(self, deployment: str, seat: AnySeat, address: Address) -> None:
         """A seat serves at `address`. May be repeated."""
-        tables = await self._planned()
-        await self.report(seat, progress.totals_of(tables.latest.plan)[seat])
-        self._publish(tables, registered(tables.latest, seat, address))
-        if address.instance not in self._watches:
-            watch = asyncio.ensure_future(self._watch(tables, seat, address.instance))
-            self._watches[address.instance] = watch
+        with suppress(NotFound):
+            self._deployer.deployment(deployment).register(seat, address)
 
     async def end(self) -> None:
         """End routers and actors, which answer what has come in, and give back their room."""
         if self._run.application is not None:
             await asyncio.to_thread(_withdraw, self._run.application)
-        stopping = [actor.stop.remote() for actor in self._actors.values()]
-        # One that cannot load its slices keeps restarting, and never answers.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_STOP_SECONDS):
-                await asyncio.gather(*stopping, return_exceptions=True)
-        await asyncio.to_thread(fleet.release, self._run.name)
+        for task in self._tasks:
+            task.cancel()
+        await self._manager.abandon()
+        await self._deployer.stop()
+        await asyncio.to_thread(fleet.release_all, self._run.name)
+        await asyncio.to_thread(self._kept.forget, _RELOADED, _OPENED)
 
-    async def _planned(self) -> Published[RoutingTable]:
-        return await asyncio.shield(self._tables)
+    async def _serve(self) -> None:
+        """Serve what is configured, for ever. A start that fails is told, and is the last one."""
+        try:
+            await asyncio.to_thread(fleet.release_all, self._run.name)
+            polling = asyncio.ensure_future(self._manager.run())
+            self._tasks.append(polling)
+            await self._begin()
+            await follow_file(self._source, self._configure_from_file)
+            await polling
+        except Exception:
+            logger.critical("the controller ends, to be made anew", exc_info=True)
+            os._exit(1)
 
-    async def _watch(self, tables: Published[RoutingTable], seat: AnySeat, instance: str) -> None:
-        actor = self._actors[seat]
-        while await fleet.lives(actor, instance):
-            with contextlib.suppress(RayError):
-                await actor.until_gone.remote(instance)
-        del self._watches[instance]
-        self._publish(tables, lost(tables.latest, seat, instance))
+    async def _begin(self) -> None:
+        was_open = await asyncio.to_thread(self._kept.get, _OPENED) is not None
+        try:
+            await self._manager.configure(await asyncio.to_thread(self._first_models, was_open))
+        except Exception as error:
+            self._progress(failure=failure_of(start_error(error)))
+            if not was_open:
+                return
+            logger.exception("not all is served again")
+        await asyncio.to_thread(self._kept.put, _OPENED, b"1")
+        self._manager.started()
+        self._routers.started()
+        self._publish(opens=True)
+        self._progress(is_settled=True)
 
-    def _publish(self, tables: Published[RoutingTable], table: RoutingTable) -> None:
-        for line in changes(tables.latest, table):
-            logger.info("table %d: %s", table.number, line)
-        tables.publish(table)
-        if table.is_complete and self._progress.latest.phase is Phase.LOADING:
-            self._progress.publish(progress.ready(self._progress.latest))
+    def _first_models(self, was_open: bool) -> Sequence[ConfiguredModel]:
+        """What was last configured, as far as is known."""
+        reloaded = self._kept.get(_RELOADED)
+        if reloaded is not None:
+            return self._source.requested(reloaded)
+        if was_open and self._source.is_polled:
+            with suppress(ServingError):
+                return self._source.read_again()
+        return self._source.at_start()
 
-    def _fail(self, failure: Failure) -> None:
-        self._progress.publish(progress.failed(self._progress.latest, failure))
+    async def _configure_from_file(self, models: Sequence[ConfiguredModel]) -> None:
+        await self._manager.configure(models, lambda: self._kept.forget(_RELOADED))
 
     async def _bring_up_routers(self) -> None:
         try:
             if self._run.application is not None:
                 await asyncio.to_thread(_deploy, self._run.application)
         except Exception as error:  # noqa: BLE001 (whoever waits for the start gets it)
-            self._fail(failure_of(error))
+            self._progress(failure=failure_of(error))
         else:
-            self._progress.publish(progress.routed(self._progress.latest))
+            self._progress(is_routed=True)
 
-    async def _bring_up_shards(self) -> None:
-        try:
-            plan = await self._make_plan()
-            tables = Published(empty_table(plan, number=time.time_ns() // 1_000_000))
-            self._tables.set_result(tables)
-            await self._place(plan)
-            self._publish(tables, tables.latest)
-        except Exception as error:  # noqa: BLE001 (whoever waits for the plan or the start gets it)
-            self._fail(failure_of(error))
-            if not self._tables.done():
-                self._tables.set_exception(error)
+    def _changed(self, views: Mapping[str, ModelView]) -> None:
+        self._views = views
+        self._publish()
 
-    async def _make_plan(self) -> ModelPlan:
-        planned: ModelPlan | Failure = await plan_remotely.remote(self._run.wanted, self._run.name)
-        if isinstance(planned, Failure):
-            raise planned.error()
-        return planned
+    def _publish(self, *, opens: bool | None = None) -> int:
+        models = entries(self._views, self._deployer.servings)
+        table = following(self._catalog.latest, models, opens=opens)
+        for line in table_changes(self._catalog.latest, table):
+            logger.info("table %d: %s", table.number, line)
+        self._catalog.publish(table)
+        self._progress(versions=self._deployer.progress, warnings=warnings_of(self._views))
+        return table.number
 
-    async def _place(self, plan: ModelPlan) -> None:
-        places, stages = seats(plan.layout), stage_seats(plan.stage_groups)
-        if places or stages:
-            shards = _shard_bundles(plan, places)
-            await self._check_room(plan, shards)
-            bundles = (*shards, *stage_bundles(plan.stage_groups))
-            group = await asyncio.to_thread(fleet.reserve, self._run.name, bundles)
-            self._actors = await fleet.place(group, places, stages, bundles, self._run.name)
-        self._progress.publish(progress.loading(self._progress.latest))
-
-    async def _check_room(self, plan: ModelPlan, shards: Sequence[Bundle]) -> None:
-        nodes = await asyncio.to_thread(fleet.node_resources)
-        application = self._run.application
-        routers = application.ray.routers if application is not None else 0
-        others = (*shards, Bundle(ROUTER_CPUS * routers, 0))
-        lacking = shortage_of(shards, nodes) or stage_shortage(plan.stage_groups, others, nodes)
-        if lacking is not None and not self._run.can_grow:
-            raise ResourceExhausted(lacking)
-        self._progress.publish(progress.placing(self._progress.latest, plan, lacking or ""))
-
-
-def _shard_bundles(plan: ModelPlan, places: Sequence[Seat]) -> tuple[Bundle, ...]:
-    if not places:
-        return ()
-    shards = range(plan.layout.shards)
-    return bundles_for(
-        places,
-        [plan.memory_of_shard(shard) for shard in shards],
-        [plan.layout.gpus_of_shard(shard) for shard in shards],
-    )
+    def _progress(self, **changed: object) -> None:
+        self._start.publish(started(self._start.latest, **changed))
 
 
 def _deploy(application: Application) -> None:

@@ -29,7 +29,7 @@ from shardserve.cluster.placement import (
     shortage_of,
 )
 from shardserve.cluster.planning import plan_remotely
-from shardserve.cluster.progress import Failure, Phase, Progress
+from shardserve.cluster.progress import Failure, Progress
 from shardserve.cluster.published import Published
 from shardserve.cluster.shard_actor import ShardSpec
 from shardserve.cluster.stage_actor import StageSpec
@@ -88,8 +88,8 @@ class Deployment:
         self._post = Post(site.run, self.token)
         self._tables: asyncio.Future[Published[RoutingTable]] = asyncio.Future()
         self._plan: asyncio.Future[ModelPlan] = asyncio.Future()
-        self._complete = asyncio.Event()
-        self._failed: asyncio.Future[Failure] = asyncio.Future()
+        #: Done once every actor was there, with None, or why that cannot be.
+        self._came_up: asyncio.Future[Failure | None] = asyncio.Future()
         self._fingerprint = ""
         self._is_offered = self._is_active = False
         self._starts: dict[AnySeat, int] = {}
@@ -116,7 +116,9 @@ class Deployment:
         self._tables.set_result(Published(empty_table(plan)))
         await self._place(plan)
         self._note(progress.loading(self.progress))
-        await self._all_serve()
+        failure = await self._came_up
+        if failure is not None:
+            raise failure.error()
         self._note(progress.ready(self.progress))
 
     def offer(self) -> None:
@@ -223,7 +225,7 @@ class Deployment:
     async def _place(self, plan: ModelPlan) -> None:
         places, stages = seats(plan.layout), stage_seats(plan.stage_groups)
         if not places and not stages:
-            self._complete.set()
+            self._came_up.set_result(None)
             self._note(progress.placing(self.progress, plan, ""))
             return
         shards = _shard_bundles(plan, places)
@@ -236,24 +238,12 @@ class Deployment:
             self.bundles = tuple(zip(placed.nodes, bundles, strict=True))
 
     async def _check_room(self, plan: ModelPlan, shards: Sequence[Bundle]) -> None:
-        if self._site.room is None:
-            nodes = list((await asyncio.to_thread(fleet.node_resources)).values())
-        else:
-            nodes = list(await asyncio.to_thread(self._site.room))
+        nodes = await asyncio.to_thread(self._site.room or _whole_nodes)
         others = (*shards, Bundle(ROUTER_CPUS * self._site.routers, 0))
         lacking = shortage_of(shards, nodes) or stage_shortage(plan.stage_groups, others, nodes)
         if lacking is not None and self._site.room is not None:
             raise ResourceExhausted(lacking)
         self._note(progress.placing(self.progress, plan, lacking or ""))
-
-    async def _all_serve(self) -> None:
-        complete = asyncio.ensure_future(self._complete.wait())
-        try:
-            await asyncio.wait({complete, self._failed}, return_when=asyncio.FIRST_COMPLETED)
-            if self._failed.done():
-                raise self._failed.result().error()
-        finally:
-            complete.cancel()
 
     async def _watch(self, seat: AnySeat, instance: str) -> None:
         actor = self._actors[seat]
@@ -270,18 +260,22 @@ class Deployment:
         for line in changes(tables.latest, table):
             logger.info("%s: %s", self.wanted.id, line)
         tables.publish(table)
-        if table.is_complete:
-            self._complete.set()
+        if table.is_complete and not self._came_up.done():
+            self._came_up.set_result(None)
         self._changed()
 
     def _fail(self, failure: Failure) -> None:
-        if not self._complete.is_set() and not self._failed.done():
-            self._failed.set_result(failure)
+        if not self._came_up.done():
+            self._came_up.set_result(failure)
 
     def _note(self, now: Progress) -> None:
         if now is not self.progress:
             self.progress = now
             self._changed()
+
+
+def _whole_nodes() -> Sequence[Mapping[str, float]]:
+    return list(fleet.node_resources().values())
 
 
 def _shard_bundles(plan: ModelPlan, places: Sequence[Seat]) -> tuple[Bundle, ...]:

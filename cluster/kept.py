@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ray.experimental import internal_kv
+from ray.experimental.internal_kv import _internal_kv_del as _delete
+from ray.experimental.internal_kv import _internal_kv_get as _get
+from ray.experimental.internal_kv import _internal_kv_put as _put
 
 _NAMESPACE = b"shardserve"
 
@@ -15,17 +17,17 @@ class Kept:
 
     def put(self, name: str, value: bytes) -> None:
         """Keep `value`, instead of what was kept by that name."""
-        internal_kv._internal_kv_put(self._key(name), value, namespace=_NAMESPACE)
+        _put(self._key(name), value, namespace=_NAMESPACE)
 
     def get(self, name: str) -> bytes | None:
         """What was kept, if anything was."""
-        found: bytes | None = internal_kv._internal_kv_get(self._key(name), namespace=_NAMESPACE)
+        found: bytes | None = _get(self._key(name), namespace=_NAMESPACE)
         return found
 
     def forget(self, *names: str) -> None:
         """Keep nothing by these names."""
         for name in names:
-            internal_kv._internal_kv_del(self._key(name), namespace=_NAMESPACE)
+            _delete(self._key(name), namespace=_NAMESPACE)
 
     def _key(self, name: str) -> bytes:
         return f"{self._run}/{name}".encode()

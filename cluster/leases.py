@@ -20,8 +20,9 @@ LEASE_SECONDS = 15.0
 class RouterReport:
     """All that a router has to say. What it does not name it does not have.
 
-    `number` rises with each. `applied` is the number of the table that it follows. `loaded` and `refused` name deployments;
-    `held` has every version that takes anything of the router, loading ones included.
+    `number` rises with each. `applied` is the number of the table that it follows. `loaded` and
+    `refused` name deployments; `held` has every version that takes anything of the router, loading
+    ones included.
     """
 
     number: int = 0
@@ -45,7 +46,7 @@ class Leases:
         return dict(self._reports)
 
     def heard(self, router: str, report: RouterReport, now: float) -> None:
-        """A router has said this. Of two reports, one of which overtook the other, the later counts."""
+        """A router has said this. A report that another one overtook does not count."""
         known = self._reports.get(router)
         self._until[router] = now + self._seconds
         if known is None or report.number >= known.number:

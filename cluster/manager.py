@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,7 @@ from shardserve.cluster.lifecycle import (
     WakeAt,
 )
 from shardserve.cluster.model_config import check_platforms
+from shardserve.cluster.model_roots import check_directory
 from shardserve.cluster.model_views import ModelView, NotAvailable, failures_of
 from shardserve.cluster.options import ManagerOptions
 from shardserve.cluster.progress import failure_of
@@ -75,7 +76,10 @@ class _Managed:
 
 
 class Manager:
-    """Makes so what is configured. `changed` is called after anything has become different."""
+    """Makes so what is configured. `changed` is called after anything has become different.
+
+    Versions that lie outside of all `roots` are not loaded, if there are any.
+    """
 
     def __init__(
         self,
@@ -83,7 +87,9 @@ class Manager:
         options: ManagerOptions,
         changed: Callable[[Mapping[str, ModelView]], None] = lambda _: None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        roots: Sequence[Path] = (),
     ) -> None:
+        self._roots = roots
         self._deployer = deployer
         self._options = options
         self._changed = changed
@@ -263,6 +269,7 @@ class Manager:
         directory = managed.directories[version]
         wanted = Wanted(name, directory, model.config.platform, model.options)
         try:
+            check_directory(model.name, directory, self._roots)
             async with self._loads:
                 await self._deployer.load(wanted)
         except asyncio.CancelledError:

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from shardserve.batching.errors import ServingError
 from shardserve.cluster.configured import ConfiguredModel, configured
-from shardserve.cluster.model_config import ModelConfig, check_roots, parse_reload, read_model_config
+from shardserve.cluster.model_config import ModelConfig, parse_reload, read_model_config
 from shardserve.cluster.model_options import ModelOptions, read_model_options
+from shardserve.cluster.model_roots import check_roots
 from shardserve.cluster.options import Models
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,15 @@ class ModelSource:
     def __init__(self, models: Models, defaults: ModelOptions) -> None:
         self._models = models
         self._defaults = defaults
+
+    @property
+    def poll_seconds(self) -> float:
+        return self._models.poll_seconds
+
+    @property
+    def is_polled(self) -> bool:
+        """Whether there is a file that is to be read again."""
+        return self._models.config_file is not None and self._models.poll_seconds > 0
 
     def at_start(self) -> tuple[ConfiguredModel, ...]:
         """What the command line says."""
@@ -46,7 +56,6 @@ class ModelSource:
 
 async def follow_file(
     source: ModelSource,
-    models: Models,
     configure: Configure,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
@@ -54,12 +63,12 @@ async def follow_file(
 
     What was served goes on meanwhile. With no file, or none that is to be polled, it does nothing.
     """
-    if models.config_file is None or models.poll_seconds <= 0:
+    if not source.is_polled:
         return
     async with asyncio.TaskGroup() as group:
         before: tuple[tuple[ConfiguredModel, ...], asyncio.Task[None]] | None = None
         while True:
-            await pause(models.poll_seconds)
+            await pause(source.poll_seconds)
             try:
                 found = await asyncio.to_thread(source.read_again)
             except ServingError as error:

@@ -23,7 +23,7 @@ class ModelView:
 
     versions: Mapping[int, VersionStatus]
     labels: Mapping[str, int] = field(default_factory=dict)
-    experiment: Experiment = Experiment()
+    experiment: Experiment = Experiment()  # noqa: RUF009 (frozen)
     is_configured: bool = True
     is_settled: bool = False
     problems: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ def failures_of(views: Mapping[str, ModelView]) -> dict[VersionId, ServingError]
     }
 
 
-def start_error(error: ServingError) -> ServingError:
+def start_error(error: Exception) -> Exception:
     """What to say of a start that failed: of a single version, its own error."""
     if isinstance(error, NotAvailable) and len(error.failures) == 1:
         return next(iter(error.failures.values()))

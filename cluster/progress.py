@@ -137,4 +137,3 @@ def failed(progress: Progress, failure: Failure) -> Progress:
     if progress.phase is Phase.FAILED:
         return progress
     return replace(progress, phase=Phase.FAILED, failure=failure, note="")
-

@@ -67,7 +67,7 @@ class RayDeployer:
 
     async def load(self, wanted: Wanted) -> None:
         """See `Deployer.load`."""
-        deployment = Deployment(self._site, wanted, self._publish)
+        deployment = Deployment(self._site, wanted, self._tell)
         self._deployments[wanted.id] = deployment
         try:
             await deployment.bring_up()
@@ -102,6 +102,9 @@ class RayDeployer:
     async def stop(self) -> None:
         """Let all actors answer what has come in, and serve no more."""
         await asyncio.gather(*(one.stop() for one in self._deployments.values()))
+
+    def _tell(self) -> None:
+        self._publish()
 
     def _room(self) -> Sequence[Mapping[str, float]]:
         taken = [placed for one in list(self._deployments.values()) for placed in one.bundles]

@@ -99,9 +99,10 @@ class RouterModels:
         return active <= self._offered
 
     @property
-    def refusals(self) -> list[Failure]:
-        """Why versions of the latest table cannot be loaded here."""
-        return list(self._refused.values())
+    def refusal(self) -> Failure | None:
+        """Why a version that is to answer requests cannot be loaded here, if one cannot."""
+        active = {s.deployment for s in self._table.servings().values() if s.is_active}
+        return next((why for one, why in self._refused.items() if one in active), None)
 
     def report(self) -> RouterReport:
         """See `RouterReport`."""

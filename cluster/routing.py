@@ -58,7 +58,7 @@ class Routing:
         return self._table
 
     def apply(self, table: RoutingTable) -> None:
-        """Send requests where `table`, of the same plan, says; those in flight are not disturbed."""
+        """Send requests where `table` says from now on; those in flight are not disturbed."""
         for line in changes(self._table, table):
             logger.info("%s: %s", self._name, line)
         self._table = table
@@ -97,4 +97,3 @@ class Routing:
 
     def _every(self) -> list[Replicas[Any, Any]]:
         return [*self.channels, *self.stages.values()]
-

@@ -5,15 +5,15 @@ The process never loads TensorFlow.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
 
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.private_directory import socket_path
-from shardserve.cluster.stream_actor import NAMESPACE, StreamActor
+from shardserve.cluster.stream_actor import StreamActor
+from shardserve.cluster.tally import Tally
 from shardserve.shards.device_loss import UntilLost
 from shardserve.shards.handshake import Credentials
 from shardserve.shards.jobs import LookupExecutor
@@ -23,8 +23,6 @@ from shardserve.shards.memory import release_code_pages
 from shardserve.shards.server import RunningServer, serve_in_thread
 from shardserve.shards.shard import Shard
 from shardserve.shards.tables import TableSource
-
-__all__ = ["NAMESPACE", "ShardActor", "ShardSpec", "Tally"]
 
 _REPORT_SECONDS = 0.2
 #: Large requests at work at once; more where they wait for a disk, which does many reads at a time.
@@ -73,21 +71,3 @@ def _serve(spec: ShardSpec, executor: LookupExecutor, *, may_wait: bool) -> Runn
     return serve_in_thread(
         executor, spec.credentials, threads=threads, unix_path=str(socket), host=host
     )
-
-
-class Tally:
-    """Adds up what was loaded, and reports the sum, at most once in `seconds`."""
-
-    def __init__(self, report: Callable[[int], object], seconds: float) -> None:
-        self._report = report
-        self._seconds = seconds
-        self._due = 0.0
-        self._total = 0
-
-    def add(self, nbytes: int) -> None:
-        """So many bytes more."""
-        self._total += nbytes
-        now = time.monotonic()
-        if now >= self._due:
-            self._due = now + self._seconds
-            self._report(self._total)

@@ -30,7 +30,11 @@ class State(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a model: its state, why it ended if in error, what answers while AVAILABLE."""
+    """One version of a model: its state, why it ended if in error, what answers if it may be asked.
+
+    It may be asked a moment before it is AVAILABLE and no more once it is UNLOADING, so that who
+    learns its state can rely on it.
+    """
 
     state: State
     servable: Servable | None = None
@@ -122,7 +126,7 @@ class Catalog:
         model = self._current.models.get(spec.name)
         version = _version_meant(model, spec)
         found = model.versions.get(version) if model and version is not None else None
-        if found is None or found.state is not State.AVAILABLE or found.servable is None:
+        if found is None or found.servable is None:
             raise NotFound(f"Servable not found for request: {_wanted(spec, version)}")
         return found.servable
 
@@ -150,7 +154,7 @@ def _version_meant(model: Model | None, spec: ModelSpec) -> int | None:
         return model.labels[spec.label]
     if model is None:
         return None
-    return max((n for n, v in model.versions.items() if v.state is State.AVAILABLE), default=None)
+    return max((n for n, v in model.versions.items() if v.servable is not None), default=None)
 
 
 def _wanted(spec: ModelSpec, version: int | None) -> str:
