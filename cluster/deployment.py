@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import logging
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +114,9 @@ class Deployment:
         digest = await asyncio.to_thread(digest_of, self.wanted.directory)
         self._fingerprint = _fingerprint(plan, digest)
         self._plan.set_result(plan)
-        self._tables.set_result(Published(empty_table(plan)))
+        # Routers may know tables of an earlier deployment: none has the numbers of this one.
+        first = empty_table(plan, number=time.time_ns() // 1_000_000)
+        self._tables.set_result(Published(first))
         await self._place(plan)
         self._note(progress.loading(self.progress))
         failure = await self._came_up

@@ -16,12 +16,13 @@ import ray
 from ray.exceptions import RayError
 
 from shardserve.cluster.catalog_table import CatalogTable, Serving
-from shardserve.cluster.controller import Controller, Run
+from shardserve.cluster.controller import Controller
 from shardserve.cluster.model_config import ModelConfig, Specific
 from shardserve.cluster.model_options import ModelOptions
 from shardserve.cluster.options import ManagerOptions, Models
 from shardserve.cluster.private_directory import remove_sockets
 from shardserve.cluster.progress import Start
+from shardserve.cluster.run import Run
 from shardserve.cluster.stage_placement import AnySeat
 from shardserve.cluster.stream_actor import ActorProcess
 from shardserve.cluster.table import RoutingTable
@@ -31,6 +32,7 @@ from shardserve.shards.model import ModelPlan, PlanOptions
 SECRET = bytes(range(32))
 #: So that a test that hangs says where.
 LONGEST_SECONDS = 60.0
+POLLING = ManagerOptions(poll_seconds=0.2)
 ONLY = VersionId("model", 1)
 
 
@@ -125,7 +127,7 @@ async def serving(
     models: Models,
     defaults: ModelOptions,
     seconds: float = LONGEST_SECONDS,
-    manager: ManagerOptions = ManagerOptions(poll_seconds=0.2),
+    manager: ManagerOptions = POLLING,
 ) -> AsyncIterator[ServerRun]:
     """A run of a server, that ends with the block."""
     name = f"test-{secrets.token_hex(4)}"
