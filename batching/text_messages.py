@@ -1,4 +1,4 @@
-"""Text-format files of messages that no Python package has: TensorFlow Serving's, and our own.
+"""Messages that no Python package has, and text-format files of messages.
 
 The messages are made here, in a pool of their own, so that they cannot clash with a package's.
 """
@@ -30,6 +30,7 @@ _KINDS = {
     "int32": _Field.TYPE_INT32,
     "int64": _Field.TYPE_INT64,
     "uint64": _Field.TYPE_UINT64,
+    "bytes": _Field.TYPE_BYTES,
 }
 #: Messages around one value, so that one that is not set is told from a zero.
 _WRAPPERS = frozenset({"Int32Value", "Int64Value", "StringValue", "BoolValue"})

@@ -36,7 +36,8 @@ class Rpc:
     """One method of a service. `message` parses its requests, `wanted` is their type's name.
 
     `is_counted`: the original counts requests of it. `runs_model_first`: its first field is the
-    ModelSpec of a model that it runs.
+    ModelSpec of a model that it runs. `asks_servables`: what it asks must not be unloaded
+    meanwhile; a reload of the configuration, which may wait for an unload, must not hold that up.
     """
 
     service: str
@@ -45,6 +46,7 @@ class Rpc:
     wanted: str
     is_counted: bool = False
     runs_model_first: bool = False
+    asks_servables: bool = True
 
     def parsed(self, raw: bytes) -> Any:
         """Raises InvalidArgument for bytes that are no such request."""
@@ -78,12 +80,14 @@ RPCS: Mapping[str, Rpc] = {
             "GetModelStatus",
             get_model_status_pb2.GetModelStatusRequest,
             "GetModelStatusRequest",
+            asks_servables=False,
         ),
         Rpc(
             f"{_PACKAGE}.ModelService",
             "HandleReloadConfigRequest",
             model_management_pb2.ReloadConfigRequest,
             "ReloadConfigRequest",
+            asks_servables=False,
         ),
         Rpc(
             f"{_PACKAGE}.SessionService",
@@ -127,6 +131,7 @@ class PredictionHandlers:
     async def answer(self, rpc: Rpc, raw: bytes, context: RequestContext) -> bytes:
         """The serialised reply to a serialised request."""
         call = _Call(rpc, context)
+        snapshot = self._handlers.catalog.enter() if rpc.asks_servables else None
         try:
             reply = await self._answer(call, raw)
         except asyncio.CancelledError:
@@ -134,6 +139,9 @@ class PredictionHandlers:
             raise
         except Exception as error:
             raise self._failed(call, error) from error
+        finally:
+            if snapshot is not None:
+                self._handlers.catalog.leave(snapshot)
         if rpc.is_counted:
             self._metrics.request(call.model, rpc.method, "GRPC", Code.OK, call.seconds())
             self._metrics.stages(call.model, rpc.method, context.seconds)

@@ -87,6 +87,7 @@ class Rest:
         if path == OPENAPI_PATH and method == "GET":
             return Response(200, self._always, self._openapi)
         exchange = _Exchange(logs.request_id(headers.get(logs.REQUEST_ID)), self._timeout)
+        snapshot = self._handlers.catalog.enter()
         try:
             exchange.route = route(method, path)
             reply = await self._answer(exchange, headers, body)
@@ -98,6 +99,8 @@ class Rest:
         except Exception:  # noqa: BLE001 (a defect of ours must not cost the client its answer)
             self._log.exception("defect", request_id=exchange.context.request_id)
             return self._failed(exchange, Internal("internal error; the server's log has more"))
+        finally:
+            self._handlers.catalog.leave(snapshot)
         self._count(exchange, Code.OK)
         return await self._compressed(headers, Response(200, self._headers(exchange), reply))
 

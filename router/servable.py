@@ -81,6 +81,15 @@ class Servable(Protocol):
         """What its stages that batch have done so far, by name."""
         ...
 
+    async def close(self) -> None:
+        """Free what it holds: its sessions, its threads, its places in the queues of devices.
+
+        Whoever calls it has seen all requests end, and sends no more. Work that was left behind by
+        requests that gave up is ended. What it was given (channels, devices, the process's threads)
+        stays. Closing it again does nothing.
+        """
+        ...
+
 
 class Admitting(Protocol):
     """A `Servable` that knows before a request is decoded whether it would refuse it."""

@@ -9,6 +9,7 @@ import queue
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,8 @@ SWITCH_SECONDS = 0.0005
 
 #: TensorFlow Serving's words for a run that took longer than the request's deadline.
 TIMED_OUT = "Timed out waiting for notification"
+
+_UNLOADED = "the model has been unloaded"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def start_tensorflow(parallelism: Parallelism) -> None:
     tf.compat.v1.Session(graph=tf.Graph(), config=parallelism.config()).close()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """A part of a graph, compiled: values for `feeds` in, values of `fetches` out, in order."""
 
@@ -81,6 +84,10 @@ class Stage:
             raise InvalidArgument(str(error)) from None
         # A scalar comes back as a numpy scalar, a scalar string as bytes.
         return [np.asarray(r, d) for r, d in zip(results, self.dtypes, strict=True)]
+
+
+def _closed(*values: Array) -> list[Any]:
+    raise Unavailable(_UNLOADED)
 
 
 class StageThreads:
@@ -220,6 +227,7 @@ class TensorFlowRunner:
         self.threads = threads
         self.graph = graph if graph is not None else tf.Graph()
         self.session = tf.compat.v1.Session(graph=self.graph, config=parallelism.config())
+        self._stages: weakref.WeakSet[Stage] = weakref.WeakSet()
 
     def make_callable(
         self, feeds: Sequence[str], fetches: Sequence[str], targets: Sequence[str] = ()
@@ -230,6 +238,8 @@ class TensorFlowRunner:
         needed above it is not run. `targets` are operations to run besides. Raises the
         `ServingError` that TensorFlow's own error translates to.
         """
+        if self.session is None:
+            raise Unavailable(_UNLOADED)
         options = config_pb2.CallableOptions(feed=feeds, fetch=fetches, target=targets)
         try:
             dtypes = tuple(
@@ -242,7 +252,9 @@ class TensorFlowRunner:
         except (KeyError, ValueError, TypeError) as error:
             where = f"{', '.join(feeds)} -> {', '.join(fetches)}"
             raise InvalidArgument(f"cannot compile {where}: {error}") from error
-        return Stage(tuple(feeds), tuple(fetches), dtypes, call)
+        stage = Stage(tuple(feeds), tuple(fetches), dtypes, call)
+        self._stages.add(stage)
+        return stage
 
     async def run(
         self, stage: Stage, values: Sequence[Array], context: RequestContext, spend: str = "dense"
@@ -256,5 +268,16 @@ class TensorFlowRunner:
         return result
 
     def close(self) -> None:
-        """Free the session. No stage of it may run any more."""
+        """Free the session, and what it holds with it; closing it again does nothing.
+
+        Stages that nobody waits for any more may still run: they are cancelled, and the session
+        goes with the last of them. It is known by its stages alone, which may be known to cycles
+        of objects that nothing collects; so they let go of it. A stage that is called after all
+        raises Unavailable.
+        """
+        if self.session is None:
+            return
         self.session.close()
+        for stage in self._stages:
+            object.__setattr__(stage, "call", _closed)
+        self.session = None

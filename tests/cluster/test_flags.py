@@ -107,7 +107,7 @@ def test_every_flag_of_the_original_is_taken_at_once() -> None:
     doors = taken.doors
     assert (doors.grpc_port, doors.rest_port, doors.rest_timeout) == (8500, 8501, 1.0)
     assert doors.grpc_socket == "/run/models.sock"
-    assert (doors.cors, doors.tensor_content, doors.check_method_names) == (True, True, True)
+    assert all((doors.cors, doors.tensor_content, doors.check_method_names, doors.profiler))
     assert (doors.grpc_max_rpcs, doors.rest_max_requests) == (16, 8)
     assert doors.grpc_channel_arguments == (
         ("grpc.max_connection_age_ms", 2000),
@@ -121,7 +121,6 @@ def test_every_flag_of_the_original_is_taken_at_once() -> None:
     assert taken.defaults.plan.batching.parameters is not None
     assert (taken.warm_up.enabled, taken.warm_up.iterations) == (True, 2)
     assert {line.split(" ")[0] for line in warnings} == {
-        "--enable_profiler",
         "--flush_filesystem_caches",
         "--num_tflite_interpreters_per_pool",
         "--num_tflite_pools",

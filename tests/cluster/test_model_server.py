@@ -113,7 +113,7 @@ def served(
         "--rest_api_enable_cors_support",
         "--enable_serialization_as_tensor_content=true",
         "--tensorflow_session_parallelism=1",
-        "--enable_profiler=true",
+        "--prefer_tflite_model=true",
     )
     with model_server(*flags) as started:
         assert started.is_ready(), started.said
@@ -132,7 +132,7 @@ def client(authority: trustme.CA, tmp_path: Path) -> ssl.SSLContext:
 
 
 def test_its_warnings_come_before_it_serves(served: tuple[Server, Path]) -> None:
-    assert "warning: --enable_profiler has no effect" in served[0].said
+    assert "warning: --prefer_tflite_model has no effect" in served[0].said
 
 
 def test_rest_is_served_over_tls_with_the_headers_and_the_page_that_were_asked_for(

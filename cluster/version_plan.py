@@ -1,0 +1,35 @@
+"""Plans a version of whatever kind. Loads TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shardserve.cluster.configured import Wanted
+from shardserve.router import kinds
+from shardserve.shards.cut.cut import CutModel
+from shardserve.shards.cut.planning import cut_and_plan
+from shardserve.shards.layout import Layout
+from shardserve.shards.model import TENSORFLOW, ModelPlan
+from shardserve.shards.stages_file import stages_of
+
+
+def plan_version(
+    wanted: Wanted, verified: Callable[[int, int], None]
+) -> tuple[CutModel | None, ModelPlan]:
+    """The plan of a version, and the cut that it is of, if it can be cut.
+
+    Raises as `cut_and_plan` does; InvalidArgument for a platform that there is not, and as its kind
+    does for a version that cannot be loaded.
+    """
+    name, version, directory = wanted.id.model, wanted.id.version, wanted.directory
+    options = wanted.options.plan
+    if wanted.platform == TENSORFLOW:
+        return cut_and_plan(name, version, directory, options, verified)
+    # Once here, rather than in every router.
+    kinds.kind_of(wanted.platform)(kinds.Version(name, version, directory))
+    stages = stages_of(directory, options.batching)
+    nothing = Layout(1, 1, {})
+    plan = ModelPlan(
+        name, version, str(directory), (), nothing, {}, "", stages, platform=wanted.platform
+    )
+    return None, plan
