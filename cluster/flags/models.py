@@ -53,9 +53,10 @@ class ModelFlags:
     ] = ""
 
 
-def models_of(flags: ModelFlags, defaults: ModelOptions) -> Models:
+def models_of(flags: ModelFlags, defaults: ModelOptions, *, waits: bool) -> Models:
     """The models of the start, their files checked.
 
+    Base paths of a file of models are waited for, and, if it `waits`, that of a single one.
     Raises NotFound or InvalidArgument for a file that cannot be read, with line and column where it
     does not parse, and PermissionDenied for a base path outside of the roots.
     """
@@ -70,6 +71,7 @@ def models_of(flags: ModelFlags, defaults: ModelOptions) -> Models:
         flags.model_config_file_poll_wait_seconds,
         flags.model_options_file,
         roots,
+        are_waited_for=waits or flags.model_config_file is not None,
     )
 
 

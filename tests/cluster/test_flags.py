@@ -196,6 +196,15 @@ def test_a_file_of_models_stands_for_the_flags_of_one(tmp_path: Path) -> None:
     assert warnings == ["--model_name: ignored, as there is a --model_config_file"]
 
 
+def test_base_paths_are_waited_for_in_files_and_by_the_originals_name(tmp_path: Path) -> None:
+    file = tmp_path / "models.config"
+    file.write_text("model_config_list {}")
+
+    assert not options().models.are_waited_for
+    assert options(front=TENSORFLOW_MODEL_SERVER).models.are_waited_for
+    assert parsed(f"--model_config_file={file}")[0].models.are_waited_for
+
+
 def test_resource_preserving_is_a_flag_of_ours() -> None:
     assert options("--resource_preserving").manager.policy is resource_preserving
 

@@ -131,6 +131,20 @@ def client(authority: trustme.CA, tmp_path: Path) -> ssl.SSLContext:
     return context
 
 
+def test_a_base_path_that_is_missing_is_waited_for(tmp_path: Path) -> None:
+    flags = (f"--model_name={MODEL}", f"--model_base_path={tmp_path / MODEL}")
+    with model_server(*flags, "--file_system_poll_wait_seconds=0.05") as started:
+        assert started.process.stderr is not None
+        for line in started.process.stderr:
+            if str(tmp_path / MODEL) in line:
+                break
+        export_half_plus_two(tmp_path / "new" / "1")
+        (tmp_path / "new").rename(tmp_path / MODEL)
+
+        assert started.is_ready(), started.said
+        assert started.end(signal.SIGTERM) == 0
+
+
 def test_its_warnings_come_before_it_serves(served: tuple[Server, Path]) -> None:
     assert "warning: --prefer_tflite_model has no effect" in served[0].said
 
