@@ -17,8 +17,8 @@ class Front:
 
     `engine` is for a command line that asks for neither shards nor Ray. Unknown flags are mistakes,
     or, where it `ignores_unknown` ones, said and left out. So is a base path that is not there,
-    unless it `waits_for_models`. `wrong_flags` and `failed` are exit statuses; `failure` is the line
-    about what keeps it from serving, and goes to standard error, or to standard output where it
+    unless it `waits_for_models`. `wrong_flags` and `failed` are exit statuses. `failure` says in a
+    line what keeps it from serving, on standard error, or on standard output where it
     `fails_on_output`.
     """
 
