@@ -156,7 +156,7 @@ def _logging(config: model_server_config_pb2.ModelConfig) -> RequestLogging | No
         raise InvalidArgument(
             f"{where}: sampling_rate is from 0 to 1, not {sampling.sampling_rate:g}"
         )
-    if sampling.per_task_sampling_configs or logging.custom_logging_config:
+    if sampling.per_task_sampling_configs or logging.HasField("custom_logging_config"):
         raise InvalidArgument(f"{where}: only log_collector_config and sampling_rate are supported")
     return RequestLogging(Path(collector.filename_prefix), sampling.sampling_rate)
 
