@@ -33,7 +33,7 @@ class Models:
     `configs` are those at start. A `config_file` is read again every `poll_seconds`, where those
     are more than 0, and the `options_file` of `cluster.model_options` with it. Base paths outside
     of `roots` are refused, always: at start, when the file is read again, and in reload requests;
-    without roots any path may be.
+    without roots any path may be. Requests are logged below `log_root` only.
     """
 
     configs: tuple[ModelConfig, ...]
@@ -41,6 +41,7 @@ class Models:
     poll_seconds: float = 0.0
     options_file: Path | None = None
     roots: tuple[Path, ...] = ()
+    log_root: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,19 @@ class DoorOptions:
 
 @dataclass(frozen=True)
 class RayOptions:
-    """`address` None starts a Ray of our own; otherwise it is of one to join, or "auto"."""
+    """`address` None starts a Ray of our own; otherwise it is of one to join, or "auto".
+
+    With a `serve_http_port` of 0 Ray Serve's ingress stays shut, that of gRPC too.
+    """
 
     address: str | None = None
     routers: int = 1
     serve_http_port: int = 8000
     serve_grpc_port: int = 9000
+
+    @property
+    def has_ingress(self) -> bool:
+        return self.serve_http_port != 0
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,7 @@ def check(options: ServeOptions) -> None:
 def ports_by_flag(options: ServeOptions) -> dict[str, int]:
     """Every port that the user chooses and the engine opens, by its flag."""
     ports = {"--port": options.doors.grpc_port, "--rest_api_port": options.doors.rest_port}
-    if options.engine is Engine.RAY:
+    if options.engine is Engine.RAY and options.ray.has_ingress:
         ports["--serve_http_port"] = options.ray.serve_http_port
         ports["--serve_grpc_port"] = options.ray.serve_grpc_port
     return ports

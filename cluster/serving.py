@@ -6,21 +6,23 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TypeVar
 
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.memory import settle_memory
 from shardserve.batching.stage import StageCounts
+from shardserve.cluster.doors import doors_of, handler_options
 from shardserve.cluster.options import DoorOptions
 from shardserve.router.catalog import Catalog
-from shardserve.router.grpc_door import GrpcDoor
-from shardserve.router.handlers import HandlerOptions, Handlers
-from shardserve.router.http_door import HttpDoor
+from shardserve.router.handlers import Handlers
 from shardserve.router.metrics import Measured, Metrics, nothing_measured
 from shardserve.router.prediction import PredictionHandlers
 from shardserve.router.reload import Reload, refuse_reload
 from shardserve.router.rest import Rest
 from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
+from shardserve.router.servable import Servable
+from shardserve.router.warm_up import replay
 from shardserve.router.warm_up_options import WarmUpOptions
 from shardserve.shards.model import PlanOptions
 
@@ -52,6 +54,11 @@ class Runtime:
     def parallelism(self) -> Parallelism:
         """TensorFlow's own threads."""
         return parallelism_of(self.doors)
+
+    async def warm_up_version(self, servable: Servable, directory: Path) -> None:
+        """Replay the requests that a version brings along. Raises as `replay` does."""
+        said = handler_options(self.doors)
+        await replay(servable, directory, self.threads, self.warm_up, said, self.metrics)
 
     async def on_loader(
         self,
@@ -89,7 +96,7 @@ def start_runtime(doors: DoorOptions, defaults: PlanOptions, warm_up: WarmUpOpti
 
 def parallelism_of(doors: DoorOptions) -> Parallelism:
     """TensorFlow's own threads, as the flags say."""
-    return Parallelism(doors.intra_op_threads, doors.inter_op_threads)
+    return Parallelism(doors.intra_op_threads, doors.inter_op_threads, doors.session_config)
 
 
 class Serving:
@@ -106,23 +113,19 @@ class Serving:
         measured: Measured = nothing_measured,
     ) -> None:
         options = runtime.doors
-        said = HandlerOptions(options.tensor_content, options.check_method_names)
-        handlers = Handlers(catalog, runtime.threads, said)
         metrics = Metrics(stages=lambda: stage_counts(catalog))
+        self._handlers = Handlers(catalog, runtime.threads, handler_options(options), metrics)
         self.rest = Rest(
-            handlers,
+            self._handlers,
             metrics,
             options.rest_timeout,
-            measured=measured,
+            options.monitoring.path,
+            measured,
             cors=options.cors,
             compress_from=options.compress_from,
         )
-        self.prediction = PredictionHandlers(handlers, metrics, reload)
-        self._doors: list[HttpDoor | GrpcDoor] = []
-        if options.rest_port:
-            self._doors.append(HttpDoor(self.rest, options.host, options.rest_port))
-        if options.grpc_port:
-            self._doors.append(GrpcDoor(self.prediction, options.host, options.grpc_port))
+        self.prediction = PredictionHandlers(self._handlers, metrics, reload)
+        self._doors = doors_of(options, self.rest, self.prediction)
 
     async def open(self) -> None:
         """Open the doors. Raises Unavailable, naming the address, for a port that is taken."""
@@ -134,6 +137,7 @@ class Serving:
         """Refuse new requests, and answer those that came in, for a few seconds at most."""
         for door in self._doors:
             await door.stop()
+        await asyncio.to_thread(self._handlers.logs.close)
 
 
 def stage_counts(catalog: Catalog) -> dict[str, StageCounts]:

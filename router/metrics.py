@@ -135,6 +135,16 @@ class Metrics:
         )
         self._example_total = Counter(":tensorflow:serving:request_example_count_total", ("model",))
         self._stages = Histogram(":shardserve:stage_latency", ("model_name", "stage"))
+        version = ("model_name", "version")
+        self._experiments = Counter(":shardserve:experiment_requests", (*version, "role", "status"))
+        self._experiment_latency = Histogram(":shardserve:experiment_latency", (*version, "role"))
+        self._shadows_dropped = Counter(":shardserve:experiment_shadows_dropped", version)
+        self._logged = Counter(
+            ":tensorflow:serving:request_log_count", ("model_name", "status_code")
+        )
+        warm_up = ("model_path", "status")
+        self._warm_up = Histogram(":tensorflow:serving:model_warmup_latency", warm_up)
+        self._warm_up_records = Counter(":tensorflow:serving:model_warmup_records_read", warm_up)
 
     def request(self, model: str, api: str, entrypoint: str, code: Code, seconds: float) -> None:
         """A request has ended. Its latency counts only if it succeeded, as in the original."""
@@ -156,6 +166,26 @@ class Metrics:
         self._example_counts.observe_size((model,), count)
         self._example_total.add((model,), count)
 
+    def experiment(self, model: str, version: int, role: str, code: Code, seconds: float) -> None:
+        """A version that is in an experiment has run; `role` says as what."""
+        labels = (model, str(version), role)
+        self._experiments.add((*labels, code.name))
+        if code is Code.OK:
+            self._experiment_latency.observe(labels, seconds)
+
+    def shadow_dropped(self, model: str, version: int) -> None:
+        """Too many shadows were under way for one more."""
+        self._shadows_dropped.add((model, str(version)))
+
+    def request_logged(self, model: str, code: Code) -> None:
+        """A request was sampled for a model's log; other than OK: it could not be taken."""
+        self._logged.add((model, code.name))
+
+    def warm_up(self, path: str, code: Code, seconds: float, records: int) -> None:
+        """The warm-up of the version at `path` has ended."""
+        self._warm_up.observe((path, code.name), seconds)
+        self._warm_up_records.add((path, code.name), records)
+
     def total(self, name: str) -> int | None:
         """What a counter has reached in this process, by TensorFlow's name for it, with slashes."""
         for counter in (self._requests, self._example_total):
@@ -175,6 +205,12 @@ class Metrics:
             self._example_counts,
             self._example_total,
             self._stages,
+            self._experiments,
+            self._experiment_latency,
+            self._shadows_dropped,
+            self._logged,
+            self._warm_up,
+            self._warm_up_records,
         )
         lines = [line for family in families for line in family.lines()]
         lines += _measure_lines([*_batching(self._batching()), *measures])

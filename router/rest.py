@@ -86,7 +86,7 @@ class Rest:
             return await self._monitoring(path)
         if path == OPENAPI_PATH and method == "GET":
             return Response(200, self._always, self._openapi)
-        exchange = _Exchange(logs.request_id(headers.get(logs.REQUEST_ID)), self._timeout)
+        exchange = _Exchange(headers, self._timeout)
         snapshot = self._handlers.catalog.enter()
         try:
             exchange.route = route(method, path)
@@ -172,9 +172,11 @@ class _Exchange:
 
     __slots__ = ("context", "route", "started")
 
-    def __init__(self, request_id: str, timeout: float) -> None:
+    def __init__(self, headers: RequestHeaders, timeout: float) -> None:
         self.started = time.perf_counter()
-        self.context = RequestContext(request_id, time.monotonic() + timeout)
+        request_id = logs.request_id(headers.get(logs.REQUEST_ID))
+        deadline = time.monotonic() + timeout
+        self.context = RequestContext(request_id, deadline, headers=headers)
         #: None while, or because, the path means nothing.
         self.route: Route | None = None
 
