@@ -55,18 +55,17 @@ class Router:
         from shardserve.cluster.planned_version import PlannedVersion  # noqa: PLC0415
         from shardserve.cluster.router_models import RouterModels  # noqa: PLC0415
         from shardserve.cluster.serving import Serving, start_runtime  # noqa: PLC0415
-        from shardserve.router.catalog import Catalog  # noqa: PLC0415
 
         secret = await self._controller.secret.remote()
-        runtime = start_runtime(application.doors, application.plan, application.warm_up)
-        catalog = Catalog()
+        runtime = start_runtime(application.doors, application.plan, application.warm_up, self._id)
+        self._metrics = runtime.metrics
         self._changed = asyncio.Event()
         self._models = RouterModels(
-            catalog,
+            runtime.catalog,
             lambda _, serving: PlannedVersion(serving, self._plan_of, secret, runtime),
             self._tell,
         )
-        self._serving = Serving(catalog, runtime, self._reload, self._measures)
+        self._serving = Serving(runtime, self._reload, self._measures, self._collected)
         self._ingress = Ingress(self._serving.rest, self._serving.prediction)
         self._following = asyncio.ensure_future(self._follow())
         await self._ready()
