@@ -21,9 +21,7 @@ class LocalDeployer:
     `changed` is called when the progress of a version has changed.
     """
 
-    def __init__(
-        self, runtime: Runtime, changed: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, runtime: Runtime, changed: Callable[[], None] = lambda: None) -> None:
         self._runtime = runtime
         self._changed = changed
         self._lookups = ThreadPoolExecutor(thread_name_prefix="lookup")

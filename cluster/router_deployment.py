@@ -91,6 +91,9 @@ class Router:
                 logger.warning("no controller: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
+            if table.collect != self._models.table.collect:
+                snapshot = await self._metrics.snapshot()
+                self._controller.report_metrics.remote(self._id, table.collect, snapshot)
             if table.number != known:
                 self._models.apply(table)
 
@@ -121,6 +124,15 @@ class Router:
         except (RayError, TimeoutError) as error:
             logger.warning("the controller does not tell of the shards: %s", error)
             return ()
+
+    async def _collected(self) -> bytes:
+        """What all routers have counted together. Raises Unavailable without a controller."""
+        try:
+            async with asyncio.timeout(_MEASURES_SECONDS):
+                collected: bytes = await self._controller.collected.remote()
+                return collected
+        except (RayError, TimeoutError) as error:
+            raise Unavailable(f"the controller does not answer: {error}") from error
 
     async def check_health(self) -> None:
         """For Serve, which makes a replica anew that raises here."""

@@ -19,8 +19,8 @@ from shardserve.router.metrics import Collected, Measured, Metrics, nothing_meas
 from shardserve.router.prediction import PredictionHandlers
 from shardserve.router.reload import Reload, refuse_reload
 from shardserve.router.rest import Rest
-from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
 from shardserve.router.servable import Servable
+from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
 from shardserve.router.warm_up import replay
 from shardserve.router.warm_up_options import WarmUpOptions
 from shardserve.shards.model import PlanOptions
@@ -40,7 +40,8 @@ def _loaders() -> ThreadPoolExecutor:
 class Runtime:
     """What all models of a process share: its threads, and the device that batches take turns on.
 
-    `metrics` count what is done to the models of `catalog`. Versions are loaded on threads of their own, `loaders`.
+    `metrics` count what is done to the models of `catalog`. Versions are loaded on threads of their
+    own, `loaders`.
     """
 
     threads: StageThreads
@@ -88,7 +89,8 @@ def start_runtime(
 ) -> Runtime:
     """Start the threads that serve, TensorFlow's among them. Call it before TensorFlow is used.
 
-    `router` tells processes apart whose metrics come on one page. The server's batching parameters say how many batches run at the same time, if there are any.
+    `router` tells processes apart whose metrics come on one page. The server's batching parameters
+    say how many batches run at the same time, if there are any.
     """
     start_tensorflow(parallelism_of(doors))
     threads = StageThreads()
@@ -147,4 +149,3 @@ class Serving:
         for door in self._doors:
             await door.stop()
         await asyncio.to_thread(self._handlers.logs.close)
-
