@@ -29,8 +29,8 @@ _KINDS = {
     "bool": _Field.TYPE_BOOL,
     "int32": _Field.TYPE_INT32,
     "int64": _Field.TYPE_INT64,
-    "uint64": _Field.TYPE_UINT64,
     "bytes": _Field.TYPE_BYTES,
+    "uint64": _Field.TYPE_UINT64,
 }
 #: Messages around one value, so that one that is not set is told from a zero.
 _WRAPPERS = frozenset({"Int32Value", "Int64Value", "StringValue", "BoolValue"})

@@ -26,11 +26,14 @@ from shardserve.cluster.options import Application
 from shardserve.cluster.progress import Failure, Start, failure_of, started
 from shardserve.cluster.published import Published
 from shardserve.cluster.ray_deployer import RayDeployer
+from shardserve.cluster.router_metrics import RouterMetrics
 from shardserve.cluster.router_watch import RouterWatch
 from shardserve.cluster.run import Run
 
 logger = logging.getLogger(__name__)
 
+#: What routers may take to say what they have counted.
+_COLLECT_SECONDS = 1.0
 #: What Ray keeps of a run: the configuration of a reload, and that its doors have been open.
 _RELOADED, _OPENED = "reloaded", "opened"
 
@@ -46,6 +49,7 @@ class ControlPlane:
         self.catalog = Published(CatalogTable(time.time_ns() // 1_000_000))
         self.start = Published(Start(0))
         self.routers = RouterWatch(run.routers)
+        self.metrics = RouterMetrics()
         self._views: Mapping[str, ModelView] = {}
         self.deployer = RayDeployer(
             run.name,
@@ -59,7 +63,11 @@ class ControlPlane:
         self._manager = Manager(self.deployer, run.manager, self._changed, roots=roots)
         self._tasks = [
             asyncio.ensure_future(work)
-            for work in (self._serve(), self._bring_up_routers(), self.routers.expire())
+            for work in (
+                self._serve(),
+                self._bring_up_routers(),
+                self.routers.expire(self.metrics.gone),
+            )
         ]
 
     async def reload(self, config: bytes) -> Failure | None:
@@ -70,6 +78,12 @@ class ControlPlane:
         except ServingError as error:
             return failure_of(error)
         return None
+
+    async def collected(self) -> bytes:
+        """What all routers have counted together, as far as they answer in a moment."""
+        number = self.catalog.latest.collect + 1
+        self._publish(collect=number)
+        return await self.metrics.collected(number, self.routers.ids, _COLLECT_SECONDS)
 
     async def end(self) -> None:
         """End routers and actors, which answer what has come in, and give back their room."""
@@ -136,9 +150,9 @@ class ControlPlane:
         self._views = views
         self._publish()
 
-    def _publish(self, *, opens: bool | None = None) -> int:
+    def _publish(self, *, opens: bool | None = None, collect: int | None = None) -> int:
         models = entries(self._views, self.deployer.servings)
-        table = following(self.catalog.latest, models, opens=opens)
+        table = following(self.catalog.latest, models, opens=opens, collect=collect)
         for line in table_changes(self.catalog.latest, table):
             logger.info("table %d: %s", table.number, line)
         self.catalog.publish(table)

@@ -97,6 +97,14 @@ class Controller:
         """
         return await self._deployer.measures()
 
+    async def collected(self) -> bytes:
+        """What all routers have counted together, a packed snapshot."""
+        return await self._plane.collected()
+
+    async def report_metrics(self, router: str, number: int, snapshot: bytes) -> None:
+        """What a router has counted, as the table of that `collect` number asks for."""
+        self._plane.metrics.reported(router, number, snapshot)
+
     # For the actors of deployments. Late news of one that is over is none.
 
     async def begins(self, deployment: str, seat: AnySeat) -> ShardSpec | StageSpec:

@@ -34,7 +34,7 @@ class Models:
     are more than 0, and the `options_file` of `cluster.model_options` with it. Base paths outside
     of `roots` are refused, always: at start, when the file is read again, and in reload requests;
     without roots any path may be. Those that are not there yet `are_waited_for`, or else refused
-    at start.
+    at start. Requests are logged below `log_root` only.
     """
 
     configs: tuple[ModelConfig, ...]
@@ -42,6 +42,7 @@ class Models:
     poll_seconds: float = 0.0
     options_file: Path | None = None
     roots: tuple[Path, ...] = ()
+    log_root: Path | None = None
     are_waited_for: bool = False
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,12 +195,26 @@ def _untracked(
     return call
 
 
+class Metadata:
+    """A call's metadata, looked through by name. Of several values the last one counts."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: Iterable[tuple[str, str | bytes]]) -> None:
+        self._pairs = pairs
+
+    def get(self, name: str, /) -> str | bytes | None:
+        found = None
+        for key, value in self._pairs:
+            if key == name:
+                found = value
+        return found
+
+
 def request_context(rpc: Any) -> RequestContext:
     """The id and the deadline of a call, from its metadata and its timeout."""
-    given = None
-    for key, value in rpc.invocation_metadata() or ():
-        if key == logs.REQUEST_ID:
-            given = value
+    headers = Metadata(rpc.invocation_metadata() or ())
     left = rpc.time_remaining()
     deadline = math.inf if left is None else time.monotonic() + left
-    return RequestContext(logs.request_id(given), deadline)
+    given: Any = headers.get(logs.REQUEST_ID)
+    return RequestContext(logs.request_id(given), deadline, headers=headers)
