@@ -88,6 +88,11 @@ def parse_model_config(text: str, source: str) -> tuple[ModelConfig, ...]:
         raise InvalidArgument(f"{source}: {error.message}") from None
 
 
+def parse_reload(config: bytes) -> tuple[ModelConfig, ...]:
+    """The models of a serialised `ModelServerConfig`. Raises as `models_of` does."""
+    return models_of(model_server_config_pb2.ModelServerConfig.FromString(config))
+
+
 def models_of(config: model_server_config_pb2.ModelServerConfig) -> tuple[ModelConfig, ...]:
     """The models of a configuration, as its file or a reload request has it.
 
@@ -156,7 +161,7 @@ def _logging(config: model_server_config_pb2.ModelConfig) -> RequestLogging | No
         raise InvalidArgument(
             f"{where}: sampling_rate is from 0 to 1, not {sampling.sampling_rate:g}"
         )
-    if sampling.per_task_sampling_configs or logging.custom_logging_config:
+    if sampling.per_task_sampling_configs or logging.HasField("custom_logging_config"):
         raise InvalidArgument(f"{where}: only log_collector_config and sampling_rate are supported")
     return RequestLogging(Path(collector.filename_prefix), sampling.sampling_rate)
 

@@ -13,6 +13,7 @@ from shardserve.cluster.model_config import ModelConfig
 from shardserve.cluster.model_options import ModelOptions
 from shardserve.router.tls import Tls
 from shardserve.router.warm_up_options import WarmUpOptions
+from shardserve.shards.model import PlanOptions
 
 #: What a path of a Unix socket may be long, in bytes.
 MAX_SOCKET_PATH = 107
@@ -32,7 +33,8 @@ class Models:
     `configs` are those at start. A `config_file` is read again every `poll_seconds`, where those
     are more than 0, and the `options_file` of `cluster.model_options` with it. Base paths outside
     of `roots` are refused, always: at start, when the file is read again, and in reload requests;
-    without roots any path may be. Requests are logged below `log_root` only.
+    without roots any path may be. Those that are not there yet `are_waited_for`, or else refused
+    at start. Requests are logged below `log_root` only.
     """
 
     configs: tuple[ModelConfig, ...]
@@ -41,6 +43,7 @@ class Models:
     options_file: Path | None = None
     roots: tuple[Path, ...] = ()
     log_root: Path | None = None
+    are_waited_for: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class DoorOptions:
     time: gRPC refuses what is more, REST lets it wait. `grpc_channel_arguments` are gRPC's own.
     `cors` and `compress_from` are as for `router.rest.Rest`, `tensor_content` and
     `check_method_names` as for `router.handlers.HandlerOptions`. Traces go to `trace_endpoint`, if
-    there is one.
+    there is one; with `profiler` TensorFlow's own profiler is served over gRPC.
     """
 
     host: str = "127.0.0.1"
@@ -91,6 +94,7 @@ class DoorOptions:
     grpc_channel_arguments: tuple[tuple[str, int | str], ...] = ()
     rest_max_requests: int | None = None
     trace_endpoint: str | None = None
+    profiler: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,10 @@ class RayOptions:
 
 @dataclass(frozen=True)
 class Application:
-    """The routers as an application of Ray Serve's, that serve the model of a controller's run.
+    """The routers as an application of Ray Serve's, that serve the models of a controller's run.
 
-    `is_guest` where Serve was there before it, and so is to stay when it ends.
+    `is_guest` where Serve was there before it, and so is to stay when it ends. `plan` has the
+    batching parameters of the server.
     """
 
     name: str
@@ -122,6 +127,8 @@ class Application:
     doors: DoorOptions
     ray: RayOptions
     is_guest: bool
+    plan: PlanOptions = PlanOptions()  # noqa: RUF009 (frozen)
+    warm_up: WarmUpOptions = WarmUpOptions()  # noqa: RUF009 (frozen)
 
 
 @dataclass(frozen=True)

@@ -97,26 +97,26 @@ def stage_spans(spent: Iterable[Spent], started: int) -> list[StageSpan]:
 def endpoint_of(flag: str | None, environ: Mapping[str, str]) -> str | None:
     """Where traces go, by the flag or OpenTelemetry's variables; None if nowhere.
 
-    Raises InvalidArgument for a protocol that is not spoken here.
+    Raises InvalidArgument for what is no URL, or a protocol that is not spoken here.
     """
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     endpoint = flag or next((environ[name] for name in _ENDPOINTS if environ.get(name)), None)
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise InvalidArgument(f"a trace endpoint begins with http:// or https://, not {endpoint!r}")
     protocol = environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
     if endpoint and protocol != "grpc":
         raise InvalidArgument(f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc, not {protocol!r}")
-    return endpoint
+    return endpoint or None
 
 
 def traces_to(endpoint: str | None) -> Traces | None:
     """Sends traces to an OTLP collector's gRPC `endpoint`, such as "http://localhost:4317".
 
-    None for none. Raises InvalidArgument where the extra is not installed, or it is no URL.
+    None for none. Raises InvalidArgument where the extra is not installed.
     """
     if endpoint is None:
         return None
-    if not endpoint.startswith(("http://", "https://")):
-        raise InvalidArgument(f"a trace endpoint begins with http:// or https://, not {endpoint!r}")
     try:
         from shardserve.router import otel  # noqa: PLC0415 (only where it is wanted)
     except ImportError as error:

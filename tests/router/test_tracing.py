@@ -306,7 +306,7 @@ def test_the_flag_and_opentelemetrys_variables_say_where_traces_go(
     ("wrong", "text"),
     [
         (lambda: endpoint_of("http://a", {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}), "grpc"),
-        (lambda: traces_to("localhost:4317"), "http:// or https://"),
+        (lambda: endpoint_of("localhost:4317", {}), "http:// or https://"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong: Callable[[], object], text: str) -> None:
