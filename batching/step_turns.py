@@ -35,6 +35,10 @@ class Turns:
         """
         return cast(R, await self._batcher.submit(None, run, 1))
 
+    async def drain(self) -> None:
+        """Give no more turns, and leave the device when those under way have ended."""
+        await self._batcher.drain()
+
 
 async def _carry_out(batch: Batch[_Run]) -> list[Any]:
     return [await task.payload() for task in batch.tasks]

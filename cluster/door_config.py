@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.batching.text_messages import message_classes, parse_message, read_text
+from shardserve.router.tls import Tls
 
 #: As `shardserve.router.rest` has it, which loads TensorFlow.
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -24,19 +25,6 @@ _MESSAGES = message_classes(
         },
     },
 )
-
-
-@dataclass(frozen=True)
-class Tls:
-    """Certificates in PEM. With `client_verify` a client must show one that `custom_ca` signed.
-
-    The key is a secret: it is in no representation of this.
-    """
-
-    server_key: bytes = field(repr=False)
-    server_cert: bytes
-    custom_ca: bytes = b""
-    client_verify: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ A model that is not named, and a field that is not set, is as the command line s
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,9 +54,15 @@ _MESSAGES = message_classes(
 class ModelOptions:
     """How one model is planned, batched and tried out."""
 
-    plan: PlanOptions
-    stages_file: Path | None = None
+    plan: PlanOptions = PlanOptions()  # noqa: RUF009 (frozen)
     experiment: Experiment = field(default_factory=Experiment)
+
+
+def options_of(
+    model_name: str, options_by_name: Mapping[str, ModelOptions], defaults: ModelOptions
+) -> ModelOptions:
+    """What goes for a model: its own options, or those of the command line."""
+    return options_by_name.get(model_name, defaults)
 
 
 def read_model_options(path: Path, default: ModelOptions) -> dict[str, ModelOptions]:
@@ -99,10 +106,13 @@ def _options(one: Any, where: str, directory: Path, default: ModelOptions) -> Mo
         or plan.memory_per_shard,
         threshold=plan.threshold if threshold is None else threshold,
         storage=storage,
+        batching=replace(
+            plan.batching,
+            stages_file=directory / one.stages if one.stages else plan.batching.stages_file,
+        ),
     )
     return ModelOptions(
         plan=plan,
-        stages_file=directory / one.stages if one.stages else default.stages_file,
         experiment=Experiment(
             _share(one.canary, where, "canary", default.experiment.canary),
             _share(one.shadow, where, "shadow", default.experiment.shadow),

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardserve.batching.errors import InvalidArgument
+from shardserve.cluster.door_config import Monitoring
+from shardserve.cluster.lifecycle import Policy, Retries, availability_preserving
+from shardserve.cluster.model_config import ModelConfig
+from shardserve.cluster.model_options import ModelOptions
+from shardserve.router.tls import Tls
+from shardserve.router.warm_up_options import WarmUpOptions
 from shardserve.shards.model import PlanOptions
+
+#: What a path of a Unix socket may be long, in bytes.
+MAX_SOCKET_PATH = 107
 
 
 class Engine(enum.StrEnum):
@@ -18,10 +27,53 @@ class Engine(enum.StrEnum):
 
 
 @dataclass(frozen=True)
+class Models:
+    """Where the models come from.
+
+    `configs` are those at start. A `config_file` is read again every `poll_seconds`, where those
+    are more than 0, and the `options_file` of `cluster.model_options` with it. Base paths outside
+    of `roots` are refused, always: at start, when the file is read again, and in reload requests;
+    without roots any path may be. Those that are not there yet `are_waited_for`, or else refused
+    at start. Requests are logged below `log_root` only.
+    """
+
+    configs: tuple[ModelConfig, ...]
+    config_file: Path | None = None
+    poll_seconds: float = 0.0
+    options_file: Path | None = None
+    roots: tuple[Path, ...] = ()
+    log_root: Path | None = None
+    are_waited_for: bool = False
+
+
+@dataclass(frozen=True)
+class ManagerOptions:
+    """TensorFlow Serving's flags of the same names, in seconds.
+
+    `loads` is how many versions load at the same time, over all models; `initial_loads` is that
+    number until the models of the start are served.
+    """
+
+    policy: Policy = availability_preserving
+    retries: Retries = field(default_factory=Retries)
+    loads: int = 4
+    initial_loads: int = 4
+    poll_seconds: float = 1.0
+    allow_labels_for_unavailable: bool = False
+
+
+@dataclass(frozen=True)
 class DoorOptions:
     """The direct doors: TensorFlow Serving's own ports. A port of 0 leaves that door shut.
 
-    `rest_timeout` is in seconds. The threads are TensorFlow's own, see `session.Parallelism`.
+    `rest_timeout` is in seconds. The threads are TensorFlow's own, see `session.Parallelism`;
+    `session_config` is a serialised `tensorflow.ConfigProto` that they and others are set in.
+    `grpc_socket` is the path of a Unix socket besides the port, "" for none. With `tls` all
+    doors ask for it. `grpc_max_rpcs` and `rest_max_requests` bound what is answered at the same
+    time: gRPC refuses what is more, REST lets it wait. `grpc_channel_arguments` are gRPC's own.
+    `cors` and `compress_from` are as for `router.rest.Rest`, `tensor_content` and
+    `check_method_names` as for `router.handlers.HandlerOptions`. Traces go to `trace_endpoint`, if
+    there is one; with `profiler` TensorFlow's own profiler is served over gRPC.
     """
 
     host: str = "127.0.0.1"
@@ -30,23 +82,44 @@ class DoorOptions:
     rest_timeout: float = 30.0
     intra_op_threads: int = 0
     inter_op_threads: int = -1
+    session_config: bytes = b""
+    grpc_socket: str = ""
+    tls: Tls | None = None
+    monitoring: Monitoring = Monitoring()  # noqa: RUF009 (frozen)
+    cors: bool = False
+    compress_from: int | None = None
+    tensor_content: bool = False
+    check_method_names: bool = False
+    grpc_max_rpcs: int | None = None
+    grpc_channel_arguments: tuple[tuple[str, int | str], ...] = ()
+    rest_max_requests: int | None = None
+    trace_endpoint: str | None = None
+    profiler: bool = True
 
 
 @dataclass(frozen=True)
 class RayOptions:
-    """`address` None starts a Ray of our own; otherwise it is of one to join, or "auto"."""
+    """`address` None starts a Ray of our own; otherwise it is of one to join, or "auto".
+
+    With a `serve_http_port` of 0 Ray Serve's ingress stays shut, that of gRPC too.
+    """
 
     address: str | None = None
     routers: int = 1
     serve_http_port: int = 8000
     serve_grpc_port: int = 9000
 
+    @property
+    def has_ingress(self) -> bool:
+        return self.serve_http_port != 0
+
 
 @dataclass(frozen=True)
 class Application:
-    """The routers as an application of Ray Serve's, that serve the model of a controller's run.
+    """The routers as an application of Ray Serve's, that serve the models of a controller's run.
 
-    `is_guest` where Serve was there before it, and so is to stay when it ends.
+    `is_guest` where Serve was there before it, and so is to stay when it ends. `plan` has the
+    batching parameters of the server.
     """
 
     name: str
@@ -54,42 +127,58 @@ class Application:
     doors: DoorOptions
     ray: RayOptions
     is_guest: bool
+    plan: PlanOptions = PlanOptions()  # noqa: RUF009 (frozen)
+    warm_up: WarmUpOptions = WarmUpOptions()  # noqa: RUF009 (frozen)
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """All that `shardserve serve` needs to know."""
+    """All that `shardserve serve` needs to know.
 
-    model_name: str
-    base_path: Path
-    plan: PlanOptions = field(default_factory=PlanOptions)
+    `defaults` go for models that have no options of their own, see `model_options.options_of`.
+    """
+
+    models: Models
+    defaults: ModelOptions = ModelOptions()  # noqa: RUF009 (frozen)
+    manager: ManagerOptions = field(default_factory=ManagerOptions)
     doors: DoorOptions = DoorOptions()
     engine: Engine = Engine.RAY
     ray: RayOptions = RayOptions()
+    warm_up: WarmUpOptions = WarmUpOptions()  # noqa: RUF009 (frozen)
     example: Path | None = None
 
 
 def check(options: ServeOptions) -> None:
     """Raise InvalidArgument, naming the flag, for what no engine could do."""
     doors, ray = options.doors, options.ray
-    if not options.model_name or "/" in options.model_name or ":" in options.model_name:
+    if not (doors.grpc_port or doors.rest_port or doors.grpc_socket):
         raise InvalidArgument(
-            f"--model_name must not be empty or hold '/' or ':', not {options.model_name!r}"
+            "--port and --rest_api_port are both 0, and there is no --grpc_socket_path: nothing "
+            "would be served"
         )
-    if doors.grpc_port == 0 and doors.rest_port == 0:
-        raise InvalidArgument("--port and --rest_api_port are both 0: nothing would be served")
     if ray.routers < 1:
         raise InvalidArgument(f"--routers must be at least 1, not {ray.routers}")
+    _check_socket(options)
     _check_ports(ports_by_flag(options))
 
 
 def ports_by_flag(options: ServeOptions) -> dict[str, int]:
     """Every port that the user chooses and the engine opens, by its flag."""
     ports = {"--port": options.doors.grpc_port, "--rest_api_port": options.doors.rest_port}
-    if options.engine is Engine.RAY:
+    if options.engine is Engine.RAY and options.ray.has_ingress:
         ports["--serve_http_port"] = options.ray.serve_http_port
         ports["--serve_grpc_port"] = options.ray.serve_grpc_port
     return ports
+
+
+def _check_socket(options: ServeOptions) -> None:
+    path = options.doors.grpc_socket
+    if len(path.encode()) > MAX_SOCKET_PATH:
+        raise InvalidArgument(
+            f"--grpc_socket_path is longer than the {MAX_SOCKET_PATH} bytes of a socket: {path}"
+        )
+    if path and options.engine is Engine.RAY and options.ray.routers > 1:
+        raise InvalidArgument("--grpc_socket_path takes one router: --routers must be 1")
 
 
 def _check_ports(ports: dict[str, int]) -> None:

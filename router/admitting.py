@@ -62,6 +62,10 @@ class AdmittingServable:
         counts = StageCounts(refused=self._admission.refused)
         return {**self.servable.stage_counts(), f"{self.name}/admission": counts}
 
+    async def close(self) -> None:
+        """See `Servable.close`."""
+        await self.servable.close()
+
     def _observe(self, in_flight: int, started: float, signature: str) -> None:
         now = time.monotonic()
         self._admission.observe(in_flight, now - started, now, signature)

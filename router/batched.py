@@ -78,6 +78,11 @@ class BatchedServable:
         """Accept no more requests; return when those accepted have been answered."""
         await self._stage.drain()
 
+    async def close(self) -> None:
+        """See `Servable.close`."""
+        await self.drain()
+        await self._servable.close()
+
     async def _run_batch(self, tensors: list[Array], batch: TensorBatch) -> list[Array]:
         group = cast(_Group, cast(Likeness, batch.key).group)
         first: _Request = batch.tasks[0].context

@@ -67,8 +67,15 @@ class Compiler:
 
     def counts(self) -> dict[str, StageCounts]:
         """What the stages with a queue have done, by name."""
-        queues = [queue for queue in (self._ids, self._dense) if queue is not None]
-        return {queue.name: queue.counts() for queue in queues}
+        return {queue.name: queue.counts() for queue in self._queues()}
+
+    async def drain(self) -> None:
+        """Accept no more in any queue; return when all that was accepted has ended."""
+        for queue in self._queues():
+            await queue.drain()
+
+    def _queues(self) -> list[StageQueue]:
+        return [queue for queue in (self._ids, self._dense) if queue is not None]
 
     def _step(self, part: Round, queue: StageQueue | None) -> Step:
         stage = self._stage(part.stage)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +15,8 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.framework import dtypes
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from shardserve.batching.errors import Internal, InvalidArgument, ServingError
+from shardserve.batching.errors import Internal, InvalidArgument, ServingError, Unavailable
+from shardserve.batching.stage import StageCounts
 from shardserve.router.servable import Array, RequestContext, Signature, TensorInfo, numpy_dtype
 from shardserve.router.session import StageThreads
 
@@ -26,6 +30,8 @@ class Computation(Protocol):
     dtype and the rank that the signature says, and returns at least the `outputs` named, by alias,
     each convertible to its dtype. It raises a `ServingError` for what is the client's fault; any
     other exception is the model's, reaches the client as INTERNAL and the log whole.
+
+    If it has a `close`, that is called once, with no `compute` under way, to free what it holds.
     """
 
     signatures: Mapping[str, Signature]
@@ -58,8 +64,11 @@ class ComputedServable:
         self.version = version
         self.signatures: Mapping[str, Signature] = dict(computation.signatures)
         self.signature_def_map = _signature_def_map(self.signatures)
-        self._computation = computation
+        self._computation: Computation | None = computation
         self._threads = threads
+        self._idle = threading.Condition()
+        #: Computations under way, of requests that gave up too.
+        self._computing = 0
 
     async def run(
         self,
@@ -76,19 +85,59 @@ class ComputedServable:
         )
         return found
 
+    def stage_counts(self) -> dict[str, StageCounts]:
+        """See `Servable.stage_counts`: nothing is batched here."""
+        return {}
+
+    async def close(self) -> None:
+        """See `Servable.close`. Waits for computations that requests left behind."""
+        await asyncio.to_thread(self._free)
+
+    def _free(self) -> None:
+        with self._idle:
+            computation, self._computation = self._computation, None
+            self._idle.wait_for(lambda: not self._computing)
+        close = getattr(computation, "close", None)
+        if close is not None:
+            close()
+
     def _compute(
         self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]
     ) -> dict[str, Array]:
-        try:
-            found = self._computation.compute(signature, inputs, outputs)
-        except ServingError:
-            raise
-        except Exception as error:
-            raise Internal(f"model {self.name}: {type(error).__name__}: {error}") from error
+        with self._begun() as computation:
+            found = self._found(computation, signature, inputs, outputs)
         infos = self.signatures[signature].outputs
         return {
             alias: np.asarray(found[alias], numpy_dtype(infos[alias].dtype)) for alias in outputs
         }
+
+    def _found(
+        self,
+        computation: Computation,
+        signature: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+    ) -> Mapping[str, Array]:
+        try:
+            return computation.compute(signature, inputs, outputs)
+        except ServingError:
+            raise
+        except Exception as error:
+            raise Internal(f"model {self.name}: {type(error).__name__}: {error}") from error
+
+    @contextmanager
+    def _begun(self) -> Iterator[Computation]:
+        with self._idle:
+            computation = self._computation
+            if computation is None:
+                raise Unavailable(f"model {self.name} has been unloaded")
+            self._computing += 1
+        try:
+            yield computation
+        finally:
+            with self._idle:
+                self._computing -= 1
+                self._idle.notify_all()
 
 
 def strings(value: Array) -> Array:

@@ -50,6 +50,10 @@ class StageQueue:
         """What has been done so far."""
         return self.tensors.counts()
 
+    async def drain(self) -> None:
+        """Accept no more; return when all that was accepted has ended."""
+        await self.tensors.drain()
+
     async def _run(self, joined: list[Array], batch: TensorBatch) -> list[Array]:
         stage = cast(JoinedStage, cast(Likeness, batch.key).group).stage
         with batch_context(batch) as context:

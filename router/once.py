@@ -54,6 +54,11 @@ class OnceCache(Generic[Key, Value]):
         while len(self._ready) > self._limit:
             self._ready.popitem(last=False)
 
+    async def close(self) -> None:
+        """Let go of all values, once those that are being made have been. Nobody may ask now."""
+        await asyncio.gather(*self._making.values(), return_exceptions=True)
+        self._ready.clear()
+
     async def _wait(self, key: Key, context: RequestContext) -> Value:
         making = self._making.get(key)
         if making is None:

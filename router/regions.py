@@ -112,6 +112,13 @@ class Regions:
         local = {n: one for n, one in self._runners.items() if isinstance(one, LocalRegion)}
         return {name: one.counts() for name, one in local.items()}
 
+    async def drain(self) -> None:
+        """Accept no more in those that are run here; return when all that was has ended."""
+        for runner in self._runners.values():
+            drain = getattr(runner, "drain", None)
+            if drain is not None:
+                await drain()
+
     async def run(
         self, call: RegionCall, known: Mapping[str, Array], context: RequestContext
     ) -> dict[str, Array]:

@@ -14,12 +14,15 @@ from shardserve.batching.errors import Cancelled, Code, Internal, ServingError
 from shardserve.router import logs
 from shardserve.router.handlers import Handlers
 from shardserve.router.json_encode import encode_error
-from shardserve.router.metrics import CONTENT_TYPE, Measured, Metrics, nothing_measured
+from shardserve.router.metric_page import CONTENT_TYPE, page
+from shardserve.router.metric_snapshot import unpacked
+from shardserve.router.metrics import Collected, Measured, Metrics, nothing_measured
 from shardserve.router.model_specs import metric_name
 from shardserve.router.openapi import OPENAPI_PATH, openapi
 from shardserve.router.routes import PREFIX, Route, route
 from shardserve.router.servable import RequestContext
 from shardserve.router.status_codes import HTTP_STATUS
+from shardserve.router.tracing import Ended, TracedContext, Traces, traced
 
 MONITORING_PATH = "/monitoring/prometheus/metrics"
 
@@ -54,20 +57,26 @@ class Rest:
         timeout: float = TIMEOUT_SECONDS,
         monitoring_path: str = MONITORING_PATH,
         measured: Measured = nothing_measured,
+        collected: Collected | None = None,
         *,
         cors: bool = False,
         compress_from: int | None = None,
+        traces: Traces | None = None,
     ) -> None:
-        """`timeout` is in seconds. `cors` lets pages of any origin read replies.
+        """`timeout` is in seconds. The metrics page is of what is `collected`, of all routers, or
+        of this process alone, and of what is `measured` on shards. `cors` lets pages of any origin
+        read replies.
 
         Replies of at least `compress_from` bytes are compressed for clients that take gzip; None
-        compresses nothing.
+        compresses nothing. `traces` are told of requests.
         """
         self._handlers = handlers
         self._metrics = metrics
         self._timeout = timeout
         self._monitoring_path = monitoring_path
         self._measured = measured
+        self._collected = collected or metrics.snapshot
+        self._traces = traces
         self._always = (*_JSON, *(_CORS if cors else ()))
         self._compress_from = compress_from
         self._openapi = openapi()
@@ -86,7 +95,10 @@ class Rest:
             return await self._monitoring(path)
         if path == OPENAPI_PATH and method == "GET":
             return Response(200, self._always, self._openapi)
-        exchange = _Exchange(logs.request_id(headers.get(logs.REQUEST_ID)), self._timeout)
+        exchange = _Exchange(headers, self._timeout)
+        if self._traces is not None:
+            exchange.trace(method, path)
+        snapshot = self._handlers.catalog.enter()
         try:
             exchange.route = route(method, path)
             reply = await self._answer(exchange, headers, body)
@@ -98,6 +110,8 @@ class Rest:
         except Exception:  # noqa: BLE001 (a defect of ours must not cost the client its answer)
             self._log.exception("defect", request_id=exchange.context.request_id)
             return self._failed(exchange, Internal("internal error; the server's log has more"))
+        finally:
+            self._handlers.catalog.leave(snapshot)
         self._count(exchange, Code.OK)
         return await self._compressed(headers, Response(200, self._headers(exchange), reply))
 
@@ -140,11 +154,16 @@ class Rest:
         if path != self._monitoring_path:
             text = f"Unexpected path: {path}. Should be {self._monitoring_path}"
             return Response(400, (("content-type", "text/plain"),), text.encode())
-        page = self._metrics.page(await self._measured())
-        return Response(200, (("content-type", CONTENT_TYPE),), page)
+        try:
+            collected, measures = await asyncio.gather(self._collected(), self._measured())
+            body = page(unpacked(collected), measures)
+        except ServingError as error:
+            # A page of some routers only would look as if all counters had fallen.
+            return Response(503, (("content-type", "text/plain"),), error.message.encode())
+        return Response(200, (("content-type", CONTENT_TYPE),), body)
 
     def _failed(self, exchange: _Exchange, error: ServingError) -> Response:
-        seconds = self._count(exchange, error.code)
+        seconds = self._count(exchange, error.code, error.message)
         request_id = exchange.context.request_id
         logs.request_failed(
             self._log, request_id, exchange.model, exchange.api, error.code, error.message, seconds
@@ -156,24 +175,47 @@ class Rest:
     def _headers(self, exchange: _Exchange) -> Headers:
         return (*self._always, (logs.REQUEST_ID, exchange.context.request_id))
 
-    def _count(self, exchange: _Exchange, code: Code) -> float:
+    def _count(self, exchange: _Exchange, code: Code, message: str = "") -> float:
         seconds = time.perf_counter() - exchange.started
         self._metrics.request(exchange.model, exchange.api, "REST", code, seconds)
         if code is Code.OK and exchange.context.seconds:
             self._metrics.stages(exchange.model, exchange.api, exchange.context.seconds)
+        if self._traces is not None and isinstance(exchange.context, TracedContext):
+            self._traces.ended(exchange.context, exchange.ended(code, message))
         return seconds
 
 
 class _Exchange:
     """One request on its way."""
 
-    __slots__ = ("context", "route", "started")
+    __slots__ = ("asked", "context", "route", "started")
 
-    def __init__(self, request_id: str, timeout: float) -> None:
+    def __init__(self, headers: RequestHeaders, timeout: float) -> None:
         self.started = time.perf_counter()
-        self.context = RequestContext(request_id, time.monotonic() + timeout)
+        request_id = logs.request_id(headers.get(logs.REQUEST_ID))
+        deadline = time.monotonic() + timeout
+        self.context = RequestContext(request_id, deadline, headers=headers)
         #: None while, or because, the path means nothing.
         self.route: Route | None = None
+        #: Method and path, of one that is traced.
+        self.asked = ("", "")
+
+    def trace(self, method: str, path: str) -> None:
+        """Keep what its trace needs."""
+        self.asked = (method, path)
+        self.context = traced(self.context)
+
+    def ended(self, code: Code, message: str) -> Ended:
+        """Its end, for its trace."""
+        method, path = self.asked
+        attributes: dict[str, str | int] = {
+            "http.request.method": method,
+            "url.path": path.partition("?")[0][:_MAX_TRACED],
+            "http.response.status_code": 200 if code is Code.OK else HTTP_STATUS[code],
+            "shardserve.model": self.model,
+        }
+        name = f"{method} {self.route.action}" if self.route else method
+        return Ended(name, attributes, code, message[:_MAX_TRACED])
 
     @property
     def model(self) -> str:
@@ -185,6 +227,9 @@ class _Exchange:
         action = self.route.action if self.route else ""
         return action if action not in ("status", "metadata") else ""
 
+
+#: Characters of what clients sent that a trace has.
+_MAX_TRACED = 1024
 
 _JSON: Headers = (("content-type", "application/json"),)
 

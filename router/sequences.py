@@ -126,6 +126,11 @@ class SequenceServable:
         for stepped in self._stepped.values():
             await stepped.drain()
 
+    async def close(self) -> None:
+        """See `Servable.close`."""
+        await self.drain()
+        await self._servable.close()
+
     async def _before(
         self, plan: SequencePlan, inputs: Mapping[str, Array], context: RequestContext
     ) -> dict[str, Array]:

@@ -39,13 +39,25 @@ class Signature:
     defaults: Mapping[str, Array] = field(default_factory=dict)
 
 
+class Headers(Protocol):
+    """A request's headers, or its metadata; names in lower case find them however they came."""
+
+    def get(self, name: str, /) -> str | bytes | None: ...
+
+
 @dataclass
 class RequestContext:
-    """One request's identity, its deadline (on `time.monotonic`), and what each stage took."""
+    """One request's identity, its deadline (on `time.monotonic`), and what each stage took.
+
+    `headers` are what came with it, None where nothing did. `chance`, in [0, 1), decides about the
+    experiments that it is in, once it is drawn.
+    """
 
     request_id: str
     deadline: float
     seconds: dict[str, float] = field(default_factory=dict)
+    headers: Headers | None = None
+    chance: float | None = None
 
     def spend(self, stage: str, seconds: float) -> None:
         """Add to a stage of `STAGES`."""
@@ -79,6 +91,15 @@ class Servable(Protocol):
 
     def stage_counts(self) -> Mapping[str, StageCounts]:
         """What its stages that batch have done so far, by name."""
+        ...
+
+    async def close(self) -> None:
+        """Free what it holds: its sessions, its threads, its places in the queues of devices.
+
+        Whoever calls it has seen all requests end, and sends no more. Work that was left behind by
+        requests that gave up is ended. What it was given (channels, devices, the process's threads)
+        stays. Closing it again does nothing.
+        """
         ...
 
 

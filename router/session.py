@@ -9,6 +9,7 @@ import queue
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,8 @@ SWITCH_SECONDS = 0.0005
 #: TensorFlow Serving's words for a run that took longer than the request's deadline.
 TIMED_OUT = "Timed out waiting for notification"
 
+_UNLOADED = "the model has been unloaded"
+
 
 @dataclass(frozen=True)
 class Parallelism:
@@ -35,18 +38,20 @@ class Parallelism:
 
     `inter_op_threads` of -1 runs a stage's operations one after the other on the thread that
     calls: a stage of a few small operations then costs 5 us instead of 28 us, and requests run
-    beside each other on the threads of `StageThreads`.
+    beside each other on the threads of `StageThreads`. All else is as `session_config`, a
+    serialised `tensorflow.ConfigProto`, says.
     """
 
     intra_op_threads: int = 0
     inter_op_threads: int = -1
+    session_config: bytes = b""
 
     def config(self) -> config_pb2.ConfigProto:
-        return config_pb2.ConfigProto(
-            intra_op_parallelism_threads=self.intra_op_threads,
-            inter_op_parallelism_threads=self.inter_op_threads,
-            allow_soft_placement=True,
-        )
+        config = config_pb2.ConfigProto.FromString(self.session_config)
+        config.intra_op_parallelism_threads = self.intra_op_threads
+        config.inter_op_parallelism_threads = self.inter_op_threads
+        config.allow_soft_placement = True
+        return config
 
 
 def start_tensorflow(parallelism: Parallelism) -> None:
@@ -60,7 +65,7 @@ def start_tensorflow(parallelism: Parallelism) -> None:
     tf.compat.v1.Session(graph=tf.Graph(), config=parallelism.config()).close()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """A part of a graph, compiled: values for `feeds` in, values of `fetches` out, in order."""
 
@@ -79,6 +84,10 @@ class Stage:
             raise InvalidArgument(str(error)) from None
         # A scalar comes back as a numpy scalar, a scalar string as bytes.
         return [np.asarray(r, d) for r, d in zip(results, self.dtypes, strict=True)]
+
+
+def _closed(*values: Array) -> list[Any]:
+    raise Unavailable(_UNLOADED)
 
 
 class StageThreads:
@@ -218,6 +227,7 @@ class TensorFlowRunner:
         self.threads = threads
         self.graph = graph if graph is not None else tf.Graph()
         self.session = tf.compat.v1.Session(graph=self.graph, config=parallelism.config())
+        self._stages: weakref.WeakSet[Stage] = weakref.WeakSet()
 
     def make_callable(
         self, feeds: Sequence[str], fetches: Sequence[str], targets: Sequence[str] = ()
@@ -228,6 +238,8 @@ class TensorFlowRunner:
         needed above it is not run. `targets` are operations to run besides. Raises the
         `ServingError` that TensorFlow's own error translates to.
         """
+        if self.session is None:
+            raise Unavailable(_UNLOADED)
         options = config_pb2.CallableOptions(feed=feeds, fetch=fetches, target=targets)
         try:
             dtypes = tuple(
@@ -240,7 +252,9 @@ class TensorFlowRunner:
         except (KeyError, ValueError, TypeError) as error:
             where = f"{', '.join(feeds)} -> {', '.join(fetches)}"
             raise InvalidArgument(f"cannot compile {where}: {error}") from error
-        return Stage(tuple(feeds), tuple(fetches), dtypes, call)
+        stage = Stage(tuple(feeds), tuple(fetches), dtypes, call)
+        self._stages.add(stage)
+        return stage
 
     async def run(
         self, stage: Stage, values: Sequence[Array], context: RequestContext, spend: str = "dense"
@@ -254,5 +268,16 @@ class TensorFlowRunner:
         return result
 
     def close(self) -> None:
-        """Free the session. No stage of it may run any more."""
+        """Free the session, and what it holds with it; closing it again does nothing.
+
+        Stages that nobody waits for any more may still run: they are cancelled, and the session
+        goes with the last of them. It is known by its stages alone, which may be known to cycles
+        of objects that nothing collects; so they let go of it. A stage that is called after all
+        raises Unavailable.
+        """
+        if self.session is None:
+            return
         self.session.close()
+        for stage in self._stages:
+            object.__setattr__(stage, "call", _closed)
+        self.session = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -307,8 +308,16 @@ class ShardedServable:
         """Who runs the region of this name. Raises KeyError."""
         return self._regions.runner(name)
 
-    def close(self) -> None:
-        """Free the session. No request may be running any more."""
+    async def close(self) -> None:
+        """See `Servable.close`."""
+        if self._front is not None:
+            await self._front.drain()
+        await self._regions.drain()
+        await self._compiler.drain()
+        await self._compiled.close()
+        await asyncio.to_thread(self._free)
+
+    def _free(self) -> None:
         if self._waiting is not None:
             self._waiting.close()
         self._runner.close()
@@ -327,3 +336,6 @@ class _Walking:
     def stage_counts(self) -> dict[str, StageCounts]:
         """See `Servable.stage_counts`: the servable says them itself."""
         return {}
+
+    async def close(self) -> None:
+        """See `Servable.close`: the servable closes itself."""

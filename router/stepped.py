@@ -72,8 +72,8 @@ class SteppedRows:
         take: TakeSteps,
         device: BatchDevice | None = None,
     ) -> None:
-        turns = None if device is None else Turns(device, name)
-        self._make = functools.partial(StepBatcher, name, parameters, form, take, turns)
+        self._turns = None if device is None else Turns(device, name)
+        self._make = functools.partial(StepBatcher, name, parameters, form, take, self._turns)
         self._running: dict[Hashable, StepBatcher] = {}
         self._ended = StepCounts()
         self._draining = False
@@ -104,6 +104,8 @@ class SteppedRows:
         self._draining = True
         for batcher in list(self._running.values()):
             await batcher.drain()
+        if self._turns is not None:
+            await self._turns.drain()
 
     def _new(self, likeness: Hashable) -> StepBatcher:
         if self._draining:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -83,6 +84,11 @@ class WholeServable:
     def stage_counts(self) -> dict[str, StageCounts]:
         """See `Servable.stage_counts`: nothing is batched here."""
         return {}
+
+    async def close(self) -> None:
+        """See `Servable.close`."""
+        await self._stages.close()
+        await asyncio.to_thread(self._runner.close)
 
     def prepare(self, signature: str) -> None:
         """Compile a signature with all its outputs now, so that no request has to wait for it."""

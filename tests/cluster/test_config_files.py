@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from shardserve.batching.errors import InvalidArgument, NotFound
-from shardserve.cluster.door_config import Monitoring, Tls, read_monitoring, read_tls
-from shardserve.cluster.model_options import ModelOptions, parse_model_options
+from shardserve.cluster.door_config import Monitoring, read_monitoring, read_tls
+from shardserve.cluster.model_options import ModelOptions, options_of, parse_model_options
 from shardserve.router.experiments import Experiment
+from shardserve.router.tls import Tls
 from shardserve.shards.model import PlanOptions
+from shardserve.shards.stages import BatchingOptions
 from shardserve.shards.storage import Precision, Storage, Tier
 
 SECRET = "-----BEGIN PRIVATE KEY-----"
@@ -73,6 +75,8 @@ def test_a_model_is_as_its_options_say_and_else_as_the_command_line_says() -> No
         """
     )
     assert found["plain"] == DEFAULT
+    assert options_of("ranker", found, DEFAULT) == found["ranker"]
+    assert options_of("other", found, DEFAULT) == DEFAULT
     assert found["ranker"] == ModelOptions(
         PlanOptions(
             shards=8,
@@ -81,8 +85,8 @@ def test_a_model_is_as_its_options_say_and_else_as_the_command_line_says() -> No
             memory_per_shard=20 << 30,
             threshold=0,
             storage=Storage(Tier.MAPPED, Precision.INT8),
+            batching=BatchingOptions(stages_file=Path("/abs/stages.yaml")),
         ),
-        Path("/abs/stages.yaml"),
         Experiment(0.05, 0.1, "x-user"),
     )
 

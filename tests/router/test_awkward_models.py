@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_the_answer_is_tensorflows_in_every_signature_under_each_layout(name, tm
         assert servable.signatures.keys() == model.requests.keys()
         for signature, feeds, answer in expected:
             assert_same(ask(servable, signature, feeds), answer)
-        servable.close()
+        asyncio.run(servable.close())
 
 
 def answers(directory: Path, requests) -> list[tuple[str, Feeds, Feeds]]:

@@ -76,7 +76,7 @@ def serve(directory, threads) -> Iterator[Callable[..., ShardedServable]]:
 
     yield load
     for servable in opened:
-        servable.close()
+        asyncio.run(servable.close())
 
 
 def branch_feeds(ids: list[int], which: int) -> Feeds:
@@ -100,7 +100,7 @@ def test_the_answer_is_tensorflows_under_any_layout(name, directory, threads, un
             feeds = data.draw(BY_NAME[name].feeds)
             expected = uncut(name).answer("serving_default", feeds)
             assert_same(ask(servable, "serving_default", feeds), expected)
-        servable.close()
+        asyncio.run(servable.close())
 
     check()
 
@@ -117,7 +117,7 @@ def test_graphs_that_run_on_threads_of_tensorflow_call_out_as_well(
     feeds = {"ids": np.arange(20).reshape(10, 2), "steps": np.array(3, np.int32)}
     expected = uncut("mapped").answer("serving_default", feeds)
     assert_same(ask(servable, "serving_default", feeds), expected)
-    servable.close()
+    asyncio.run(servable.close())
 
 
 def test_an_id_outside_the_table_is_refused_in_tensorflows_words(serve, uncut):
@@ -197,7 +197,7 @@ def test_a_silent_shard_ends_the_request_at_its_deadline_and_frees_the_thread(se
         asyncio.run(late())
     assert silent.asked.is_set()
     assert silent.given_up.wait(10)
-    servable.close()  # It joins the threads of stages that call out.
+    asyncio.run(servable.close())  # It joins the threads of stages that call out.
 
 
 def test_a_request_that_is_cancelled_cancels_its_call_out(serve):
@@ -215,7 +215,7 @@ def test_a_request_that_is_cancelled_cancels_its_call_out(serve):
         assert await asyncio.to_thread(silent.given_up.wait, 10)
 
     asyncio.run(cancelled())
-    servable.close()
+    asyncio.run(servable.close())
 
 
 def test_requests_at_once_get_each_its_own_answer(serve, uncut):
@@ -251,7 +251,7 @@ def test_what_tensorflow_calls_is_gone_with_the_servable(directory, threads):
     servable = served(directory("greedy"), layout, sources, threads)
     ask(servable, "serving_default", FIRST)
     assert script_ops._py_funcs.size() > before
-    servable.close()
+    asyncio.run(servable.close())
     del servable
     gc.collect()
     assert script_ops._py_funcs.size() == before

@@ -95,7 +95,7 @@ def serve(directory, threads) -> Iterator[Callable[..., ShardedServable]]:
 
     yield load
     for servable in loaded:
-        servable.close()
+        asyncio.run(servable.close())
 
 
 def plan_of(directory: Path, kind: str, stages: Stages) -> ModelPlan:

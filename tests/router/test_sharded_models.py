@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import shutil
 from collections.abc import Callable, Iterator
@@ -100,7 +101,7 @@ def test_the_answer_is_tensorflows_under_each_layout(name, kind, serve, sources,
         assert_same(ask(servable, *request), uncut(name).answer(*request))
 
     check()
-    servable.close()
+    asyncio.run(servable.close())
 
 
 def test_bags_of_half_precision_are_summed_on_the_shards(directory):
@@ -121,7 +122,7 @@ def test_a_partitioned_table_is_right_under_any_layout(name, serve, sources, unc
         for _ in range(3):
             request = data.draw(requests(CASES[name]))
             assert_same(ask(servable, *request), uncut(name).answer(*request))
-        servable.close()
+        asyncio.run(servable.close())
 
     check()
 
@@ -143,7 +144,7 @@ def test_an_id_outside_of_all_parts_is_refused_as_tensorflow_refuses_it(
         ask(servable, "serving_default", feeds)
     with pytest.raises(tf.errors.InvalidArgumentError):
         uncut(name).answer("serving_default", feeds)
-    servable.close()
+    asyncio.run(servable.close())
 
 
 TABLES = 1000
@@ -196,7 +197,7 @@ def test_a_thousand_tables_answer_as_one_does(kind, many_tables, many_sources, m
         feeds = {"ids": np.arange(batch * 3, dtype=np.int64).reshape(batch, 3)}
         expected = many_uncut.answer("serving_default", feeds)
         assert_same(ask(servable, "serving_default", feeds), expected)
-    servable.close()
+    asyncio.run(servable.close())
 
 
 @pytest.mark.parametrize("kind", ["row_mod", "column", "grid"])
@@ -214,7 +215,7 @@ def test_a_model_in_text_form_answers_as_the_binary_one(kind, directory, tmp_pat
     expected = uncut.answer("serving_default", feeds)
     assert_same(ask(servable, "serving_default", feeds), expected)
     uncut.close()
-    servable.close()
+    asyncio.run(servable.close())
 
 
 def test_a_text_form_that_is_cut_off_is_refused_naming_the_file(tmp_path):

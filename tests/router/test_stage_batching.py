@@ -63,7 +63,7 @@ def threads() -> Iterator[StageThreads]:
 
 
 @pytest.fixture
-def serve(saved_model, threads) -> Iterator[Callable[..., ShardedServable]]:
+def serve(saved_model, threads, runner) -> Iterator[Callable[..., ShardedServable]]:
     loaded = []
 
     def load(name: str, kind: str, stages: Stages, slots: int = 2) -> ShardedServable:
@@ -80,7 +80,7 @@ def serve(saved_model, threads) -> Iterator[Callable[..., ShardedServable]]:
 
     yield load
     for servable in loaded:
-        servable.close()
+        runner.run(servable.close())
 
 
 async def ask_all(
@@ -207,7 +207,7 @@ def test_a_model_whose_last_stage_cannot_be_joined_is_joined_at_the_front(
     answers = runner.run(ask_all(servable, requests))
     for feeds, answer in zip(requests, answers, strict=True):
         assert_same(answer, uncut.answer("serving_default", feeds))
-    servable.close()
+    runner.run(servable.close())
     uncut.close()
 
 
