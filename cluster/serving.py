@@ -132,5 +132,6 @@ class Serving:
 
     async def close(self) -> None:
         """Refuse new requests, and answer those that came in, for a few seconds at most."""
+        self.rest.drain()
         for door in self._doors:
             await door.stop()
