@@ -45,7 +45,7 @@ def _looked_at(model: ModelConfig) -> Found:
     missing = sorted(missing_versions(model.policy, names))
     return Found(
         directories,
-        {version: _digest(path) for version, path in directories.items()},
+        {version: digest_of(path) for version, path in directories.items()},
         tuple(
             f"version {version} of model {model.name} is not under base path {model.base_path}"
             for version in missing
@@ -53,8 +53,8 @@ def _looked_at(model: ModelConfig) -> Found:
     )
 
 
-def _digest(directory: Path) -> str:
-    """Changes when files of a version are added, replaced or still being copied."""
+def digest_of(directory: Path) -> str:
+    """What changes when files of a version are added, replaced or still being copied."""
     entries = sorted(_entries(directory, depth=2))
     return ";".join(f"{name}:{size}:{changed}" for name, size, changed in entries)
 

@@ -1,4 +1,4 @@
-"""What a person sees while a model starts: one line for each step, one bar for each actor."""
+"""What a person sees while models start: one line for each step, one bar for each actor."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rich.progress import Progress as Bars
 from shardserve.cluster.example import Example
 from shardserve.cluster.options import Engine, ServeOptions
 from shardserve.cluster.placement import Seat
-from shardserve.cluster.progress import Phase, Progress
+from shardserve.cluster.progress import Phase, Progress, Start
 from shardserve.cluster.stage_placement import AnySeat, StageSeat
-from shardserve.cluster.versions import VersionDirectory
+from shardserve.cluster.versions import VersionId
 
 #: With more seats than this, one bar stands for all of them.
 MAX_BARS = 16
@@ -25,7 +25,7 @@ _WORDS = {
     Phase.VERIFYING: "verifying checksums: reading the tables' bytes",
     Phase.PLACING: "placing the actors",
     Phase.LOADING: "loading the actors' parts of the model",
-    Phase.READY: "the actors are ready; starting the routers",
+    Phase.READY: "the actors are ready; the routers load what is theirs",
 }
 
 
@@ -43,28 +43,66 @@ def start_display(console: Console) -> Iterator[StartDisplay]:
 
 
 class StartDisplay:
-    """Draws steps and `Progress` snapshots."""
+    """Draws steps and `Start` snapshots."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
-        self._said = ""
+        self._said: dict[str, str] = {}
 
-    def step(self, text: str) -> None:
-        """Say what begins now, unless it was the last thing said."""
-        if text != self._said:
+    def step(self, text: str, of: str = "") -> None:
+        """Say what begins now, unless it was the last thing said of the same."""
+        if text != self._said.get(of):
             self._bars.console.print(text, highlight=False)
-            self._said = text
+            self._said[of] = text
 
-    def show(self, progress: Progress) -> None:
+    def show(self, start: Start) -> None:
         """Draw a snapshot. A failure is left to who raises it."""
-        if progress.phase is Phase.FAILED:
-            return
-        self.step(": ".join(filter(None, (_WORDS[progress.phase], progress.note))))
-        for bar in bars_of(progress):
+        for warning in start.warnings:
+            self.step(f"warning: {warning}", warning)
+        for line in lines_of(start):
+            self.step(line.text, line.of)
+        for bar in start_bars(start):
             if bar.text not in self._tasks:
                 self._tasks[bar.text] = self._bars.add_task(bar.text, total=bar.total)
             self._bars.update(self._tasks[bar.text], completed=bar.done)
+
+
+@dataclass(frozen=True)
+class Line:
+    """What to say of a version, or of the whole start."""
+
+    text: str
+    of: str = ""
+
+
+def lines_of(start: Start) -> list[Line]:
+    """What to say of a snapshot, in which version names stand where there are several."""
+    lines = [
+        Line(_named(version, start) + _step(progress), str(version))
+        for version, progress in start.versions.items()
+        if progress.phase is not Phase.FAILED
+    ]
+    if start.is_settled and not start.is_routed:
+        lines.append(Line("the models are ready; the routers are starting"))
+    return lines
+
+
+def start_bars(start: Start) -> list[Bar]:
+    """What to draw for a snapshot."""
+    return [
+        Bar(_named(version, start) + bar.text, bar.done, bar.total)
+        for version, progress in start.versions.items()
+        for bar in bars_of(progress)
+    ]
+
+
+def _step(progress: Progress) -> str:
+    return ": ".join(filter(None, (_WORDS[progress.phase], progress.note)))
+
+
+def _named(version: VersionId, start: Start) -> str:
+    return f"{version}: " if len(start.versions) > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +115,7 @@ class Bar:
 
 
 def bars_of(progress: Progress) -> list[Bar]:
-    """What to draw for a snapshot."""
+    """What to draw for one version."""
     bars = []
     if progress.to_verify:
         bars.append(Bar("checksums", progress.verified, progress.to_verify))
@@ -97,21 +135,38 @@ def _seat_bars(every: str, seats: Sequence[AnySeat], progress: Progress) -> list
     return [Bar(f"{len(bars)} {every}", done, total)]
 
 
+@dataclass(frozen=True)
+class Served:
+    """A model that is served, and its versions that answer."""
+
+    name: str
+    versions: tuple[int, ...]
+
+    def __str__(self) -> str:
+        word = "version" if len(self.versions) == 1 else "versions"
+        return f"{self.name} {word} {', '.join(map(str, self.versions))}"
+
+
 def announce(
-    console: Console, options: ServeOptions, found: VersionDirectory, example: Example | None
+    console: Console, options: ServeOptions, served: Sequence[Served], example: Example | None
 ) -> None:
-    """Say where the model is served now, and how to ask it."""
-    for line in announcement(options, found, example):
+    """Say where the models are served now, and how to ask them."""
+    for line in announcement(options, served, example):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def announcement(
-    options: ServeOptions, found: VersionDirectory, example: Example | None
+    options: ServeOptions, served: Sequence[Served], example: Example | None
 ) -> list[str]:
-    """The lines of `announce`."""
-    name, doors = options.models.configs[0].name, options.doors
-    path = f"/v1/models/{name}"
-    lines = ["", f"{name} version {found.version} is served, until Ctrl-C:"]
+    """The lines of `announce`. The example is of the only model there is."""
+    doors = options.doors
+    if len(served) == 1:
+        path = f"/v1/models/{served[0].name}"
+        lines = ["", f"{served[0]} is served, until Ctrl-C:"]
+    else:
+        path = "/v1/models/NAME"
+        lines = ["", f"{len(served)} models are served, until Ctrl-C:"]
+        lines += [f"  {one}" for one in served]
     if doors.rest_port:
         rest = _url(doors.host, doors.rest_port, is_secure=doors.tls is not None)
         lines.append(f"  REST       {rest}{path}")

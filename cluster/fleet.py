@@ -1,4 +1,4 @@
-"""The shard and stage actors of one model, in one placement group. Ray's calls, no decisions."""
+"""The shard and stage actors of one version, in one placement group. Ray's calls, no decisions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -23,6 +24,7 @@ from shardserve.cluster.placement import Bundle, Seat, assign_alike
 from shardserve.cluster.shard_actor import ShardActor
 from shardserve.cluster.stage_actor import StageActor
 from shardserve.cluster.stage_placement import AnySeat, StageSeat
+from shardserve.cluster.stream_actor import Post
 from shardserve.shards.measures import Measure
 
 logger = logging.getLogger(__name__)
@@ -35,9 +37,17 @@ _ShardActor = ray.remote(ShardActor)
 _StageActor = ray.remote(StageActor)
 
 
-def node_resources() -> list[dict[str, float]]:
-    """What each live node has in all."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+@dataclass(frozen=True)
+class Placed:
+    """The actors' handles by seat, and on which node each bundle lies."""
+
+    actors: Mapping[AnySeat, Any]
+    nodes: tuple[str, ...]
+
+
+def node_resources() -> dict[str, dict[str, float]]:
+    """What each live node has in all, by its id."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 def reserve(name: str, bundles: Sequence[Bundle]) -> PlacementGroup:
@@ -56,18 +66,25 @@ def release(name: str) -> None:
         remove_placement_group(get_placement_group(name))
 
 
+def release_all(run: str) -> None:
+    """Give back the room of every placement group of a run."""
+    groups = placement_group_table().values()
+    names = {group["name"] for group in groups if group["state"] != "REMOVED"}
+    for name in names:
+        if name.startswith(f"{run}/"):
+            release(name)
+
+
 async def place(
     group: PlacementGroup,
     places: Sequence[Seat],
     stages: Sequence[StageSeat],
     bundles: Sequence[Bundle],
-    controller: str,
-) -> dict[AnySeat, Any]:
-    """Wait for the group's room, and start an actor in it for each seat. Returns their handles.
+    post: Post,
+) -> Placed:
+    """Wait for the group's room, and start an actor in it for each seat.
 
     The group's bundles are those that the shards' seats need, then the stages', in their order.
-
-    `controller` is the name of the controller that each of them reports to.
     """
     await group.ready()
     table = await asyncio.to_thread(placement_group_table, group)
@@ -76,7 +93,8 @@ async def place(
     chosen = assign_alike(places, bundles[:count], [nodes[index] for index in range(count)])
     others = zip(stages, range(count, len(bundles)), strict=True)
     every: list[tuple[AnySeat, int]] = [*chosen.items(), *others]
-    return {seat: _start(group, index, seat, controller) for seat, index in every}
+    actors = {seat: _start(group, index, seat, post) for seat, index in every}
+    return Placed(actors, tuple(nodes[index] for index in range(len(bundles))))
 
 
 async def measures(actors: Mapping[AnySeat, Any]) -> dict[AnySeat, list[Measure]]:
@@ -111,7 +129,7 @@ async def _told(actor: Any) -> list[Measure]:
         return []
 
 
-def _start(group: PlacementGroup, bundle: int, seat: AnySeat, controller: str) -> Any:
+def _start(group: PlacementGroup, bundle: int, seat: AnySeat, post: Post) -> Any:
     reserved = group.bundle_specs[bundle]
     actor = _StageActor if isinstance(seat, StageSeat) else _ShardActor
     return actor.options(
@@ -121,4 +139,4 @@ def _start(group: PlacementGroup, bundle: int, seat: AnySeat, controller: str) -
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
         max_restarts=-1,
         max_concurrency=4,
-    ).remote(seat, controller)
+    ).remote(seat, post)

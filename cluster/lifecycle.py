@@ -4,8 +4,8 @@ Level-triggered, as TensorFlow Serving's manager: `want` says which versions the
 what is not named shall not. Each event returns what is to be done, in order; whoever does it tells
 how it ended. The rules are `AvailabilityPreserving`'s and `ResourcePreserving`'s.
 
-A version that failed for good is tried again when its files change, which TensorFlow Serving does
-not do.
+Only what may pass by itself is tried again, at intervals; a version that failed for good is tried
+again when its files change. TensorFlow Serving does the first for every error, the second never.
 """
 
 from __future__ import annotations
@@ -15,9 +15,21 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from shardserve.batching.errors import Cancelled, ServingError
+from shardserve.batching.errors import Cancelled, Code, ServingError
 
 CANCELLED = "Loading of servable cancelled"
+
+#: Errors that may be gone at the next attempt, though nobody has changed anything.
+PASSING = frozenset(
+    {
+        Code.UNAVAILABLE,
+        Code.DEADLINE_EXCEEDED,
+        Code.ABORTED,
+        Code.INTERNAL,
+        Code.UNKNOWN,
+        Code.CANCELLED,
+    }
+)
 
 
 class Phase(enum.StrEnum):
@@ -86,7 +98,10 @@ Action = Load | CancelLoad | Unload | WakeAt
 
 @dataclass(frozen=True)
 class Retries:
-    """A version is loaded at most 1 + `most` times, `interval` seconds after each failure."""
+    """A version is loaded at most 1 + `most` times, `interval` seconds after each failure.
+
+    And but once, if its error is none of `PASSING`.
+    """
 
     most: int = 5
     interval: float = 60.0
@@ -171,7 +186,7 @@ class Lifecycle:
             self._versions[version] = VersionStatus(version, status.files)
         elif status.cancelled:
             self._set(version, phase=Phase.ENDED, error=Cancelled(CANCELLED), cancelled=False)
-        elif failures > self._retries.most:
+        elif failures > self._retries.most or error.code not in PASSING:
             self._set(version, phase=Phase.ENDED, error=error, failures=failures)
         else:
             retry_at = now + self._retries.interval

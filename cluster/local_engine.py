@@ -4,137 +4,135 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 import uvloop
 from rich.console import Console
 
-from shardserve.cluster import progress
-from shardserve.cluster.console import StartDisplay, announce, start_display
-from shardserve.cluster.example import find_example
+from shardserve.cluster.catalog_table import catalog_of, entries
+from shardserve.cluster.console import announce, start_display
+from shardserve.cluster.local_deployer import LocalDeployer
+from shardserve.cluster.manager import Manager
+from shardserve.cluster.model_source import ModelSource, follow_file
+from shardserve.cluster.model_views import ModelView, start_error, warnings_of
 from shardserve.cluster.options import ServeOptions, ports_by_flag
-from shardserve.cluster.placement import Seat, seats
 from shardserve.cluster.ports import check_free
-from shardserve.cluster.progress import Progress
-from shardserve.cluster.serving import Serving, load_servable, start_threads
-from shardserve.cluster.shard_measures import labelled
-from shardserve.cluster.stop_signals import SIGNALS, Stopped, StopSignals
-from shardserve.cluster.versions import VersionDirectory, latest
+from shardserve.cluster.progress import Start, started
+from shardserve.cluster.serving import Serving, start_runtime
+from shardserve.cluster.start_checks import check_start, example_of, served_of
+from shardserve.cluster.stop_signals import SIGNALS
+from shardserve.cluster.versions import VersionId
 from shardserve.router import logs
-from shardserve.shards.cut.planning import cut_and_plan
-from shardserve.shards.device_loss import DeviceLost, UntilLost
-from shardserve.shards.local import LocalChannel
-from shardserve.shards.measures import Measure
-from shardserve.shards.model import ModelPlan
-from shardserve.shards.shard import Shard
 
 logger = logging.getLogger(__name__)
 
 
 def serve(options: ServeOptions, console: Console) -> None:
-    """Serve the latest version until a signal asks to stop.
+    """Serve what is configured until a signal asks to stop.
 
-    A layout's replicas are not made: here they would fail together. Raises a `ServingError` when
-    the model cannot be served.
+    Raises a `ServingError` when the models of the start cannot be served.
     """
     logs.configure()
-    found = latest(options.models.configs[0].base_path)
-    example = find_example(found.path, options.example)
+    check_start(options)
     check_free(options.doors.host, ports_by_flag(options))
-    stop = StopSignals()
-    try:
-        with start_display(console) as display:
-            serving = _load(found, options, display, stop)
-        uvloop.run(_serve(serving, lambda: announce(console, options, found, example)))
-    except Stopped:
-        pass
+    uvloop.run(_serve(options, console))
     console.print("stopped")
 
 
-def _load(
-    found: VersionDirectory, options: ServeOptions, display: StartDisplay, stop: StopSignals
-) -> Serving:
-    loading = _Loading(display, stop)
-    threads = start_threads(options.doors)
-    wanted = replace(options.defaults.plan, replicas=1)
-    cut, plan = cut_and_plan(
-        options.models.configs[0].name, found.version, found.path, wanted, loading.verified
-    )
-    stop.check()
-    for warning in warnings_of(plan):
-        display.step(warning)
-    plan = replace(plan, stage_groups=())
-    pool = ThreadPoolExecutor(thread_name_prefix="lookup")
-    shards = loading.shards_of(plan)
-    channels = [LocalChannel(UntilLost(shard, end_process), pool) for shard in shards.values()]
-    servable = load_servable(plan, channels, threads, options.doors, cut=cut)
-    stop.check()
-    return Serving(servable, threads, options.doors, partial(_measures, plan.name, shards))
-
-
-def end_process(error: DeviceLost) -> None:
-    """End the process: whoever watches over it can start another, which may have a GPU again."""
-    logger.critical("%s; the process ends", error.message)
-    os._exit(1)
-
-
-async def _measures(model: str, shards: Mapping[Seat, Shard]) -> Sequence[Measure]:
-    """What the shards tell of themselves, as the Ray engine's page has it."""
-    return labelled(model, {seat: shard.measures() for seat, shard in shards.items()})
-
-
-def warnings_of(plan: ModelPlan) -> list[str]:
-    """What this engine does otherwise than it was asked to."""
-    return [
-        f"warning: region {region} runs in this process: it has actors only with --engine=ray"
-        for group in plan.stage_groups
-        for region in group.regions
-    ]
-
-
-class _Loading:
-    """Loads the shards one after the other (each reads in parallel), and shows how far it is."""
-
-    def __init__(self, display: StartDisplay, stop: StopSignals) -> None:
-        self._display = display
-        self._stop = stop
-        self._progress = Progress(0)
-        display.show(self._progress)
-
-    def verified(self, nbytes: int, total: int) -> None:
-        """So many bytes more have the right checksum. A signal ends the planning here."""
-        self._stop.check()
-        self._progress = progress.verified(self._progress, nbytes, total)
-        self._display.show(self._progress)
-
-    def shards_of(self, plan: ModelPlan) -> dict[Seat, Shard]:
-        self._progress = progress.loading(progress.placing(self._progress, plan, ""))
-        return {seat: self._load(plan, seat) for seat in seats(plan.layout)}
-
-    def _load(self, plan: ModelPlan, seat: Seat) -> Shard:
-        slices = plan.slices_of_shard(seat.shard)
-        cache = plan.layout.cache_of_shard(seat.shard)
-        return Shard.load(plan.sources, slices, partial(self._came, seat), cache)
-
-    def _came(self, seat: Seat, nbytes: int) -> None:
-        """So many bytes more. A signal ends the loading here."""
-        self._stop.check()
-        so_far = self._progress.loaded.get(seat, 0)
-        self._progress = progress.loaded(self._progress, seat, so_far + nbytes)
-        self._display.show(self._progress)
-
-
-async def _serve(serving: Serving, opened: Callable[[], None]) -> None:
-    """Open the doors, say so, and close them when a signal comes."""
+async def _serve(options: ServeOptions, console: Console) -> None:
     stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
     for number in SIGNALS:
-        loop.add_signal_handler(number, stopping.set)
-    await serving.open()
-    opened()
-    await stopping.wait()
-    await serving.close()
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    with start_display(console) as display:
+        server = LocalServer(options, display.show)
+        is_served = await _unless(stopping, server.start())
+    if is_served:
+        await server.open()
+        served = served_of(server.models)
+        announce(console, options, served, example_of(options, served))
+        await stopping.wait()
+    await server.close()
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Whether the work came to its end before there was a signal; it is cancelled otherwise."""
+    working, signalled = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+    await asyncio.wait((working, signalled), return_when=asyncio.FIRST_COMPLETED)
+    signalled.cancel()
+    if working.done():
+        working.result()
+        return True
+    working.cancel()
+    await asyncio.wait((working,))
+    return False
+
+
+class LocalServer:
+    """All of it. Make it on the event loop; `start`, `open` and `close` it, each once."""
+
+    def __init__(self, options: ServeOptions, show: Callable[[Start], None]) -> None:
+        self._show = show
+        runtime = start_runtime(options.doors, options.defaults.plan, options.warm_up)
+        self._catalog = runtime.catalog
+        self._deployer = LocalDeployer(runtime, self._shown)
+        roots = options.models.roots
+        self._manager = Manager(self._deployer, options.manager, self._changed, roots=roots)
+        self._source = ModelSource(options.models, options.defaults)
+        self._start = Start(0)
+        self._views: Mapping[str, ModelView] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self.serving = Serving(runtime, self._reload, self._deployer.measures)
+
+    @property
+    def models(self) -> Mapping[str, Any]:
+        """Every model there is or was, by name."""
+        return entries(self._views, {})
+
+    async def start(self) -> None:
+        """Return when the models of the start are served. Raises the `ServingError` why not."""
+        self._begin(self._manager.run())
+        try:
+            await self._manager.configure(await asyncio.to_thread(self._source.at_start))
+        except Exception as error:
+            raise start_error(error) from error
+        self._manager.started()
+        self._begin(follow_file(self._source, self._manager.configure))
+
+    async def open(self) -> None:
+        """Open the doors. Raises Unavailable, naming the address, for a port that is taken."""
+        await self.serving.open()
+
+    async def close(self) -> None:
+        """Refuse new requests, answer those that came in, for a few seconds, and end all else."""
+        await self.serving.close()
+        for task in self._tasks:
+            task.cancel()
+        await self._manager.abandon()
+
+    async def _reload(self, config: Any) -> None:
+        models = await asyncio.to_thread(self._source.requested, config.SerializeToString())
+        await self._manager.configure(models)
+
+    def _changed(self, views: Mapping[str, ModelView]) -> None:
+        self._views = views
+        ready = {
+            VersionId(name, version) for name, view in views.items() for version in view.available
+        }
+        self._catalog.replace(catalog_of(entries(views, {}), self._deployer.servables(ready)))
+        self._shown()
+
+    def _shown(self) -> None:
+        warnings = (*warnings_of(self._views), *self._deployer.warnings)
+        self._start = started(self._start, versions=self._deployer.progress, warnings=warnings)
+        self._show(self._start)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(_ended)
+        self._tasks.append(task)
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.critical("models are looked after no more", exc_info=task.exception())

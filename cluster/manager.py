@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from shardserve.batching.errors import (
-    Cancelled,
-    Code,
-    ServingError,
-    Unknown,
-    error_of,
-)
+from shardserve.batching.errors import Aborted, Cancelled, ServingError, error_of
 from shardserve.cluster.base_paths import Found, look
+from shardserve.cluster.configured import ConfiguredModel, Wanted
 from shardserve.cluster.labels import check_labels
 from shardserve.cluster.lifecycle import (
     CANCELLED,
@@ -29,14 +24,15 @@ from shardserve.cluster.lifecycle import (
     CancelLoad,
     Lifecycle,
     Load,
-    Phase,
     Unload,
-    VersionStatus,
     WakeAt,
 )
-from shardserve.cluster.model_config import ModelConfig, check_platforms
+from shardserve.cluster.model_config import check_platforms
+from shardserve.cluster.model_roots import check_directory
+from shardserve.cluster.model_views import ModelView, NotAvailable, failures_of
 from shardserve.cluster.options import ManagerOptions
 from shardserve.cluster.progress import failure_of
+from shardserve.cluster.versions import VersionId
 
 logger = logging.getLogger(__name__)
 
@@ -44,43 +40,47 @@ logger = logging.getLogger(__name__)
 class Deployer(Protocol):
     """Does what takes time. Each call is a task of its own."""
 
-    async def load(self, model: ModelConfig, version: int, directory: Path) -> None:
+    async def load(self, wanted: Wanted) -> None:
         """Return when requests can be answered. Raises a `ServingError`, and then holds nothing.
 
         A cancelled load ends soon, and holds nothing either.
         """
         ...
 
-    async def unload(self, model: str, version: int) -> None:
+    async def unload(self, version: VersionId) -> None:
         """Send no more requests there, let those under way end, and free what it held."""
         ...
-
-
-@dataclass(frozen=True)
-class ModelView:
-    """One model as it is now."""
-
-    versions: Mapping[int, VersionStatus]
-    labels: Mapping[str, int]
-
-    @property
-    def available(self) -> frozenset[int]:
-        return frozenset(v for v, one in self.versions.items() if one.phase is Phase.READY)
 
 
 @dataclass
 class _Managed:
     """A model that is, or was, configured: its lifecycle remembers it."""
 
-    config: ModelConfig
+    model: ConfiguredModel
     lifecycle: Lifecycle
-    is_configured: bool = True
+    is_configured: bool = False
+    is_settled: bool = False
     labels: Mapping[str, int] = field(default_factory=dict)
     directories: dict[int, Path] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    def view(self) -> ModelView:
+        return ModelView(
+            self.lifecycle.versions,
+            self.labels,
+            self.model.options.experiment,
+            self.model.config.logging,
+            self.is_configured,
+            self.is_settled,
+            self.problems,
+        )
 
 
 class Manager:
-    """Makes so what is configured. `changed` is called after anything has become different."""
+    """Makes so what is configured. `changed` is called after anything has become different.
+
+    Versions that lie outside of all `roots` are not loaded, if there are any.
+    """
 
     def __init__(
         self,
@@ -88,55 +88,60 @@ class Manager:
         options: ManagerOptions,
         changed: Callable[[Mapping[str, ModelView]], None] = lambda _: None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        roots: Sequence[Path] = (),
     ) -> None:
+        self._roots = roots
         self._deployer = deployer
         self._options = options
         self._changed = changed
         self._pause = pause
         self._models: dict[str, _Managed] = {}
-        self._configured: tuple[ModelConfig, ...] = ()
-        self._loads = asyncio.Semaphore(options.loads)
-        self._under_way: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._configured: tuple[ConfiguredModel, ...] = ()
+        self._loads = asyncio.Semaphore(max(1, options.initial_loads))
+        self._under_way: dict[VersionId, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._progressed = asyncio.Event()
-        self._configuring = asyncio.Lock()
-        self._problems: dict[str, tuple[str, ...]] = {}
 
     @property
     def models(self) -> dict[str, ModelView]:
         """Every model there ever was, by name."""
-        return {
-            name: ModelView(one.lifecycle.versions, one.labels)
-            for name, one in self._models.items()
-        }
+        return {name: one.view() for name, one in self._models.items()}
 
-    async def configure(self, models: Sequence[ModelConfig]) -> None:
-        """Serve exactly these from now on; what is not among them goes. One at a time.
+    async def configure(
+        self, models: Sequence[ConfiguredModel], adopted: Callable[[], None] = lambda: None
+    ) -> None:
+        """Serve exactly these from now on; what is not among them goes.
 
         Returns when each model that is new has a version that answers, and labels are assigned.
-        Raises InvalidArgument, and changes nothing, for a platform that changes; Unknown when a
-        model's versions all failed, FailedPrecondition for a label whose version does not answer;
-        the other models and labels stand then.
+        Raises InvalidArgument, and changes nothing, for a platform that changes; otherwise
+        `adopted` is called once nothing is refused any more. Raises `NotAvailable` when a model's
+        versions all failed, FailedPrecondition for a label whose version does not answer; the other
+        models and labels stand then. Aborted if another configuration comes before all that.
         """
-        async with self._configuring:
-            check_platforms(self._configured, models)
-            new = [model.name for model in models if not self._is_configured(model.name)]
-            self._configured = tuple(models)
-            self._adopt(models)
-            await self.poll()
-            await self._settled(new)
-            self._assign_labels(models)
+        configs = [model.config for model in models]
+        check_platforms([model.config for model in self._configured], configs)
+        self._adopt(tuple(models))
+        adopted()
+        mine = self._configured
+        new = [model.name for model in mine if not self._models[model.name].is_settled]
+        await self.poll()
+        refusals = await self._settle(mine)
+        failures = failures_of({name: self._models[name].view() for name in new})
+        if failures:
+            raise NotAvailable(failures)
+        if refusals:
+            raise refusals[0]
 
     async def poll(self) -> None:
         """Look at the base paths once, and begin what that asks for."""
-        found = await asyncio.to_thread(look, self._configured)
+        looked_at = {model.name: model for model in self._configured}
+        found = await asyncio.to_thread(look, [model.config for model in looked_at.values()])
         for name, one in found.items():
-            self._note_problems(name, one)
-            if one.error is None and self._is_configured(name):
-                self._want(name, one)
-        for name, managed in self._models.items():
-            if not managed.is_configured:
-                self._perform(name, managed.lifecycle.want({}, self._now()))
+            managed = self._models[name]
+            if managed.is_configured and managed.model == looked_at[name]:
+                self._note_problems(managed, one)
+                if one.error is None:
+                    self._want(managed, one)
 
     async def run(self) -> None:
         """Poll for ever. With `poll_seconds` of 0 or less nothing is polled."""
@@ -144,159 +149,162 @@ class Manager:
             await self._pause(self._options.poll_seconds)
             await self.poll()
 
+    def started(self) -> None:
+        """From now on, loading is not to disturb what is served: fewer versions load at once."""
+        self._loads = asyncio.Semaphore(max(1, self._options.loads))
+
     async def close(self) -> None:
         """Unload everything, and return when it is gone."""
-        async with self._configuring:
-            self._configured = ()
-            self._adopt(())
-            await self.poll()
-            while self._under_way:
-                await asyncio.wait(self._under_way.values())
-            if self._timer is not None:
-                self._timer.cancel()
+        self._adopt(())
+        while self._under_way:
+            await asyncio.wait(self._under_way.values())
+        self._stop_timer()
 
-    def _is_configured(self, name: str) -> bool:
-        return name in self._models and self._models[name].is_configured
+    async def abandon(self) -> None:
+        """Begin nothing more, and end what is under way. What is loaded stays."""
+        self._stop_timer()
+        tasks = list(self._under_way.values())
+        self._under_way.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _adopt(self, models: Sequence[ModelConfig]) -> None:
+    def _adopt(self, models: tuple[ConfiguredModel, ...]) -> None:
         wanted = {model.name: model for model in models}
         for name, managed in self._models.items():
-            if name not in wanted:
-                managed.is_configured = False
+            if managed.is_configured and name not in wanted:
+                managed.is_configured = managed.is_settled = False
                 managed.labels = {}
+                self._perform(managed, managed.lifecycle.want({}, self._now()))
         for name, model in wanted.items():
-            if name not in self._models:
-                # All that may load at once may be versions of one model.
-                options = self._options
-                lifecycle = Lifecycle(options.policy, options.retries, options.loads)
-                self._models[name] = _Managed(model, lifecycle)
-            managed = self._models[name]
-            managed.config, managed.is_configured = model, True
+            managed = self._models.setdefault(name, _Managed(model, self._new_lifecycle()))
+            managed.model, managed.is_configured = model, True
+        if models != self._configured:
+            self._configured = models
+        self._tell()
 
-    def _want(self, name: str, found: Found) -> None:
-        managed = self._models[name]
+    def _new_lifecycle(self) -> Lifecycle:
+        # All that may load at once may be versions of one model.
+        most = max(1, self._options.loads, self._options.initial_loads)
+        return Lifecycle(self._options.policy, self._options.retries, most)
+
+    def _want(self, managed: _Managed, found: Found) -> None:
         managed.directories.update(found.directories)
-        self._perform(name, managed.lifecycle.want(found.files, self._now()))
+        self._perform(managed, managed.lifecycle.want(found.files, self._now()))
 
-    def _note_problems(self, name: str, found: Found) -> None:
+    def _note_problems(self, managed: _Managed, found: Found) -> None:
         """Log what is new: the same is found at every poll."""
         problems = found.problems if found.error is None else (found.error,)
         for problem in problems:
-            if problem not in self._problems.get(name, ()):
+            if problem not in managed.problems:
                 logger.warning("%s", problem)
-        self._problems[name] = problems
+        if problems != managed.problems:
+            managed.problems = problems
+            self._tell()
 
-    async def _settled(self, names: Sequence[str]) -> None:
-        """Wait until each of these models answers, or has failed for good."""
-        while any(self._is_pending(self._models[name]) for name in names):
-            self._progressed.clear()
-            await self._progressed.wait()
-        failures = [text for name in names for text in self._failures_of(name)]
-        if failures:
-            raise Unknown(
-                f"{len(failures)} model(s) did not become available: "
-                f"{{{''.join(f'{{{text}}}, ' for text in failures)}}}"
+    async def _settle(self, models: tuple[ConfiguredModel, ...]) -> list[ServingError]:
+        """Wait for each of these models, and assign its labels; what was refused of them."""
+        refusals: list[ServingError] = []
+        waiting = list(models)
+        while waiting:
+            if self._configured is not models:
+                raise Aborted("another configuration came before this one was served")
+            settled = [model for model in waiting if self._can_settle(model)]
+            for model in settled:
+                waiting.remove(model)
+                refusals += self._assign_labels(self._models[model.name])
+            if waiting:
+                await self._progressed.wait()
+        return refusals
+
+    def _can_settle(self, model: ConfiguredModel) -> bool:
+        return self._models[model.name].view().can_settle(model.config.labels)
+
+    def _assign_labels(self, managed: _Managed) -> Iterable[ServingError]:
+        """All of the model's labels, or none of them, with the error."""
+        config = managed.model.config
+        try:
+            check_labels(
+                config.name,
+                config.labels,
+                managed.view().available,
+                managed.labels,
+                allow_unavailable=self._options.allow_labels_for_unavailable,
             )
+        except ServingError as error:
+            return (error,)
+        else:
+            managed.labels = dict(config.labels)
+            return ()
+        finally:
+            managed.is_settled = True
+            self._tell()
 
-    def _is_pending(self, managed: _Managed) -> bool:
-        statuses = [one for one in managed.lifecycle.versions.values() if one.is_wanted]
-        if any(one.phase is Phase.READY for one in statuses):
-            return False
-        # A base path that is not there yet, or is empty, is waited for.
-        failed = statuses and all(one.phase is Phase.ENDED for one in statuses)
-        return managed.is_configured and not failed
-
-    def _failures_of(self, name: str) -> list[str]:
-        versions = self._models[name].lifecycle.versions
-        if any(one.phase is Phase.READY for one in versions.values()):
-            return []
-        return [
-            f"{{name: {name} version: {version}}} due to error: "
-            f"{Code(one.error.code).name}: {one.error.message}"
-            for version, one in versions.items()
-            if one.is_wanted and one.error is not None
-        ]
-
-    def _assign_labels(self, models: Sequence[ModelConfig]) -> None:
-        """Each model's labels, or none of them; then the first error."""
-        refused: ServingError | None = None
-        for model in models:
-            managed = self._models[model.name]
-            view = ModelView(managed.lifecycle.versions, managed.labels)
-            try:
-                check_labels(
-                    model.name,
-                    model.labels,
-                    view.available,
-                    managed.labels,
-                    allow_unavailable=self._options.allow_labels_for_unavailable,
-                )
-            except ServingError as error:
-                refused = refused or error
-            else:
-                managed.labels = dict(model.labels)
-        self._tell()
-        if refused is not None:
-            raise refused
-
-    def _perform(self, name: str, actions: Sequence[Action]) -> None:
+    def _perform(self, managed: _Managed, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
                 case Load(version):
-                    self._start(name, version, self._load(name, version))
+                    self._start(managed, version, self._load(managed, version))
                 case Unload(version):
-                    self._start(name, version, self._unload(name, version))
+                    self._start(managed, version, self._unload(managed, version))
                 case CancelLoad(version):
-                    self._under_way[name, version].cancel()
+                    self._under_way[VersionId(managed.model.name, version)].cancel()
                 case WakeAt(time):
                     self._set_timer(time)
         if any(not isinstance(action, WakeAt) for action in actions):
             self._tell()
 
-    def _start(self, name: str, version: int, work: Awaitable[None]) -> None:
+    def _start(self, managed: _Managed, version: int, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
-        self._under_way[name, version] = task
-        task.add_done_callback(partial(self._ended, name, version))
+        self._under_way[VersionId(managed.model.name, version)] = task
+        task.add_done_callback(partial(self._ended, managed, version))
 
-    def _ended(self, name: str, version: int, task: asyncio.Task[None]) -> None:
+    def _ended(self, managed: _Managed, version: int, task: asyncio.Task[None]) -> None:
         """A load that was cancelled before its first step has told nobody."""
-        if self._under_way.get((name, version)) is task:
-            self._load_failed(name, version, Cancelled(CANCELLED))
+        if self._under_way.get(VersionId(managed.model.name, version)) is task:
+            self._load_failed(managed, version, Cancelled(CANCELLED))
 
-    async def _load(self, name: str, version: int) -> None:
-        managed = self._models[name]
+    async def _load(self, managed: _Managed, version: int) -> None:
+        model = managed.model
+        name = VersionId(model.name, version)
+        directory = managed.directories[version]
+        wanted = Wanted(name, directory, model.config.platform, model.options)
         try:
+            check_directory(model.name, directory, self._roots)
             async with self._loads:
-                await self._deployer.load(managed.config, version, managed.directories[version])
+                await self._deployer.load(wanted)
         except asyncio.CancelledError:
-            self._load_failed(name, version, Cancelled(CANCELLED))
+            if name in self._under_way:
+                self._load_failed(managed, version, Cancelled(CANCELLED))
         except Exception as error:
             failure = failure_of(error)
-            logger.exception("version %d of model %s cannot be loaded", version, name)
-            self._load_failed(name, version, error_of(failure.code, failure.message))
+            logger.exception("version %d of model %s cannot be loaded", version, model.name)
+            self._load_failed(managed, version, error_of(failure.code, failure.message))
         else:
-            del self._under_way[name, version]
-            self._perform(name, managed.lifecycle.loaded(version, self._now()))
+            del self._under_way[name]
+            self._perform(managed, managed.lifecycle.loaded(version, self._now()))
             self._tell()
 
-    def _load_failed(self, name: str, version: int, error: ServingError) -> None:
-        del self._under_way[name, version]
-        self._perform(name, self._models[name].lifecycle.failed(version, error, self._now()))
+    def _load_failed(self, managed: _Managed, version: int, error: ServingError) -> None:
+        del self._under_way[VersionId(managed.model.name, version)]
+        self._perform(managed, managed.lifecycle.failed(version, error, self._now()))
         self._tell()
 
-    async def _unload(self, name: str, version: int) -> None:
+    async def _unload(self, managed: _Managed, version: int) -> None:
+        name = VersionId(managed.model.name, version)
         try:
-            await self._deployer.unload(name, version)
+            await self._deployer.unload(name)
         except Exception:
             # Whatever is left of it is not served any more.
-            logger.exception("version %d of model %s was not unloaded well", version, name)
-        del self._under_way[name, version]
-        self._perform(name, self._models[name].lifecycle.unloaded(version, self._now()))
+            logger.exception("version %d of model %s was not unloaded well", version, name.model)
+        del self._under_way[name]
+        self._perform(managed, managed.lifecycle.unloaded(version, self._now()))
         self._tell()
 
     def _tell(self) -> None:
         self._changed(self.models)
         self._progressed.set()
+        self._progressed = asyncio.Event()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -308,7 +316,11 @@ class Manager:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_at(when, self._tick)
 
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
     def _tick(self) -> None:
         self._timer = None
-        for name, managed in self._models.items():
-            self._perform(name, managed.lifecycle.tick(self._now()))
+        for managed in self._models.values():
+            self._perform(managed, managed.lifecycle.tick(self._now()))

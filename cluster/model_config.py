@@ -88,6 +88,11 @@ def parse_model_config(text: str, source: str) -> tuple[ModelConfig, ...]:
         raise InvalidArgument(f"{source}: {error.message}") from None
 
 
+def parse_reload(config: bytes) -> tuple[ModelConfig, ...]:
+    """The models of a serialised `ModelServerConfig`. Raises as `models_of` does."""
+    return models_of(model_server_config_pb2.ModelServerConfig.FromString(config))
+
+
 def models_of(config: model_server_config_pb2.ModelServerConfig) -> tuple[ModelConfig, ...]:
     """The models of a configuration, as its file or a reload request has it.
 

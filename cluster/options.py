@@ -13,6 +13,7 @@ from shardserve.cluster.model_config import ModelConfig
 from shardserve.cluster.model_options import ModelOptions
 from shardserve.router.tls import Tls
 from shardserve.router.warm_up_options import WarmUpOptions
+from shardserve.shards.model import PlanOptions
 
 #: What a path of a Unix socket may be long, in bytes.
 MAX_SOCKET_PATH = 107
@@ -112,9 +113,10 @@ class RayOptions:
 
 @dataclass(frozen=True)
 class Application:
-    """The routers as an application of Ray Serve's, that serve the model of a controller's run.
+    """The routers as an application of Ray Serve's, that serve the models of a controller's run.
 
-    `is_guest` where Serve was there before it, and so is to stay when it ends.
+    `is_guest` where Serve was there before it, and so is to stay when it ends. `plan` has the
+    batching parameters of the server.
     """
 
     name: str
@@ -122,6 +124,8 @@ class Application:
     doors: DoorOptions
     ray: RayOptions
     is_guest: bool
+    plan: PlanOptions = PlanOptions()  # noqa: RUF009 (frozen)
+    warm_up: WarmUpOptions = WarmUpOptions()  # noqa: RUF009 (frozen)
 
 
 @dataclass(frozen=True)

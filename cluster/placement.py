@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shardserve.shards.layout import Layout
@@ -97,6 +97,18 @@ def shortage(bundle: Bundle, count: int, nodes: Sequence[Mapping[str, float]]) -
     return (
         f"{count} shard actors of {size} each do not fit: the cluster has room for {room} ({there})"
     )
+
+
+def left_over(
+    nodes: Mapping[str, Mapping[str, float]], taken: Iterable[tuple[str, Bundle]]
+) -> list[dict[str, float]]:
+    """What each node has besides the bundles that lie there; both name nodes by their ids."""
+    left = {node: dict(resources) for node, resources in nodes.items()}
+    for node, bundle in taken:
+        for name, amount in bundle.resources().items():
+            if node in left:
+                left[node][name] = max(0.0, left[node].get(name, 0.0) - amount)
+    return list(left.values())
 
 
 def assign_alike(

@@ -1,4 +1,4 @@
-"""How far the start of a model has come. Replaced whole, and numbered; a person reads it."""
+"""How far the start of a server, and of each version in it, has come. A person reads it. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from shardserve.batching.errors import Internal, ServingError, error_of
 from shardserve.cluster.placement import seats
 from shardserve.cluster.stage_placement import AnySeat, stage_seats
+from shardserve.cluster.versions import VersionId
 from shardserve.shards.model import ModelPlan
 
 
@@ -46,27 +47,49 @@ def failure_of(error: Exception) -> Failure:
 
 @dataclass(frozen=True)
 class Progress:
-    """`totals` and `loaded` are bytes by seat, of slices or of what a stage actor keeps of the
-    model; `note` says what is waited for.
+    """How far one version is.
 
-    Bytes whose checksums are to be verified are `to_verify`, those that were `verified`.
-    `is_routed` when the routers answer; they need one replica of each shard for that, not all.
+    `totals` and `loaded` are bytes by seat, of slices or of what a stage actor keeps of the model;
+    `note` says what is waited for. Bytes whose checksums are to be verified are `to_verify`, those
+    that were `verified`.
     """
 
-    number: int
     phase: Phase = Phase.PLANNING
     note: str = ""
     totals: Mapping[AnySeat, int] = field(default_factory=dict)
     loaded: Mapping[AnySeat, int] = field(default_factory=dict)
     verified: int = 0
     to_verify: int = 0
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """How far a server is, by version. Replaced whole; the number rises with every change.
+
+    `is_settled` once the models of the start are served, `is_routed` when the routers answer.
+    `warnings` are for whoever waits. A `failure` is the end of it.
+    """
+
+    number: int
+    versions: Mapping[VersionId, Progress] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    is_settled: bool = False
     is_routed: bool = False
     failure: Failure | None = None
 
     @property
     def is_served(self) -> bool:
         """Whether the start has come to its end."""
-        return self.is_routed and self.phase is Phase.READY
+        return self.is_settled and self.is_routed
+
+
+def started(start: Start, **changed: object) -> Start:
+    """The next snapshot; the same one if nothing has changed. The first failure counts."""
+    if start.failure is not None:
+        return start
+    after = replace(start, **changed)  # type: ignore[arg-type]
+    return start if after == start else replace(after, number=start.number + 1)
 
 
 def verified(progress: Progress, nbytes: int, total: int) -> Progress:
@@ -74,13 +97,13 @@ def verified(progress: Progress, nbytes: int, total: int) -> Progress:
     if progress.phase not in (Phase.PLANNING, Phase.VERIFYING):
         return progress
     done = progress.verified + nbytes
-    return _next(progress, phase=Phase.VERIFYING, verified=done, to_verify=total)
+    return replace(progress, phase=Phase.VERIFYING, verified=done, to_verify=total)
 
 
 def placing(progress: Progress, plan: ModelPlan, note: str) -> Progress:
     """The plan is known; room is being found for its shards."""
     totals, done = totals_of(plan), progress.to_verify
-    return _next(progress, phase=Phase.PLACING, totals=totals, note=note, verified=done)
+    return replace(progress, phase=Phase.PLACING, totals=totals, note=note, verified=done)
 
 
 def totals_of(plan: ModelPlan) -> dict[AnySeat, int]:
@@ -94,32 +117,23 @@ def totals_of(plan: ModelPlan) -> dict[AnySeat, int]:
 
 def loading(progress: Progress) -> Progress:
     """The actors are starting."""
-    return _next(progress, phase=Phase.LOADING, note="")
+    return replace(progress, phase=Phase.LOADING, note="")
 
 
 def loaded(progress: Progress, seat: AnySeat, nbytes: int) -> Progress:
     """A seat has `nbytes` of what it loads by now."""
     if progress.loaded.get(seat) == nbytes:
         return progress
-    return _next(progress, loaded={**progress.loaded, seat: nbytes})
+    return replace(progress, loaded={**progress.loaded, seat: nbytes})
 
 
 def ready(progress: Progress) -> Progress:
     """Every seat serves. What befalls a seat later is the routing table's."""
-    return _next(progress, phase=Phase.READY, loaded=progress.totals)
-
-
-def routed(progress: Progress) -> Progress:
-    """The routers answer."""
-    return _next(progress, is_routed=True)
+    return replace(progress, phase=Phase.READY, loaded=progress.totals)
 
 
 def failed(progress: Progress, failure: Failure) -> Progress:
-    """The model cannot be served; the first failure counts."""
+    """The version cannot be served; the first failure counts."""
     if progress.phase is Phase.FAILED:
         return progress
-    return _next(progress, phase=Phase.FAILED, failure=failure, note="")
-
-
-def _next(progress: Progress, **changed: object) -> Progress:
-    return replace(progress, number=progress.number + 1, **changed)  # type: ignore[arg-type]
+    return replace(progress, phase=Phase.FAILED, failure=failure, note="")

@@ -1,4 +1,4 @@
-"""The Ray engine: starts or joins a Ray, serves a model on it, and ends all that it started."""
+"""The Ray engine: starts or joins a Ray, serves models on it, and ends all that it started."""
 
 from __future__ import annotations
 
@@ -10,39 +10,35 @@ from rich.console import Console
 from shardserve.cluster import environment
 from shardserve.cluster.console import announce, start_display
 from shardserve.cluster.environment import IngressPorts
-from shardserve.cluster.example import find_example
 from shardserve.cluster.options import ServeOptions, ports_by_flag
 from shardserve.cluster.ports import check_free, free_ports
 from shardserve.cluster.private_directory import remove_sockets
 from shardserve.cluster.processes import adopt_orphans, end_descendants
+from shardserve.cluster.start_checks import check_start, example_of, served_of
 from shardserve.cluster.stop_signals import Stopped, StopSignals
-from shardserve.cluster.versions import latest
 from shardserve.router import logs
-from shardserve.shards.layout_file import read_layout_file
 
 _GRACE_SECONDS = 3.0
 
 
 def serve(options: ServeOptions, console: Console) -> None:
-    """Serve the latest version until a signal asks to stop.
+    """Serve what is configured until a signal asks to stop.
 
     Raises a `ServingError` when it cannot be served. Either way, nothing that was started is left.
     """
     logs.configure()
-    found = latest(options.models.configs[0].base_path)
-    example = find_example(found.path, options.example)
-    if (layout := options.defaults.plan.layout_file) is not None:
-        read_layout_file(layout)  # A slip in it is not worth a Ray's start.
+    check_start(options)
     _prepare(options)
     from shardserve.cluster.ray_run import RayRun  # noqa: PLC0415 (the environment comes first)
 
     name = f"shardserve-{secrets.token_hex(4)}"
-    run = RayRun(name, found, options, StopSignals())
+    run = RayRun(name, options, StopSignals())
     try:
         with start_display(console) as display:
-            run.start(display)
-        announce(console, options, found, example)
-        run.stay()
+            table = run.start(display)
+        served = served_of(table.models)
+        announce(console, options, served, example_of(options, served))
+        run.stay(table)
     except Stopped:
         console.print("stopping")
     finally:

@@ -14,15 +14,14 @@ from ray.exceptions import ActorDiedError, RayError
 
 from shardserve.batching.errors import Unavailable
 from shardserve.cluster import environment
+from shardserve.cluster.catalog_table import CatalogTable, table_changes
 from shardserve.cluster.console import StartDisplay
-from shardserve.cluster.controller import Controller, Run
+from shardserve.cluster.controller import Controller
 from shardserve.cluster.options import Application, ServeOptions
-from shardserve.cluster.planning import Wanted
-from shardserve.cluster.progress import Progress
-from shardserve.cluster.shard_actor import NAMESPACE
+from shardserve.cluster.progress import Start
+from shardserve.cluster.run import Run
 from shardserve.cluster.stop_signals import StopSignals
-from shardserve.cluster.table import changes
-from shardserve.cluster.versions import VersionDirectory
+from shardserve.cluster.stream_actor import NAMESPACE
 from shardserve.router import logs
 
 _POLL_SECONDS = 0.25
@@ -35,11 +34,8 @@ _SECRET_BYTES = 32
 class RayRun:
     """Starts, watches and ends one run. `start` first; `end` whatever happened before."""
 
-    def __init__(
-        self, name: str, found: VersionDirectory, options: ServeOptions, stop: StopSignals
-    ) -> None:
+    def __init__(self, name: str, options: ServeOptions, stop: StopSignals) -> None:
         self._name = name
-        self._found = found
         self._options = options
         self._stop = stop
         self._controller: Any = None
@@ -50,10 +46,10 @@ class RayRun:
         """Whether the Ray is ours, to be ended with us."""
         return self._options.ray.address is None
 
-    def start(self, display: StartDisplay) -> None:
-        """Return when every shard and every router serves.
+    def start(self, display: StartDisplay) -> CatalogTable:
+        """Return what is served, when every router serves it.
 
-        Raises Stopped on a signal, and the `ServingError` for which the model cannot be served.
+        Raises Stopped on a signal, and the `ServingError` for which it cannot be.
         """
         display.step("starting Ray" if self._is_own else "joining Ray")
         self._init_ray()
@@ -65,14 +61,15 @@ class RayRun:
             .remote(self._run(), secrets.token_bytes(_SECRET_BYTES))
         )
         self._wait_until_served(display)
+        table: CatalogTable = self._ask("wait_for_table", -1)
+        return table
 
-    def stay(self) -> None:
-        """Log what becomes of the shards, until Stopped is raised on a signal."""
-        table = self._ask("wait_for_table", -1)
+    def stay(self, table: CatalogTable) -> None:
+        """Log what becomes of versions and actors, until Stopped is raised on a signal."""
         while True:
             after = self._ask("wait_for_table", table.number)
-            for line in changes(table, after):
-                self._log.info("routing table", number=after.number, change=line)
+            for line in table_changes(table, after):
+                self._log.info("table", number=after.number, change=line)
             table = after
 
     def end(self) -> None:
@@ -89,12 +86,23 @@ class RayRun:
 
     def _run(self) -> Run:
         options = self._options
-        name, plan = options.models.configs[0].name, options.defaults.plan
-        wanted = Wanted(name, self._found.version, self._found.path, plan)
         application = Application(
-            self._name, self._name, options.doors, options.ray, is_guest=_serve_runs()
+            self._name,
+            self._name,
+            options.doors,
+            options.ray,
+            is_guest=_serve_runs(),
+            plan=options.defaults.plan,
+            warm_up=options.warm_up,
         )
-        return Run(self._name, wanted, can_grow=not self._is_own, application=application)
+        return Run(
+            self._name,
+            options.models,
+            not self._is_own,
+            options.defaults,
+            options.manager,
+            application,
+        )
 
     def _init_ray(self) -> None:
         try:
@@ -117,12 +125,12 @@ class RayRun:
         }
 
     def _wait_until_served(self, display: StartDisplay) -> None:
-        progress = Progress(-1)
-        while not progress.is_served:
-            progress = self._ask("wait_for_progress", progress.number)
-            display.show(progress)
-            if progress.failure is not None:
-                raise progress.failure.error()
+        start = Start(-1)
+        while not start.is_served:
+            start = self._ask("wait_for_start", start.number)
+            display.show(start)
+            if start.failure is not None:
+                raise start.failure.error()
 
     def _ask(self, method: str, known: int) -> Any:
         """A long poll of the controller, through its deaths. Raises Stopped on a signal."""

@@ -1,4 +1,4 @@
-"""A router replica: one model behind TensorFlow Serving's own ports and behind Serve's ingress.
+"""A router replica: the models of a run behind TensorFlow Serving's own ports and Serve's ingress.
 
 Stateless: what it needs it asks the controller. Serve places, restarts and scales its replicas.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,69 +16,104 @@ from ray.exceptions import RayError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shardserve.batching.errors import ServingError, Unavailable
-from shardserve.cluster.options import DoorOptions
-from shardserve.cluster.progress import failure_of
-from shardserve.cluster.routing import Routing
-from shardserve.cluster.shard_actor import NAMESPACE
-from shardserve.cluster.table import RoutingTable
+from shardserve.batching.errors import Unavailable
+from shardserve.cluster.catalog_table import CatalogTable
+from shardserve.cluster.options import Application
+from shardserve.cluster.progress import Failure
+from shardserve.cluster.stream_actor import NAMESPACE
 from shardserve.router import logs
 from shardserve.shards.measures import Measure
+from shardserve.shards.model import ModelPlan
 
 if TYPE_CHECKING:
     from shardserve.cluster.ingress_requests import Encoded
-
 
 logger = logging.getLogger(__name__)
 
 #: What a scrape waits for the shards' figures, rather than be without them.
 _MEASURES_SECONDS = 3.0
+#: Between two attempts to find the controller.
+_RETRY_SECONDS = 0.5
 
 
 class Router:
-    """What Serve makes of each replica. It is made, and its doors open, when all shards answer."""
+    """What Serve makes of each replica.
 
-    async def __init__(self, controller: str, options: DoorOptions) -> None:  # type: ignore[misc]
+    It is made, and its doors open, when the models of the start are served, here as elsewhere.
+    """
+
+    async def __init__(self, application: Application) -> None:  # type: ignore[misc]
         logs.configure()
-        self._controller: Any = ray.get_actor(controller, NAMESPACE)
-        # TensorFlow takes seconds to import; the plan is being made meanwhile.
-        importing = asyncio.ensure_future(asyncio.to_thread(_import_tensorflow))
-        try:
-            table = await self._next_table(-1)
-            await importing
-            await self._start(table, options)
-        except ServingError as error:
-            await self._controller.router_refused.remote(failure_of(error))
-            raise
+        self._id = secrets.token_hex(8)
+        self._controller: Any = ray.get_actor(application.controller, NAMESPACE)
+        # TensorFlow takes seconds to import.
+        await asyncio.to_thread(_import_tensorflow)
+        await self._start(application)
 
-    async def _start(self, table: RoutingTable, options: DoorOptions) -> None:
+    async def _start(self, application: Application) -> None:
         from shardserve.cluster.ingress_requests import Ingress  # noqa: PLC0415 (TensorFlow)
-        from shardserve.cluster.serving import (  # noqa: PLC0415
-            Serving,
-            load_servable,
-            start_threads,
-        )
-        from shardserve.router.remote_region import remote_regions  # noqa: PLC0415
+        from shardserve.cluster.planned_version import PlannedVersion  # noqa: PLC0415
+        from shardserve.cluster.router_models import RouterModels  # noqa: PLC0415
+        from shardserve.cluster.serving import Serving, start_runtime  # noqa: PLC0415
 
-        routing = Routing(table, await self._controller.secret.remote())
-        self._following = asyncio.ensure_future(routing.follow(self._next_table))
-        threads = start_threads(options)
-        servable = await asyncio.to_thread(
-            load_servable,
-            table.plan,
-            routing.channels,
-            threads,
-            options,
-            remote_regions(table.plan, routing.stages),
+        secret = await self._controller.secret.remote()
+        runtime = start_runtime(application.doors, application.plan, application.warm_up, self._id)
+        self._metrics = runtime.metrics
+        self._changed = asyncio.Event()
+        self._models = RouterModels(
+            runtime.catalog,
+            lambda _, serving: PlannedVersion(serving, self._plan_of, secret, runtime),
+            self._tell,
         )
-        self._serving = Serving(servable, threads, options, self._measures)
+        self._serving = Serving(runtime, self._reload, self._measures, self._collected)
         self._ingress = Ingress(self._serving.rest, self._serving.prediction)
-        await routing.connected()
+        self._following = asyncio.ensure_future(self._follow())
+        await self._ready()
         await self._serving.open()
 
-    async def _next_table(self, known: int) -> RoutingTable:
-        table: RoutingTable = await self._controller.wait_for_table.remote(known)
-        return table
+    async def _ready(self) -> None:
+        while not (self._models.table.opens and self._models.is_ready):
+            if self._models.refusal is not None:
+                raise self._models.refusal.error()
+            await self._changed.wait()
+            self._changed.clear()
+
+    async def _follow(self) -> None:
+        """Apply every table that comes, for ever. Without a controller, the latest one is kept."""
+        while True:
+            known = self._models.table.number
+            try:
+                asked = self._controller.wait_for_catalog.remote(
+                    self._id, known, self._models.report()
+                )
+                table: CatalogTable = await asked
+            except RayError as error:
+                logger.warning("no controller: %s", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            if table.collect != self._models.table.collect:
+                snapshot = await self._metrics.snapshot()
+                self._controller.report_metrics.remote(self._id, table.collect, snapshot)
+            if table.number != known:
+                self._models.apply(table)
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._controller.report_router.remote(self._id, self._models.report())
+
+    async def _plan_of(self, deployment: str) -> ModelPlan:
+        plan: ModelPlan = await self._controller.plan.remote(deployment)
+        return plan
+
+    async def _reload(self, config: Any) -> None:
+        try:
+            failure: Failure | None = await self._controller.reload.remote(
+                config.SerializeToString()
+            )
+        except RayError as error:
+            raise Unavailable(f"the controller does not answer: {error}") from error
+        if failure is not None:
+            raise failure.error()
 
     async def _measures(self) -> Sequence[Measure]:
         """What the shards tell of themselves; nothing while the controller does not answer."""
@@ -88,6 +124,15 @@ class Router:
         except (RayError, TimeoutError) as error:
             logger.warning("the controller does not tell of the shards: %s", error)
             return ()
+
+    async def _collected(self) -> bytes:
+        """What all routers have counted together. Raises Unavailable without a controller."""
+        try:
+            async with asyncio.timeout(_MEASURES_SECONDS):
+                collected: bytes = await self._controller.collected.remote()
+                return collected
+        except (RayError, TimeoutError) as error:
+            raise Unavailable(f"the controller does not answer: {error}") from error
 
     async def check_health(self) -> None:
         """For Serve, which makes a replica anew that raises here."""
@@ -126,4 +171,4 @@ class Router:
 
 
 def _import_tensorflow() -> None:
-    from shardserve.cluster import ingress_requests, serving  # noqa: F401, PLC0415
+    from shardserve.cluster import ingress_requests, planned_version  # noqa: F401, PLC0415

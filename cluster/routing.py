@@ -1,4 +1,4 @@
-"""A router's channels to a model's shards and stage actors, kept as the controller's table says."""
+"""The channels to one version's shards and stage actors, kept as the controller's table says."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from shardserve.batching.errors import FailedPrecondition
 from shardserve.cluster.credentials import shard_credentials, stage_credentials
 from shardserve.cluster.table import RoutingTable, changes
+from shardserve.cluster.versions import VersionId
+from shardserve.shards.model import ModelPlan
 from shardserve.shards.replicas import Replicas, ReplicatedChannel
 from shardserve.shards.stage_messages import StageReply, StageRequest
 from shardserve.shards.stage_wire import STAGES
@@ -22,30 +23,33 @@ _RETRY_SECONDS = 0.5
 
 
 class Routing:
-    """One channel for each shard and each group of stage actors of the table's plan.
+    """One channel for each shard and each group of stage actors of a plan.
 
     Without `stages` there are none to stage actors. Belongs to the running event loop.
     """
 
-    def __init__(self, table: RoutingTable, secret: bytes, *, stages: bool = True) -> None:
+    def __init__(
+        self, plan: ModelPlan, table: RoutingTable, secret: bytes, *, stages: bool = True
+    ) -> None:
+        self._name = VersionId(plan.name, plan.version)
         self._table = table
         self.channels = [
             ReplicatedChannel(
-                f"shard {shard} of {table.model}",
+                f"shard {shard} of {plan.name}",
                 table.of_shard(shard),
-                shard_credentials(secret, table.plan, shard),
+                shard_credentials(secret, plan, shard),
             )
             for shard in range(len(table.addresses))
         ]
         #: By group of stage actors.
         self.stages: dict[str, Replicas[StageRequest, StageReply]] = {
             group.name: Replicas(
-                f"stage {group.name} of {table.model}",
+                f"stage {group.name} of {plan.name}",
                 table.of_group(group.name),
                 stage_credentials(secret, group),
                 STAGES,
             )
-            for group in (table.plan.stage_groups if stages else ())
+            for group in (plan.stage_groups if stages else ())
         }
 
     @property
@@ -54,14 +58,9 @@ class Routing:
         return self._table
 
     def apply(self, table: RoutingTable) -> None:
-        """Send requests where `table` says from now on; those in flight are not disturbed.
-
-        Raises FailedPrecondition for the table of another plan: that needs another router.
-        """
-        if _fingerprints(table) != _fingerprints(self._table):
-            raise FailedPrecondition(f"the plan of {table.model} version {table.version} changed")
+        """Send requests where `table` says from now on; those in flight are not disturbed."""
         for line in changes(self._table, table):
-            logger.info("table %d: %s", table.number, line)
+            logger.info("%s: %s", self._name, line)
         self._table = table
         for shard, channel in enumerate(self.channels):
             channel.update(table.of_shard(shard))
@@ -98,8 +97,3 @@ class Routing:
 
     def _every(self) -> list[Replicas[Any, Any]]:
         return [*self.channels, *self.stages.values()]
-
-
-def _fingerprints(table: RoutingTable) -> tuple[str, ...]:
-    plan = table.plan
-    return (plan.fingerprint, *(group.fingerprint for group in plan.stage_groups))

@@ -39,7 +39,7 @@ def deploy(application: Application) -> None:
         logging_config=_LOGGING,
     )
     serve.run(
-        deployment.bind(application.controller, application.doors),
+        deployment.bind(application),
         name=application.name,
         route_prefix="/",
     )

@@ -1,127 +1,141 @@
-"""A router in one process, whoever started it: a servable, its handlers, and the direct doors."""
+"""A router in one process, whoever started it: what its models share, and the direct doors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.memory import settle_memory
 from shardserve.cluster.doors import doors_of, handler_options
 from shardserve.cluster.options import DoorOptions
-from shardserve.router.admitting import AdmittingServable
-from shardserve.router.batched import BatchedServable
-from shardserve.router.catalog import Catalog, Model, State, Version
+from shardserve.router.catalog import Catalog
 from shardserve.router.handlers import Handlers
-from shardserve.router.metrics import Measured, Metrics, nothing_measured
+from shardserve.router.metrics import Collected, Measured, Metrics, nothing_measured
 from shardserve.router.prediction import PredictionHandlers
-from shardserve.router.regions import RegionRunner
+from shardserve.router.reload import Reload, refuse_reload
 from shardserve.router.rest import Rest
-from shardserve.router.sequences import SequenceServable, Steppable
 from shardserve.router.servable import Servable
 from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
-from shardserve.router.sharded import StageBatching, load_sharded
-from shardserve.router.whole import load_whole
-from shardserve.shards.batched_channel import BatchedChannel
-from shardserve.shards.cut.cut import CutModel
-from shardserve.shards.messages import ShardChannel
-from shardserve.shards.model import ModelPlan
-from shardserve.shards.replicas import ReplicatedChannel
+from shardserve.router.warm_up import replay
+from shardserve.router.warm_up_options import WarmUpOptions
+from shardserve.shards.model import PlanOptions
+
+T = TypeVar("T")
+
+#: Versions that are loaded at the same time: how many the manager allows, and those that are given
+#: up but not at their end yet.
+_LOADERS = 16
 
 
-def start_threads(options: DoorOptions) -> StageThreads:
-    """The threads that serve, TensorFlow's among them. Call it before TensorFlow is used."""
-    start_tensorflow(_parallelism(options))
-    return StageThreads()
+def _loaders() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_LOADERS, thread_name_prefix="load")
 
 
-def load_servable(
-    plan: ModelPlan,
-    channels: Sequence[ShardChannel],
-    threads: StageThreads,
-    options: DoorOptions,
-    remote: Mapping[str, RegionRunner] | None = None,
-    cut: CutModel | None = None,
-) -> Servable:
-    """Load the part of a plan's model that stays in the router: all of it, if nothing is cut.
+@dataclass(frozen=True)
+class Runtime:
+    """What all models of a process share: its threads, and the device that batches take turns on.
 
-    Its stages are batched as the plan says; regions in `remote` are run there. `cut` is as
-    for `load_sharded`. Blocks while TensorFlow loads. Raises as `load_sharded` and `load_whole` do.
+    `metrics` count what is done to the models of `catalog`. Versions are loaded on threads of their
+    own, `loaders`.
     """
-    parallelism, dense = _parallelism(options), plan.stages.dense
-    device = BatchDevice(threads.count if dense is None else dense.num_batch_threads)
-    if plan.is_whole and not plan.has_regions and not plan.stages.loops:
-        directory = Path(plan.directory)
-        whole = load_whole(plan.name, plan.version, directory, threads, plan.tags, parallelism)
-        batched = whole if dense is None else BatchedServable(whole, dense, device)
-        return _with_sequences(plan, _admitting(plan, batched), whole, threads, device)
-    batching = StageBatching(device, remote or {})
-    sharded = load_sharded(plan, _batched(plan, channels), threads, parallelism, batching, cut)
-    return _with_sequences(plan, _admitting(plan, sharded), sharded, threads, device)
+
+    threads: StageThreads
+    device: BatchDevice
+    catalog: Catalog = field(default_factory=Catalog)
+    metrics: Metrics = field(default_factory=Metrics)
+    doors: DoorOptions = DoorOptions()  # noqa: RUF009 (frozen)
+    warm_up: WarmUpOptions = WarmUpOptions()  # noqa: RUF009 (frozen)
+    loaders: ThreadPoolExecutor = field(default_factory=_loaders)
+
+    @property
+    def parallelism(self) -> Parallelism:
+        """TensorFlow's own threads."""
+        return parallelism_of(self.doors)
+
+    async def warm_up_version(self, servable: Servable, directory: Path) -> None:
+        """Replay the requests that a version brings along. Raises as `replay` does."""
+        said = handler_options(self.doors)
+        await replay(servable, directory, self.threads, self.warm_up, said, self.metrics)
+
+    async def on_loader(
+        self,
+        work: Callable[[], T],
+        abandon: Callable[[T], object],
+        stop: Callable[[], None] = lambda: None,
+    ) -> T:
+        """What `work` returns or raises, on a thread for loading.
+
+        A thread cannot be cancelled: who is cancelled calls `stop` and waits for its end, and what
+        it made nevertheless is given to `abandon`.
+        """
+        making = asyncio.get_running_loop().run_in_executor(self.loaders, work)
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            stop()
+            await asyncio.wait([making])
+            if not making.cancelled() and making.exception() is None:
+                abandon(making.result())
+            raise
 
 
-def _admitting(plan: ModelPlan, servable: Servable) -> Servable:
-    """What batches refuses what would be late; what does not has no queue of its own to measure."""
-    stages = plan.stages
-    if stages.requests is not None:
-        # On a device of its own: its batches wait for those of the stages.
-        return AdmittingServable(BatchedServable(servable, stages.requests))
-    return servable if stages.dense is None else AdmittingServable(servable)
+def start_runtime(
+    doors: DoorOptions, defaults: PlanOptions, warm_up: WarmUpOptions, router: str = ""
+) -> Runtime:
+    """Start the threads that serve, TensorFlow's among them. Call it before TensorFlow is used.
+
+    `router` tells processes apart whose metrics come on one page. The server's batching parameters
+    say how many batches run at the same time, if there are any.
+    """
+    start_tensorflow(parallelism_of(doors))
+    threads = StageThreads()
+    batching = defaults.batching.parameters
+    device = BatchDevice(threads.count if batching is None else batching.num_batch_threads)
+    catalog = Catalog()
+    metrics = Metrics(models=lambda: catalog.models, router=router)
+    return Runtime(threads, device, catalog, metrics, doors, warm_up)
 
 
-def _with_sequences(
-    plan: ModelPlan,
-    servable: Servable,
-    steps: Steppable,
-    threads: StageThreads,
-    device: BatchDevice,
-) -> Servable:
-    sequences = plan.stages.sequences
-    return SequenceServable(servable, steps, sequences, threads, device) if sequences else servable
-
-
-def _batched(plan: ModelPlan, channels: Sequence[ShardChannel]) -> Sequence[ShardChannel]:
-    """The channels, those to other processes with queues; here there is nothing to send."""
-    lookups = plan.stages.lookups
-    if lookups is None:
-        return channels
-    return [
-        BatchedChannel(one, lookups) if isinstance(one, ReplicatedChannel) else one
-        for one in channels
-    ]
-
-
-def _parallelism(options: DoorOptions) -> Parallelism:
-    return Parallelism(options.intra_op_threads, options.inter_op_threads, options.session_config)
+def parallelism_of(doors: DoorOptions) -> Parallelism:
+    """TensorFlow's own threads, as the flags say."""
+    return Parallelism(doors.intra_op_threads, doors.inter_op_threads, doors.session_config)
 
 
 class Serving:
-    """One model's handlers, and the doors that lead to them.
+    """The handlers of a process's models, and the doors that lead to them.
 
-    `measured` asks the shards, for the metrics page.
+    `reload` takes new configurations. The metrics page is of what is `collected`, of all routers or
+    of this one alone, and of what is `measured` on shards.
     """
 
     def __init__(
         self,
-        servable: Servable,
-        threads: StageThreads,
-        options: DoorOptions,
+        runtime: Runtime,
+        reload: Reload = refuse_reload,
         measured: Measured = nothing_measured,
+        collected: Collected | None = None,
     ) -> None:
-        version = Version(State.AVAILABLE, servable)
-        catalog = Catalog({servable.name: Model({servable.version: version})})
-        handlers = Handlers(catalog, threads, handler_options(options))
-        metrics = Metrics(stages=servable.stage_counts)
+        options = runtime.doors
+        metrics = runtime.metrics
+        self._handlers = Handlers(
+            runtime.catalog, runtime.threads, handler_options(options), metrics
+        )
         self.rest = Rest(
-            handlers,
+            self._handlers,
             metrics,
             options.rest_timeout,
             options.monitoring.path,
             measured,
+            collected,
             cors=options.cors,
             compress_from=options.compress_from,
         )
-        self.prediction = PredictionHandlers(handlers, metrics)
+        self.prediction = PredictionHandlers(self._handlers, metrics, reload)
         self._doors = doors_of(options, self.rest, self.prediction)
 
     async def open(self) -> None:
@@ -135,3 +149,4 @@ class Serving:
         self.rest.drain()
         for door in self._doors:
             await door.stop()
+        await asyncio.to_thread(self._handlers.logs.close)

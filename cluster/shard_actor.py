@@ -5,15 +5,15 @@ The process never loads TensorFlow.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
 
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.private_directory import socket_path
-from shardserve.cluster.stream_actor import NAMESPACE, StreamActor
+from shardserve.cluster.stream_actor import StreamActor
+from shardserve.cluster.tally import Tally
 from shardserve.shards.device_loss import UntilLost
 from shardserve.shards.handshake import Credentials
 from shardserve.shards.jobs import LookupExecutor
@@ -24,8 +24,6 @@ from shardserve.shards.server import RunningServer, serve_in_thread
 from shardserve.shards.shard import Shard
 from shardserve.shards.tables import TableSource
 
-__all__ = ["NAMESPACE", "ShardActor", "ShardSpec", "Tally"]
-
 _REPORT_SECONDS = 0.2
 #: Large requests at work at once; more where they wait for a disk, which does many reads at a time.
 _THREADS = 2
@@ -34,9 +32,9 @@ _WAITING_THREADS = 8
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """All that a shard actor is. `run` tells apart the sockets of different runs of the server."""
+    """All that a shard actor is. `sockets` begins the names of its deployment's sockets."""
 
-    run: str
+    sockets: str
     seat: Seat
     slices: tuple[Slice, ...]
     sources: Mapping[str, TableSource]
@@ -59,34 +57,17 @@ class ShardActor(StreamActor[ShardSpec]):
     def _load(self, spec: ShardSpec) -> Shard:
         release_code_pages()
         tally = Tally(
-            lambda total: self._controller.report.remote(spec.seat, total), _REPORT_SECONDS
+            lambda total: self._controller.report.remote(self._deployment, spec.seat, total),
+            _REPORT_SECONDS,
         )
         return Shard.load(spec.sources, spec.slices, tally.add, spec.cache_bytes)
 
 
 def _serve(spec: ShardSpec, executor: LookupExecutor, *, may_wait: bool) -> RunningServer:
-    socket = socket_path(spec.run, f"{spec.seat.shard}-{spec.seat.replica}")
+    socket = socket_path(spec.sockets, f"{spec.seat.shard}-{spec.seat.replica}")
     socket.unlink(missing_ok=True)  # It is there if the process before this one was killed.
     host = ray.util.get_node_ip_address()
     threads = _WAITING_THREADS if may_wait else _THREADS
     return serve_in_thread(
         executor, spec.credentials, threads=threads, unix_path=str(socket), host=host
     )
-
-
-class Tally:
-    """Adds up what was loaded, and reports the sum, at most once in `seconds`."""
-
-    def __init__(self, report: Callable[[int], object], seconds: float) -> None:
-        self._report = report
-        self._seconds = seconds
-        self._due = 0.0
-        self._total = 0
-
-    def add(self, nbytes: int) -> None:
-        """So many bytes more."""
-        self._total += nbytes
-        now = time.monotonic()
-        if now >= self._due:
-            self._due = now + self._seconds
-            self._report(self._total)

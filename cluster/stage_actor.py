@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """All that a stage actor is. `run` tells apart the sockets of different runs of the server.
+    """All that a stage actor is. `sockets` begins the names of its deployment's sockets.
 
     The secret is for the shards that its regions may look up in.
     """
 
-    run: str
+    sockets: str
     seat: StageSeat
     plan: ModelPlan
     credentials: Credentials
@@ -54,22 +54,23 @@ class StageActor(StreamActor[StageSpec]):
     def serve(self, spec: StageSpec) -> RunningServer:
         """See `StreamActor.serve`."""
         loaded = _load(spec.plan, spec.plan.stage_group(spec.seat.group))
-        table: RoutingTable = ray.get(self._controller.wait_for_table.remote(-1))
-        socket = socket_path(spec.run, f"{_short(spec.seat.group)}-{spec.seat.replica}")
+        asked = self._controller.wait_for_routing.remote(self._deployment, -1)
+        table: RoutingTable = ray.get(asked)
+        socket = socket_path(spec.sockets, f"{_short(spec.seat.group)}-{spec.seat.replica}")
         socket.unlink(missing_ok=True)  # It is there if the process before this one was killed.
 
         def make() -> StreamServer:
-            host = self._host(loaded, table, spec.secret)
+            host = self._host(loaded, spec, table)
             return StreamServer(StageService(host), spec.credentials)
 
         return start_in_thread(make, unix_path=str(socket), host=ray.util.get_node_ip_address())
 
-    def _host(self, loaded: LoadedStages, table: RoutingTable, secret: bytes) -> StageHost:
+    def _host(self, loaded: LoadedStages, spec: StageSpec, table: RoutingTable) -> StageHost:
         """On the event loop of the server."""
         channels: Sequence[ShardChannel] = ()
         if loaded.needs_shards:
-            routing = Routing(table, secret, stages=False)
-            tables = partial(_next_table, self._controller)
+            routing = Routing(spec.plan, table, spec.secret, stages=False)
+            tables = partial(_next_table, self._controller, self._deployment)
             self._following = asyncio.ensure_future(routing.follow(tables))
             channels = routing.channels
         from shardserve.router.stage_loading import host_of  # noqa: PLC0415 (TensorFlow)
@@ -82,9 +83,9 @@ class StageActor(StreamActor[StageSpec]):
         return [*self._hosting.measures(), *super().measures()]
 
 
-async def _next_table(controller: Any, known: int) -> RoutingTable:
+async def _next_table(controller: Any, deployment: str, known: int) -> RoutingTable:
     """Not a method: Ray would take the class for one whose methods all run on one event loop."""
-    table: RoutingTable = await controller.wait_for_table.remote(known)
+    table: RoutingTable = await controller.wait_for_routing.remote(deployment, known)
     return table
 
 

@@ -40,6 +40,14 @@ Spec = TypeVar("Spec")
 
 
 @dataclass(frozen=True)
+class Post:
+    """Whom an actor reports to: a controller by its name, and there a deployment."""
+
+    controller: str
+    deployment: str
+
+
+@dataclass(frozen=True)
 class ActorProcess:
     """An actor's process: its id, the most memory it ever had resident, what it has imported."""
 
@@ -51,17 +59,18 @@ class ActorProcess:
 class StreamActor(ABC, Generic[Spec]):
     """Serves and registers when it is made; lives as long as its server does.
 
-    `controller` names the `Controller` that knows what this seat has to be.
+    The controller of its post knows what this seat has to be.
     """
 
-    def __init__(self, seat: AnySeat, controller: str) -> None:
+    def __init__(self, seat: AnySeat, post: Post) -> None:
         self._seat = seat
-        self._controller: Any = ray.get_actor(controller, NAMESPACE)
-        spec: Spec = ray.get(self._controller.begins.remote(seat))
+        self._deployment = post.deployment
+        self._controller: Any = ray.get_actor(post.controller, NAMESPACE)
+        spec: Spec = ray.get(self._controller.begins.remote(self._deployment, seat))
         try:
             self._server = self.serve(spec)
         except Exception as error:  # noqa: BLE001 (it is reported, and ends the process)
-            ray.get(self._controller.refused.remote(seat, failure_of(error)))
+            ray.get(self._controller.refused.remote(self._deployment, seat, failure_of(error)))
             _give_up()
         self._stopping = False
         self._register(seat)
@@ -97,12 +106,12 @@ class StreamActor(ABC, Generic[Spec]):
     def end(self, error: DeviceLost) -> None:
         """End the process, so that Ray makes the actor again; routers ask other replicas."""
         logger.critical("%s: %s; the process ends", self._seat, error.message)
-        told = self._controller.ended.remote(self._seat, failure_of(error))
+        told = self._controller.ended.remote(self._deployment, self._seat, failure_of(error))
         ray.wait([told], timeout=_LAST_WORDS_SECONDS)
         os._exit(1)
 
     def _register(self, seat: AnySeat) -> None:
-        self._controller.register.remote(seat, self._server.address)
+        self._controller.register.remote(self._deployment, seat, self._server.address)
 
     def _stay(self, seat: AnySeat) -> None:
         """Register, again and again. A process whose server has died must not look alive."""

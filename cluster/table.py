@@ -1,4 +1,4 @@
-"""The routing table: where each shard's and stage's actors listen. Replaced whole, and numbered."""
+"""The routing table of one version: where each of its actors listens. Replaced whole, numbered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shardserve.shards.model import ModelPlan
 
 @dataclass(frozen=True)
 class RoutingTable:
-    """What a router must know to serve `plan`.
+    """Where the actors of one plan are.
 
     `addresses[shard][replica]` is None while that replica is not there; a model with nothing to
     cut has no shards. `stages[group][replica]` is the same of stage actors. The number rises by
@@ -21,17 +21,8 @@ class RoutingTable:
     """
 
     number: int
-    plan: ModelPlan
     addresses: tuple[tuple[Address | None, ...], ...]
     stages: Mapping[str, tuple[Address | None, ...]] = field(default_factory=dict)
-
-    @property
-    def model(self) -> str:
-        return self.plan.name
-
-    @property
-    def version(self) -> int:
-        return self.plan.version
 
     @property
     def is_servable(self) -> bool:
@@ -72,11 +63,11 @@ class RoutingTable:
 
 
 def empty_table(plan: ModelPlan, number: int) -> RoutingTable:
-    """Nobody has registered yet. A restarted controller starts from a number not used before."""
+    """Nobody has registered yet."""
     shards = max((seat.shard for seat in seats(plan.layout)), default=-1) + 1
     nobody = ((None,) * plan.layout.replicas,) * shards
     stages = {group.name: (None,) * group.count for group in plan.stage_groups}
-    return RoutingTable(number, plan, nobody, stages)
+    return RoutingTable(number, nobody, stages)
 
 
 def registered(table: RoutingTable, seat: AnySeat, address: Address) -> RoutingTable:

@@ -12,6 +12,17 @@ from shardserve.shards.graph_file import graph_file
 _MAX_VERSION = (1 << 63) - 1
 
 
+@dataclass(frozen=True, order=True)
+class VersionId:
+    """One version of one model, by the model's name."""
+
+    model: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.model} version {self.version}"
+
+
 @dataclass(frozen=True)
 class VersionDirectory:
     """One SavedModel: its version number and the absolute path of the directory that holds it."""

@@ -31,7 +31,11 @@ class State(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a model: its state, why it ended if in error, what answers while AVAILABLE."""
+    """One version of a model: its state, why it ended if in error, what answers if it may be asked.
+
+    It may be asked a moment before it is AVAILABLE and no more once it is UNLOADING, so that who
+    learns its state can rely on it.
+    """
 
     state: State
     servable: Servable | None = None
@@ -161,7 +165,7 @@ class Catalog:
         model = self._current.models.get(spec.name)
         version = _version_meant(model, spec)
         found = model.versions.get(version) if model and version is not None else None
-        if found is None or found.state is not State.AVAILABLE or found.servable is None:
+        if found is None or found.servable is None:
             raise NotFound(f"Servable not found for request: {_wanted(spec, version)}")
         return found.servable
 
@@ -205,7 +209,7 @@ def _available(model: Model) -> list[Servable]:
     return [
         one.servable
         for _, one in sorted(model.versions.items(), reverse=True)
-        if one.state is State.AVAILABLE and one.servable is not None
+        if one.servable is not None
     ]
 
 

@@ -86,8 +86,20 @@ def load_kind(
     one of its own. Blocks. Raises as `kind_of` and the kind's `load` do, InvalidArgument for what
     a stages file says that only a graph can do, Internal for what is no error of ours.
     """
+    stages = stages_of(version.directory, batching)
+    return load_planned(platform, version, threads, stages, device)
+
+
+def load_planned(
+    platform: str,
+    version: Version,
+    threads: StageThreads,
+    stages: Stages,
+    device: BatchDevice | None = None,
+) -> Servable:
+    """As `load_kind`, where it is known what the stages file says."""
     load = kind_of(platform)
-    parameters = _whole_requests(stages_of(version.directory, batching), platform)
+    parameters = _whole_requests(stages, platform)
     try:
         computation = load(version)
         servable = ComputedServable(version.model, version.version, computation, threads)

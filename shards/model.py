@@ -15,6 +15,8 @@ from shardserve.shards.tables import TableSource
 
 DEFAULT_THRESHOLD = 16 << 20
 
+TENSORFLOW = "tensorflow"
+
 
 @dataclass(frozen=True)
 class PlanOptions:
@@ -46,7 +48,8 @@ class ModelPlan:
     checkpoints; a router and a shard of different fingerprints refuse each other. A model with
     nothing to cut has a layout without tables, and needs no shards. `has_regions` where some part
     of its graph, marked by it or named in `stages`, is a stage of its own; `stage_groups` are the
-    actors of those that routers do not run themselves.
+    actors of those that routers do not run themselves. What is of another `platform` than
+    TensorFlow's is never cut.
     """
 
     name: str
@@ -59,6 +62,7 @@ class ModelPlan:
     stages: Stages = field(default_factory=Stages)
     has_regions: bool = False
     stage_groups: tuple[StageGroup, ...] = ()
+    platform: str = TENSORFLOW
 
     @property
     def is_whole(self) -> bool:

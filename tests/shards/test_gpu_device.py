@@ -113,7 +113,7 @@ def test_a_shard_whose_device_is_lost_says_so_with_each_request(cuda, store):
 ENDING = """
 import sys
 import numpy as np
-from shardserve.cluster.local_engine import end_process
+from shardserve.cluster.local_version import end_process
 from shardserve.shards.device_loss import UntilLost
 from shardserve.shards.messages import LookupRequest, Op, Part
 from shardserve.shards.shard import Shard

@@ -1,0 +1,87 @@
+"""Where the configuration comes from: the start, the file when it is read again, a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from shardserve.batching.errors import ServingError
+from shardserve.cluster.configured import ConfiguredModel, configured
+from shardserve.cluster.log_root import with_log_prefix
+from shardserve.cluster.model_config import ModelConfig, parse_reload, read_model_config
+from shardserve.cluster.model_options import ModelOptions, read_model_options
+from shardserve.cluster.model_roots import check_roots
+from shardserve.cluster.options import Models
+
+logger = logging.getLogger(__name__)
+
+Configure = Callable[[Sequence[ConfiguredModel]], Awaitable[None]]
+
+
+class ModelSource:
+    """Reads configurations. Its calls block while files are read; each raises a `ServingError`."""
+
+    def __init__(self, models: Models, defaults: ModelOptions) -> None:
+        self._models = models
+        self._defaults = defaults
+
+    @property
+    def poll_seconds(self) -> float:
+        return self._models.poll_seconds
+
+    @property
+    def is_polled(self) -> bool:
+        """Whether there is a file that is to be read again."""
+        return self._models.config_file is not None and self._models.poll_seconds > 0
+
+    def at_start(self) -> tuple[ConfiguredModel, ...]:
+        """What the command line says."""
+        return self._with_options(self._models.configs)
+
+    def read_again(self) -> tuple[ConfiguredModel, ...]:
+        """What the file says now."""
+        assert self._models.config_file is not None
+        return self._with_options(read_model_config(self._models.config_file))
+
+    def requested(self, config: bytes) -> tuple[ConfiguredModel, ...]:
+        """What a reload request asks for, a serialised `ModelServerConfig`."""
+        return self._with_options(parse_reload(config))
+
+    def _with_options(self, configs: Sequence[ModelConfig]) -> tuple[ConfiguredModel, ...]:
+        check_roots(configs, self._models.roots)
+        configs = [with_log_prefix(config, self._models.log_root) for config in configs]
+        file = self._models.options_file
+        own = {} if file is None else read_model_options(file, self._defaults)
+        return configured(configs, own, self._defaults)
+
+
+async def follow_file(
+    source: ModelSource,
+    configure: Configure,
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Read the file every so often, for ever, and configure what it says; what is wrong is logged.
+
+    What was served goes on meanwhile. With no file, or none that is to be polled, it does nothing.
+    """
+    if not source.is_polled:
+        return
+    async with asyncio.TaskGroup() as group:
+        before: tuple[tuple[ConfiguredModel, ...], asyncio.Task[None]] | None = None
+        while True:
+            await pause(source.poll_seconds)
+            try:
+                found = await asyncio.to_thread(source.read_again)
+            except ServingError as error:
+                logger.error("the configuration stays as it is: %s", error.message)
+                continue
+            if before is None or before[1].done() or before[0] != found:
+                before = found, group.create_task(_configure(configure, found))
+
+
+async def _configure(configure: Configure, models: Sequence[ConfiguredModel]) -> None:
+    try:
+        await configure(models)
+    except ServingError as error:
+        logger.error("configuration file: %s", error.message)

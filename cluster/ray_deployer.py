@@ -1,0 +1,106 @@
+"""Makes versions able to answer on a Ray cluster, and ends them. Implements `Deployer`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+from shardserve.batching.errors import NotFound
+from shardserve.cluster import fleet
+from shardserve.cluster.catalog_table import Serving
+from shardserve.cluster.configured import Wanted
+from shardserve.cluster.deployment import Deployment, Site
+from shardserve.cluster.placement import left_over
+from shardserve.cluster.progress import Progress
+from shardserve.cluster.router_watch import RouterWatch
+from shardserve.cluster.versions import VersionId
+from shardserve.shards.measures import Measure
+
+
+class RayDeployer:
+    """The deployments of a run, at most one of each version.
+
+    `publish` tells routers and whoever watches what has changed; it returns the number of the table
+    that says so. `room_for` are the routers that need room besides.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        secret: bytes,
+        routers: RouterWatch,
+        publish: Callable[[], int],
+        *,
+        can_grow: bool,
+        room_for: int,
+    ) -> None:
+        self._routers = routers
+        self._publish = publish
+        self._deployments: dict[VersionId, Deployment] = {}
+        room = None if can_grow else self._room
+        self._site = Site(run, secret, room, asyncio.Lock(), room_for)
+
+    @property
+    def servings(self) -> dict[VersionId, Serving]:
+        """What routers are to have."""
+        found = {version: one.serving for version, one in self._deployments.items()}
+        return {version: serving for version, serving in found.items() if serving is not None}
+
+    @property
+    def progress(self) -> dict[VersionId, Progress]:
+        """How far each version is."""
+        return {version: one.progress for version, one in self._deployments.items()}
+
+    def deployment(self, token: str) -> Deployment:
+        """The deployment of this token. Raises NotFound for one that has ended."""
+        for one in self._deployments.values():
+            if one.token == token:
+                return one
+        raise NotFound(f"there is no deployment {token} any more")
+
+    def of_version(self, version: VersionId) -> Deployment:
+        """The deployment of a version. Raises NotFound."""
+        if version not in self._deployments:
+            raise NotFound(f"{version} is not deployed")
+        return self._deployments[version]
+
+    async def load(self, wanted: Wanted) -> None:
+        """See `Deployer.load`."""
+        deployment = Deployment(self._site, wanted, self._tell)
+        self._deployments[wanted.id] = deployment
+        try:
+            await deployment.bring_up()
+            deployment.offer()
+            await self._routers.loaded(wanted.id, deployment.token)
+            deployment.activate()
+            await self._routers.follow(self._publish())
+        except BaseException:
+            deployment.withdraw()
+            await deployment.end()
+            del self._deployments[wanted.id]
+            raise
+
+    async def unload(self, version: VersionId) -> None:
+        """See `Deployer.unload`."""
+        deployment = self._deployments[version]
+        deployment.withdraw()
+        await self._routers.dropped(version, self._publish())
+        await deployment.end()
+        del self._deployments[version]
+
+    async def measures(self) -> list[Measure]:
+        """What all actors tell of themselves, by model, shard or group, and replica."""
+        deployments = list(self._deployments.values())
+        told = await asyncio.gather(*(one.measures() for one in deployments))
+        return [measure for measures in told for measure in measures]
+
+    async def stop(self) -> None:
+        """Let all actors answer what has come in, and serve no more."""
+        await asyncio.gather(*(one.stop() for one in self._deployments.values()))
+
+    def _tell(self) -> None:
+        self._publish()
+
+    def _room(self) -> Sequence[Mapping[str, float]]:
+        taken = [placed for one in list(self._deployments.values()) for placed in one.bundles]
+        return left_over(fleet.node_resources(), taken)
