@@ -44,7 +44,7 @@ STATES: dict[str, Callable[[Servable], Version]] = {
     "start": lambda _: Version(State.START),
     "loading": lambda _: Version(State.LOADING),
     "available": lambda servable: Version(State.AVAILABLE, servable),
-    "unloading": lambda servable: Version(State.UNLOADING, servable),
+    "unloading": lambda _: Version(State.UNLOADING),
     "end": lambda _: Version(State.END),
     "end in error": lambda _: Version(State.END, None, Code.DATA_LOSS, "variables.index: cut off"),
 }
