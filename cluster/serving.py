@@ -147,6 +147,7 @@ class Serving:
 
     async def close(self) -> None:
         """Refuse new requests, and answer those that came in, for a few seconds at most."""
+        self.rest.drain()
         for door in self._doors:
             await door.stop()
         await asyncio.to_thread(self._handlers.logs.close)
