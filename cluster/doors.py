@@ -8,6 +8,7 @@ from shardserve.router.handlers import HandlerOptions
 from shardserve.router.http_door import HttpDoor
 from shardserve.router.limited import LimitedRest
 from shardserve.router.prediction import PredictionHandlers
+from shardserve.router.profiler import Profiler
 from shardserve.router.rest import Rest
 
 Door = HttpDoor | GrpcDoor
@@ -25,7 +26,9 @@ def doors_of(options: DoorOptions, rest: Rest, prediction: PredictionHandlers) -
         answers = rest if most is None else LimitedRest(rest, most)
         doors.append(HttpDoor(answers, options.host, options.rest_port, tls=options.tls))
     if options.grpc_port or options.grpc_socket:
-        doors.append(GrpcDoor(prediction, options.host, options.grpc_port, grpc_options(options)))
+        profiler = Profiler() if options.profiler else None
+        wanted = grpc_options(options)
+        doors.append(GrpcDoor(prediction, options.host, options.grpc_port, wanted, profiler))
     return doors
 
 

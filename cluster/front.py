@@ -16,15 +16,17 @@ class Front:
     """What a command line means where it says nothing, and how its failures are told.
 
     `engine` is for a command line that asks for neither shards nor Ray. Unknown flags are mistakes,
-    or, where it `ignores_unknown` ones, said and left out. `wrong_flags` and `failed` are exit
-    statuses; `failure` is the line about what keeps it from serving, and goes to standard error, or
-    to standard output where it `fails_on_output`.
+    or, where it `ignores_unknown` ones, said and left out. So is a base path that is not there,
+    unless it `waits_for_models`. `wrong_flags` and `failed` are exit statuses. `failure` says in a
+    line what keeps it from serving, on standard error, or on standard output where it
+    `fails_on_output`.
     """
 
     program: str
     host: str
     engine: Engine
     ignores_unknown: bool
+    waits_for_models: bool
     wrong_flags: int
     failed: int
     failure: str = "{program}: {message}"
@@ -47,6 +49,7 @@ SHARDSERVE = Front(
     host="127.0.0.1",
     engine=Engine.RAY,
     ignores_unknown=False,
+    waits_for_models=False,
     wrong_flags=2,
     failed=1,
 )
@@ -57,6 +60,7 @@ TENSORFLOW_MODEL_SERVER = Front(
     host=ALL_INTERFACES,
     engine=Engine.LOCAL,
     ignores_unknown=True,
+    waits_for_models=True,
     wrong_flags=255,
     failed=255,
     failure="Failed to start server. Error: {code}: {message}",

@@ -33,7 +33,8 @@ class Models:
     `configs` are those at start. A `config_file` is read again every `poll_seconds`, where those
     are more than 0, and the `options_file` of `cluster.model_options` with it. Base paths outside
     of `roots` are refused, always: at start, when the file is read again, and in reload requests;
-    without roots any path may be. Requests are logged below `log_root` only.
+    without roots any path may be. Those that are not there yet `are_waited_for`, or else refused
+    at start. Requests are logged below `log_root` only.
     """
 
     configs: tuple[ModelConfig, ...]
@@ -42,6 +43,7 @@ class Models:
     options_file: Path | None = None
     roots: tuple[Path, ...] = ()
     log_root: Path | None = None
+    are_waited_for: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class DoorOptions:
     time: gRPC refuses what is more, REST lets it wait. `grpc_channel_arguments` are gRPC's own.
     `cors` and `compress_from` are as for `router.rest.Rest`, `tensor_content` and
     `check_method_names` as for `router.handlers.HandlerOptions`. Traces go to `trace_endpoint`, if
-    there is one.
+    there is one; with `profiler` TensorFlow's own profiler is served over gRPC.
     """
 
     host: str = "127.0.0.1"
@@ -92,6 +94,7 @@ class DoorOptions:
     grpc_channel_arguments: tuple[tuple[str, int | str], ...] = ()
     rest_max_requests: int | None = None
     trace_endpoint: str | None = None
+    profiler: bool = True
 
 
 @dataclass(frozen=True)

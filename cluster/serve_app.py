@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ray import serve
-from ray.serve.config import DeploymentMode, HTTPOptions, gRPCOptions
+from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from shardserve.cluster.ingress import ADDERS
@@ -57,7 +57,7 @@ def _ingress(application: Application) -> dict[str, Any]:
     """Where Serve's own proxies listen, if there are to be any."""
     ports = application.ray
     if not ports.has_ingress:
-        return {"http_options": HTTPOptions(location=DeploymentMode.NoServer)}
+        return {"proxy_location": ProxyLocation.Disabled}
     host = application.doors.host or "0.0.0.0"  # noqa: S104 (all interfaces were asked for)
     return {
         "http_options": HTTPOptions(host=host, port=ports.serve_http_port),

@@ -121,6 +121,7 @@ class Serving:
         collected: Collected | None = None,
     ) -> None:
         options = runtime.doors
+        self.catalog = runtime.catalog
         metrics = runtime.metrics
         self._handlers = Handlers(
             runtime.catalog, runtime.threads, handler_options(options), metrics

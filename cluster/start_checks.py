@@ -19,9 +19,9 @@ from shardserve.shards.layout_file import read_layout_file
 def check_start(options: ServeOptions) -> None:
     """Raise the `ServingError` for what is not worth starting: a slip that can be seen at once.
 
-    The base path of the only model has to be there; those of a file of models are waited for.
+    Base paths have to be there, unless they are waited for.
     """
-    if options.models.config_file is None:
+    if not options.models.are_waited_for:
         for config in options.models.configs:
             if config.platform == TENSORFLOW:
                 latest(config.base_path)

@@ -84,9 +84,9 @@ class GrpcDoor:
         #: Where it listens; once started, the real one if it was 0.
         self.port = port
         self._handlers = handlers
-        self._profiler = profiler
         self._options = options
         self._credentials = None if options.tls is None else _credentials(options.tls)
+        self._profiler = profiler
         self._server: Any = None
         self._health = health.aio.HealthServicer()
 

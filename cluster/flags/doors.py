@@ -78,6 +78,9 @@ class DoorFlags:
     enable_grpc_healthcheck_service: Annotated[
         bool, flag("gRPC's health service, which is always there.")
     ] = True
+    enable_profiler: Annotated[
+        bool, flag("TensorFlow's ProfilerService on gRPC, for TensorBoard.")
+    ] = True
 
 
 def doors_of(flags: DoorFlags, sessions: Sessions, default_host: str) -> DoorOptions:
@@ -99,6 +102,7 @@ def doors_of(flags: DoorFlags, sessions: Sessions, default_host: str) -> DoorOpt
         check_method_names=flags.enable_signature_method_name_check,
         grpc_max_rpcs=flags.grpc_max_threads,
         grpc_channel_arguments=_channel_arguments(flags.grpc_channel_arguments),
+        profiler=flags.enable_profiler,
         rest_max_requests=flags.rest_api_num_threads,
     )
 

@@ -63,9 +63,10 @@ class ModelFlags:
     ] = None
 
 
-def models_of(flags: ModelFlags, defaults: ModelOptions) -> Models:
+def models_of(flags: ModelFlags, defaults: ModelOptions, *, waits: bool) -> Models:
     """The models of the start, their files checked.
 
+    Base paths of a file of models are waited for, and, if it `waits`, that of a single one.
     Raises NotFound or InvalidArgument for a file that cannot be read, with line and column where it
     does not parse, PermissionDenied for a base path outside of the roots, and as `check_logs`.
     """
@@ -82,6 +83,7 @@ def models_of(flags: ModelFlags, defaults: ModelOptions) -> Models:
         flags.model_options_file,
         roots,
         flags.request_log_root,
+        are_waited_for=waits or flags.model_config_file is not None,
     )
 
 

@@ -60,7 +60,7 @@ def options_of(
     is_secure = doors.tls is not None
     ray = ray_of(flags.cluster, given, is_secure=is_secure)
     options = ServeOptions(
-        models=models_of(flags.models, defaults),
+        models=models_of(flags.models, defaults, waits=front.waits_for_models),
         defaults=defaults,
         manager=manager_options_of(flags.loading),
         doors=doors,

@@ -16,7 +16,6 @@ WHY = {
     "num_unload_threads": "versions are unloaded beside each other, without threads",
     "flush_filesystem_caches": "files are read past caches of TensorFlow's",
     "remove_unused_fields_from_bundle_metagraph": "the graph is not kept with the model",
-    "enable_profiler": "TensorFlow's profiler is not served",
     "prefer_tflite_model": "TensorFlow Lite models are not served; the SavedModel is",
     "num_tflite_pools": "TensorFlow Lite models are not served",
     "num_tflite_interpreters_per_pool": "TensorFlow Lite models are not served",
@@ -34,7 +33,6 @@ class UnusedFlags:
     num_unload_threads: Annotated[int, flag("Unloading takes no threads.")] = 0
     flush_filesystem_caches: Annotated[bool, flag("There are none to flush.")] = False
     remove_unused_fields_from_bundle_metagraph: Annotated[bool, flag("It is not kept.")] = False
-    enable_profiler: Annotated[bool, flag("TensorFlow's profiler is not served.")] = False
     prefer_tflite_model: Annotated[bool, flag("TensorFlow Lite is not served.")] = False
     num_tflite_pools: Annotated[int, flag("TensorFlow Lite is not served.")] = 0
     num_tflite_interpreters_per_pool: Annotated[int, flag("TensorFlow Lite is not served.")] = 0

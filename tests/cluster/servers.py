@@ -7,7 +7,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,25 +73,38 @@ def server(base_path: Path, *flags: str) -> Iterator[Server]:
     Unless a layout says so, its tables are cut from 16 KB on.
     """
     cut = [] if any(flag.startswith("--layout=") for flag in flags) else ["--cut_threshold=16KB"]
-    grpc, rest, ingress_http, ingress_grpc = ports = free_ports(4)
+    ports = free_ports(4)
     names = ("port", "rest_api_port", "serve_http_port", "serve_grpc_port")
     chosen = [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
+    model = ("--model_name=m", f"--model_base_path={base_path}")
+    with _started(("-m", "shardserve", "serve", *model, *chosen, *cut, *flags), ports) as started:
+        yield started
+
+
+@contextmanager
+def model_server(*flags: str) -> Iterator[Server]:
+    """Start `tensorflow_model_server`, without Ray; end it as `server` does."""
+    grpc, rest = free_ports(2)
+    program = "from shardserve.cluster.cli import tensorflow_model_server as main; main()"
+    words = ("-c", program, f"--port={grpc}", f"--rest_api_port={rest}", *flags)
+    with _started(words, [grpc, rest, 0, 0]) as started:
+        yield started
+
+
+@contextmanager
+def _started(words: Sequence[str], ports: Sequence[int]) -> Iterator[Server]:
     mark = secrets.token_hex(8)
     # The tests' own Ray must not be taken for this one's.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "shardserve", "serve"),
-            *("--model_name=m", f"--model_base_path={base_path}"),
-            *(*chosen, *cut, *flags),
-        ],
+        [sys.executable, *words],
         env={**environment, _MARK: mark},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    started = Server(process, mark, grpc, rest, ingress_http, ingress_grpc)
+    started = Server(process, mark, *ports)
     try:
         yield started
     finally:

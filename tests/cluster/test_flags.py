@@ -107,7 +107,7 @@ def test_every_flag_of_the_original_is_taken_at_once() -> None:
     doors = taken.doors
     assert (doors.grpc_port, doors.rest_port, doors.rest_timeout) == (8500, 8501, 1.0)
     assert doors.grpc_socket == "/run/models.sock"
-    assert (doors.cors, doors.tensor_content, doors.check_method_names) == (True, True, True)
+    assert all((doors.cors, doors.tensor_content, doors.check_method_names, doors.profiler))
     assert (doors.grpc_max_rpcs, doors.rest_max_requests) == (16, 8)
     assert doors.grpc_channel_arguments == (
         ("grpc.max_connection_age_ms", 2000),
@@ -121,7 +121,6 @@ def test_every_flag_of_the_original_is_taken_at_once() -> None:
     assert taken.defaults.plan.batching.parameters is not None
     assert (taken.warm_up.enabled, taken.warm_up.iterations) == (True, 2)
     assert {line.split(" ")[0] for line in warnings} == {
-        "--enable_profiler",
         "--flush_filesystem_caches",
         "--num_tflite_interpreters_per_pool",
         "--num_tflite_pools",
@@ -195,6 +194,15 @@ def test_a_file_of_models_stands_for_the_flags_of_one(tmp_path: Path) -> None:
     assert [model.name for model in taken.models.configs] == ["a"]
     assert (taken.models.config_file, taken.models.poll_seconds) == (file, 5.0)
     assert warnings == ["--model_name: ignored, as there is a --model_config_file"]
+
+
+def test_base_paths_are_waited_for_in_files_and_by_the_originals_name(tmp_path: Path) -> None:
+    file = tmp_path / "models.config"
+    file.write_text("model_config_list {}")
+
+    assert not options().models.are_waited_for
+    assert options(front=TENSORFLOW_MODEL_SERVER).models.are_waited_for
+    assert parsed(f"--model_config_file={file}")[0].models.are_waited_for
 
 
 def test_resource_preserving_is_a_flag_of_ours() -> None:
