@@ -61,6 +61,7 @@ class ModelEntry:
     experiment: Experiment = Experiment()  # noqa: RUF009 (frozen)
     logging: RequestLogging | None = None
     is_settled: bool = False
+    is_configured: bool = True
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def catalog_of(
             model.labels,
             model.experiment,
             model.logging,
+            model.is_configured,
         )
         for name, model in models.items()
     }
@@ -148,7 +150,9 @@ def _entry(name: str, view: ModelView, servings: Mapping[VersionId, Serving]) ->
     }
     # What is no longer configured has settled: whoever serves it is to end that.
     settled = view.is_settled or not view.is_configured
-    return ModelEntry(versions, view.labels, view.experiment, view.logging, settled)
+    return ModelEntry(
+        versions, view.labels, view.experiment, view.logging, settled, view.is_configured
+    )
 
 
 def _version_entry(status: VersionStatus, serving: Serving | None) -> VersionEntry:

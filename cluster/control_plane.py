@@ -79,6 +79,11 @@ class ControlPlane:
             return failure_of(error)
         return None
 
+    def left(self, router: str) -> None:
+        """A router goes, and has nothing any more."""
+        self.routers.left(router)
+        self.metrics.gone(router)
+
     async def collected(self) -> bytes:
         """What all routers have counted together, as far as they answer in a moment."""
         number = self.catalog.latest.collect + 1

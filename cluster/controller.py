@@ -82,6 +82,10 @@ class Controller:
         """A router has something new to say."""
         self._plane.routers.heard(router, report)
 
+    async def left(self, router: str) -> None:
+        """A router goes, and has nothing any more."""
+        self._plane.left(router)
+
     async def plan(self, deployment: str) -> ModelPlan:
         """The plan of a deployment. Raises NotFound for one that is over."""
         return await self._deployer.deployment(deployment).plan()

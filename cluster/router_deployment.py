@@ -27,6 +27,7 @@ from shardserve.shards.model import ModelPlan
 
 if TYPE_CHECKING:
     from shardserve.cluster.ingress_requests import Encoded
+    from shardserve.router.prediction import PredictionHandlers
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +134,18 @@ class Router:
                 return collected
         except (RayError, TimeoutError) as error:
             raise Unavailable(f"the controller does not answer: {error}") from error
+
+    @property
+    def prediction(self) -> PredictionHandlers:
+        """What RPCs are answered by."""
+        return self._serving.prediction
+
+    async def leave(self) -> None:
+        """Close the doors, free the models, and be waited for no more."""
+        await self._serving.close()
+        self._following.cancel()
+        await self._models.close()
+        await self._controller.left.remote(self._id)
 
     async def check_health(self) -> None:
         """For Serve, which makes a replica anew that raises here."""

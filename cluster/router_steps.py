@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shardserve.cluster.catalog_table import CatalogTable, ModelEntry, Serving
 from shardserve.cluster.versions import VersionId
 from shardserve.router.catalog import State
+
+_ON_ITS_WAY = (State.START, State.LOADING)
 
 
 class Has(enum.Enum):
@@ -73,11 +75,24 @@ def steps(
 
 
 def shown_after(shown: Mapping[str, ModelEntry], table: CatalogTable) -> dict[str, ModelEntry]:
-    """The models as requests find them: a model that has not settled stays as it was."""
+    """The models as requests find them.
+
+    Of a model that has not settled stays what was known of it, but for versions that are further
+    than loading: a controller that was made anew has yet to come to the others.
+    """
     return {
-        name: entry if entry.is_settled else shown.get(name, entry)
+        name: entry if entry.is_settled or name not in shown else _updated(shown[name], entry)
         for name, entry in table.models.items()
     }
+
+
+def _updated(before: ModelEntry, entry: ModelEntry) -> ModelEntry:
+    news = {
+        version: one
+        for version, one in entry.versions.items()
+        if version not in before.versions or one.state not in _ON_ITS_WAY
+    }
+    return replace(before, versions={**before.versions, **news})
 
 
 def _is_same(mine: Held, serving: Serving) -> bool:
@@ -92,6 +107,6 @@ def _may_come(table: CatalogTable, version: VersionId) -> bool:
     if model is None:
         return False
     entry = model.versions.get(version.version)
-    if not model.is_settled:
-        return entry is None or entry.state in (State.START, State.LOADING)
-    return entry is not None and entry.state in (State.START, State.LOADING)
+    if entry is None:
+        return not model.is_settled
+    return entry.state in _ON_ITS_WAY

@@ -48,6 +48,11 @@ class RouterWatch:
         self._leases.heard(router, report, time.monotonic())
         self._tell()
 
+    def left(self, router: str) -> None:
+        """A router goes."""
+        self._leases.left(router)
+        self._tell()
+
     def started(self) -> None:
         """From now on nobody is waited for who is not there."""
         self._expected = 0

@@ -122,6 +122,7 @@ class Serving:
         collected: Collected | None = None,
     ) -> None:
         options = runtime.doors
+        self.catalog = runtime.catalog
         metrics = runtime.metrics
         self._handlers = Handlers(
             runtime.catalog, runtime.threads, handler_options(options), metrics
@@ -149,6 +150,7 @@ class Serving:
 
     async def close(self) -> None:
         """Refuse new requests, and answer those that came in, for a few seconds at most."""
+        self.rest.drain()
         for door in self._doors:
             await door.stop()
         if self._traces is not None:

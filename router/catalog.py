@@ -47,13 +47,15 @@ class Version:
 class Model:
     """A model's versions by number, its labels, each naming a version, and what is tried out.
 
-    A share of its requests is logged where `logging` says so.
+    A share of its requests is logged where `logging` says so. A model that `is_configured` no more
+    is still known by what became of its versions.
     """
 
     versions: Mapping[int, Version]
     labels: Mapping[str, int] = field(default_factory=dict)
     experiment: Experiment = Experiment()  # noqa: RUF009 (frozen)
     logging: RequestLogging | None = None
+    is_configured: bool = True
 
 
 @dataclass(frozen=True)

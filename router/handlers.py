@@ -110,10 +110,6 @@ class Handlers:
             )
         return reply
 
-    def close(self) -> None:
-        """Write what is still to be logged. Blocks; nothing may be asked any more."""
-        self.logs.close()
-
     async def session_run(self, request: Any, context: RequestContext) -> bytes:
         """A serialised SessionRunResponse."""
         servable = self.steps.resolve(spec_of(request), context)

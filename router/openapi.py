@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 import shardserve
+from shardserve.router.readiness import READY_PATH
 
 OPENAPI_PATH = "/openapi.json"
 
@@ -38,7 +39,18 @@ def _paths() -> _Schema:
             paths[f"{base}:{action}"] = {"parameters": refs, "post": _post(action, which)}
         paths[base] = {"parameters": refs, "get": _get("status", which)}
         paths[f"{base}/metadata"] = {"parameters": refs, "get": _get("metadata", which)}
+    paths[READY_PATH] = {"get": _ready()}
     return paths
+
+
+def _ready() -> _Schema:
+    """The probe's: it says the same whether the server is ready or not."""
+    replies = {"200": "every model can be asked", "503": "not yet, or not any more"}
+    responses = {
+        status: {"description": text, "content": _json("Readiness")}
+        for status, text in replies.items()
+    }
+    return {"operationId": "ready", "responses": responses}
 
 
 def _post(action: str, which: str) -> _Schema:
@@ -186,4 +198,10 @@ _SCHEMAS: _Schema = {
         metadata=_object(("signature_def",), signature_def={"type": "object"}),
     ),
     "Error": _object(("error",), error=_TEXT),
+    "Readiness": _object(
+        ("ready", "draining", "missing"),
+        ready={"type": "boolean"},
+        draining={"type": "boolean"},
+        missing={"type": "array", "items": _TEXT},
+    ),
 }

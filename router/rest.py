@@ -19,6 +19,7 @@ from shardserve.router.metric_snapshot import unpacked
 from shardserve.router.metrics import Collected, Measured, Metrics, nothing_measured
 from shardserve.router.model_specs import metric_name
 from shardserve.router.openapi import OPENAPI_PATH, openapi
+from shardserve.router.readiness import READY_PATH, readiness
 from shardserve.router.routes import PREFIX, Route, route
 from shardserve.router.servable import RequestContext
 from shardserve.router.status_codes import HTTP_STATUS
@@ -80,6 +81,7 @@ class Rest:
         self._always = (*_JSON, *(_CORS if cors else ()))
         self._compress_from = compress_from
         self._openapi = openapi()
+        self._is_draining = False
         self._log = logs.logger(entrypoint="REST")
 
     async def handle(
@@ -95,6 +97,8 @@ class Rest:
             return await self._monitoring(path)
         if path == OPENAPI_PATH and method == "GET":
             return Response(200, self._always, self._openapi)
+        if path == READY_PATH and method in ("GET", "HEAD"):
+            return self._ready()
         exchange = _Exchange(headers, self._timeout)
         if self._traces is not None:
             exchange.trace(method, path)
@@ -114,6 +118,10 @@ class Rest:
             self._handlers.catalog.leave(snapshot)
         self._count(exchange, Code.OK)
         return await self._compressed(headers, Response(200, self._headers(exchange), reply))
+
+    def drain(self) -> None:
+        """Be ready no more: whoever sends requests is to send them elsewhere. They are answered."""
+        self._is_draining = True
 
     def refused(self, status: int, message: str) -> Response:
         """The response to a request that the door does not even read to its end."""
@@ -149,6 +157,10 @@ class Rest:
         """To a browser that asks whether a page of some origin may send requests."""
         is_page = _ORIGIN.match(headers.get("origin") or "") is not None
         return Response(200 if is_page else 400, self._always, b"")
+
+    def _ready(self) -> Response:
+        found = readiness(self._handlers.catalog, draining=self._is_draining)
+        return Response(200 if found.is_ready else 503, self._always, found.as_json())
 
     async def _monitoring(self, path: str) -> Response:
         if path != self._monitoring_path:

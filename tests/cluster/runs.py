@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,16 @@ class ServerRun:
     async def catalog(self, known: int = -1) -> CatalogTable:
         table: CatalogTable = await self.controller.wait_for_table.remote(known)
         return table
+
+    async def catalog_after(self, before: Mapping[VersionId, Serving]) -> CatalogTable:
+        """The first table of a controller that Ray made anew, with deployments of its own."""
+        old = {serving.deployment for serving in before.values()}
+        while True:
+            with suppress(RayError):
+                table = await self.catalog()
+                if old.isdisjoint(one.deployment for one in table.servings().values()):
+                    return table
+            await asyncio.sleep(0.05)
 
     async def kill_controller(self) -> None:
         os.kill(await self.controller.pid.remote(), signal.SIGKILL)

@@ -73,7 +73,7 @@ class Doors:
         return await self.prediction.answer(RPCS[method], request.SerializeToString(), context)
 
     def logged(self) -> list[prediction_log_pb2.PredictionLog]:
-        self.handlers.close()
+        self.handlers.logs.close()
         return [log for path in files(self.prefix) for log in read_prediction_logs(path)]
 
 
