@@ -143,7 +143,11 @@ def parse_batching_parameters(text: str, source: str) -> BatchingParameters:
     Raises InvalidArgument, with line and column for what does not parse, and for values that make
     no sense.
     """
-    message = parse_message(text, _MESSAGE, source)
+    return parameters_of(parse_message(text, _MESSAGE, source), source)
+
+
+def parameters_of(message: Any, source: str) -> BatchingParameters:
+    """What a `BatchingParameters` message says; raises InvalidArgument as the class does."""
     values = {descriptor.name: _plain(value) for descriptor, value in message.ListFields()}
     try:
         return BatchingParameters(**values)
@@ -184,19 +188,19 @@ _NOT_NEGATIVE = (
     "low_priority_max_enqueued_batches",
 )
 
-_MESSAGE = message_classes(
-    "tensorflow.serving",
-    {
-        "BatchingParameters": {
-            "max_batch_size": "Int64Value",
-            "batch_timeout_micros": "Int64Value",
-            "max_enqueued_batches": "Int64Value",
-            "num_batch_threads": "Int64Value",
-            "thread_pool_name": "StringValue",
-            "allowed_batch_sizes": "repeated int64",
-            "pad_variable_length_inputs": "bool",
-            "enable_large_batch_splitting": "BoolValue",
-            "max_execution_batch_size": "Int64Value",
-        }
-    },
-)["BatchingParameters"]
+#: The message's, for files that hold it.
+FIELDS = {
+    "max_batch_size": "Int64Value",
+    "batch_timeout_micros": "Int64Value",
+    "max_enqueued_batches": "Int64Value",
+    "num_batch_threads": "Int64Value",
+    "thread_pool_name": "StringValue",
+    "allowed_batch_sizes": "repeated int64",
+    "pad_variable_length_inputs": "bool",
+    "enable_large_batch_splitting": "BoolValue",
+    "max_execution_batch_size": "Int64Value",
+}
+
+_MESSAGE = message_classes("tensorflow.serving", {"BatchingParameters": FIELDS})[
+    "BatchingParameters"
+]

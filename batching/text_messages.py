@@ -6,7 +6,7 @@ The messages are made here, in a pool of their own, so that they cannot clash wi
 from __future__ import annotations
 
 import keyword
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from google.protobuf import (
     text_format,
     wrappers_pb2,
 )
+from google.protobuf.descriptor import FileDescriptor
 
 from shardserve.batching.errors import InvalidArgument, NotFound
 
@@ -26,23 +27,32 @@ _Field = descriptor_pb2.FieldDescriptorProto
 _KINDS = {
     "string": _Field.TYPE_STRING,
     "bool": _Field.TYPE_BOOL,
+    "int32": _Field.TYPE_INT32,
     "int64": _Field.TYPE_INT64,
+    "uint64": _Field.TYPE_UINT64,
 }
 #: Messages around one value, so that one that is not set is told from a zero.
-_WRAPPERS = frozenset({"Int64Value", "StringValue", "BoolValue"})
+_WRAPPERS = frozenset({"Int32Value", "Int64Value", "StringValue", "BoolValue"})
 
 #: A message's fields in the order of their numbers, from 1: a kind of `_KINDS`, one of protobuf's
-#: `_WRAPPERS`, or another message of the file; "repeated " before it if there may be many.
+#: `_WRAPPERS`, or another message of the file, or one of an imported file, with its package;
+#: "repeated " before it if there may be many.
 Fields = Mapping[str, str]
 
 
-def message_classes(package: str, messages: Mapping[str, Fields]) -> dict[str, type[Any]]:
-    """The classes of a file's messages, by name. What a message names comes before it."""
+def message_classes(
+    package: str, messages: Mapping[str, Fields], imports: Sequence[FileDescriptor] = ()
+) -> dict[str, type[Any]]:
+    """The classes of a file's messages, by name. What a message names comes before it.
+
+    Of `imports` there are copies in the classes' pool.
+    """
+    imports = (wrappers_pb2.DESCRIPTOR, *imports)
     file = descriptor_pb2.FileDescriptorProto(
         name=f"{package.replace('.', '/')}/{'_'.join(messages).lower()}.proto",
         package=package,
         syntax="proto3",
-        dependency=[wrappers_pb2.DESCRIPTOR.name],
+        dependency=[one.name for one in imports],
     )
     for name, fields in messages.items():
         message = file.message_type.add(name=name)
@@ -50,7 +60,7 @@ def message_classes(package: str, messages: Mapping[str, Fields]) -> dict[str, t
             assert not keyword.iskeyword(field)
             _describe(message.field.add(name=field, number=number), kind, package)
     pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
+    _copy(imports, pool, set())
     pool.AddSerializedFile(file.SerializeToString())
     return {
         name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}"))
@@ -58,11 +68,16 @@ def message_classes(package: str, messages: Mapping[str, Fields]) -> dict[str, t
     }
 
 
-def parse_message(text: str, kind: type[Any], source: str) -> Any:
-    """Raises InvalidArgument with `source`, line and column for what does not parse."""
+def parse_message(
+    text: str, kind: type[Any], source: str, pool: descriptor_pool.DescriptorPool | None = None
+) -> Any:
+    """Raises InvalidArgument with `source`, line and column for what does not parse.
+
+    `pool` has the messages that an `Any` may hold.
+    """
     message = kind()
     try:
-        text_format.Parse(text, message)
+        text_format.Parse(text, message, descriptor_pool=pool)
     except text_format.ParseError as error:
         name = message.DESCRIPTOR.full_name
         raise InvalidArgument(f"{source}: Error parsing text-format {name}: {error}") from None
@@ -84,6 +99,16 @@ def read_text(path: Path) -> str:
     return text
 
 
+def _copy(
+    files: Sequence[FileDescriptor], pool: descriptor_pool.DescriptorPool, copied: set[str]
+) -> None:
+    for file in files:
+        if file.name not in copied:
+            copied.add(file.name)
+            _copy(file.dependencies, pool, copied)
+            pool.AddSerializedFile(file.serialized_pb)
+
+
 def _describe(field: _Field, kind: str, package: str) -> None:
     single = kind.removeprefix("repeated ")
     field.label = _Field.LABEL_REPEATED if single != kind else _Field.LABEL_OPTIONAL
@@ -91,5 +116,10 @@ def _describe(field: _Field, kind: str, package: str) -> None:
         field.type = _KINDS[single]
     else:
         field.type = _Field.TYPE_MESSAGE
-        where = "google.protobuf" if single in _WRAPPERS else package
-        field.type_name = f".{where}.{single}"
+        field.type_name = f".{_full_name(single, package)}"
+
+
+def _full_name(message: str, package: str) -> str:
+    if message in _WRAPPERS:
+        return f"google.protobuf.{message}"
+    return message if "." in message else f"{package}.{message}"

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from shardserve.cluster.door_config import DEFAULT_METRICS_PATH
 from shardserve.cluster.example import Example
 from shardserve.cluster.options import Engine, ServeOptions
 from shardserve.cluster.placement import Seat
@@ -169,29 +168,35 @@ def announcement(
         lines = ["", f"{len(served)} models are served, until Ctrl-C:"]
         lines += [f"  {one}" for one in served]
     if doors.rest_port:
-        lines.append(f"  REST       {_url(doors.host, doors.rest_port)}{path}")
-        lines.append(f"  metrics    {_url(doors.host, doors.rest_port)}{DEFAULT_METRICS_PATH}")
+        rest = _url(doors.host, doors.rest_port, is_secure=doors.tls is not None)
+        lines.append(f"  REST       {rest}{path}")
+        lines.append(f"  metrics    {rest}{doors.monitoring.path}")
     if doors.grpc_port:
-        lines.append(f"  gRPC       {doors.host}:{doors.grpc_port}")
+        lines.append(f"  gRPC       {_shown(doors.host)}:{doors.grpc_port}")
+    if doors.grpc_socket:
+        lines.append(f"  gRPC       unix:{doors.grpc_socket}")
     lines += _ingress_lines(options, path)
     if example is not None and doors.rest_port:
-        url = f"{_url(doors.host, doors.rest_port)}{path}:predict"
-        lines += ["", "Try:", f"  {example.command(url)}"]
+        lines += ["", "Try:", f"  {example.command(f'{rest}{path}:predict')}"]
         if example.reply is not None:
             lines += ["The reply to expect:", f"  {example.reply}"]
     return [*lines, ""]
 
 
 def _ingress_lines(options: ServeOptions, path: str) -> list[str]:
-    if options.engine is not Engine.RAY:
+    if options.engine is not Engine.RAY or not options.ray.has_ingress:
         return []
     http, grpc = options.ray.serve_http_port, options.ray.serve_grpc_port
-    return [
-        f"  Ray Serve  {_url(options.doors.host, http)}{path}, gRPC {options.doors.host}:{grpc}"
-    ]
+    host = options.doors.host
+    return [f"  Ray Serve  {_url(host, http)}{path}, gRPC {_shown(host)}:{grpc}"]
 
 
-def _url(host: str, port: int) -> str:
-    """An address that works on this machine, whatever interfaces are listened on."""
-    shown = "localhost" if host in ("0.0.0.0", "::") else host  # noqa: S104
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+def _url(host: str, port: int, *, is_secure: bool = False) -> str:
+    return f"{'https' if is_secure else 'http'}://{_shown(host)}:{port}"
+
+
+def _shown(host: str) -> str:
+    """A host that works on this machine, whatever interfaces are listened on."""
+    if host in ("", "0.0.0.0", "::"):  # noqa: S104
+        return "localhost"
+    return f"[{host}]" if ":" in host else host

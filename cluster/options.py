@@ -95,12 +95,19 @@ class DoorOptions:
 
 @dataclass(frozen=True)
 class RayOptions:
-    """`address` None starts a Ray of our own; otherwise it is of one to join, or "auto"."""
+    """`address` None starts a Ray of our own; otherwise it is of one to join, or "auto".
+
+    With a `serve_http_port` of 0 Ray Serve's ingress stays shut, that of gRPC too.
+    """
 
     address: str | None = None
     routers: int = 1
     serve_http_port: int = 8000
     serve_grpc_port: int = 9000
+
+    @property
+    def has_ingress(self) -> bool:
+        return self.serve_http_port != 0
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ def check(options: ServeOptions) -> None:
 def ports_by_flag(options: ServeOptions) -> dict[str, int]:
     """Every port that the user chooses and the engine opens, by its flag."""
     ports = {"--port": options.doors.grpc_port, "--rest_api_port": options.doors.rest_port}
-    if options.engine is Engine.RAY:
+    if options.engine is Engine.RAY and options.ray.has_ingress:
         ports["--serve_http_port"] = options.ray.serve_http_port
         ports["--serve_grpc_port"] = options.ray.serve_grpc_port
     return ports

@@ -6,8 +6,10 @@ way would be ended by Ray before it has tidied up.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray import serve
-from ray.serve.config import HTTPOptions, gRPCOptions
+from ray.serve.config import DeploymentMode, HTTPOptions, gRPCOptions
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from shardserve.cluster.ingress import ADDERS
@@ -25,12 +27,7 @@ def deploy(application: Application) -> None:
 
     Routers that run are left alone: they outlive the controller that started them.
     """
-    ports = application.ray
-    serve.start(
-        http_options=HTTPOptions(host=application.doors.host, port=ports.serve_http_port),
-        grpc_options=gRPCOptions(port=ports.serve_grpc_port, grpc_servicer_functions=ADDERS),
-        logging_config=_LOGGING,
-    )
+    serve.start(**_ingress(application), logging_config=_LOGGING)
     if _is_running(application.name):
         return
     deployment = serve.deployment(Router).options(
@@ -54,6 +51,18 @@ def withdraw(application: Application) -> None:
         serve.delete(application.name)
     else:
         serve.shutdown()
+
+
+def _ingress(application: Application) -> dict[str, Any]:
+    """Where Serve's own proxies listen, if there are to be any."""
+    ports = application.ray
+    if not ports.has_ingress:
+        return {"http_options": HTTPOptions(location=DeploymentMode.NoServer)}
+    host = application.doors.host or "0.0.0.0"  # noqa: S104 (all interfaces were asked for)
+    return {
+        "http_options": HTTPOptions(host=host, port=ports.serve_http_port),
+        "grpc_options": gRPCOptions(port=ports.serve_grpc_port, grpc_servicer_functions=ADDERS),
+    }
 
 
 def _is_running(name: str) -> bool:

@@ -11,11 +11,10 @@ from typing import TypeVar
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.memory import settle_memory
 from shardserve.batching.stage import StageCounts
+from shardserve.cluster.doors import doors_of, handler_options
 from shardserve.cluster.options import DoorOptions
 from shardserve.router.catalog import Catalog
-from shardserve.router.grpc_door import GrpcDoor
-from shardserve.router.handlers import HandlerOptions, Handlers
-from shardserve.router.http_door import HttpDoor
+from shardserve.router.handlers import Handlers
 from shardserve.router.metrics import Measured, Metrics, nothing_measured
 from shardserve.router.prediction import PredictionHandlers
 from shardserve.router.reload import Reload, refuse_reload
@@ -89,7 +88,7 @@ def start_runtime(doors: DoorOptions, defaults: PlanOptions, warm_up: WarmUpOpti
 
 def parallelism_of(doors: DoorOptions) -> Parallelism:
     """TensorFlow's own threads, as the flags say."""
-    return Parallelism(doors.intra_op_threads, doors.inter_op_threads)
+    return Parallelism(doors.intra_op_threads, doors.inter_op_threads, doors.session_config)
 
 
 class Serving:
@@ -106,23 +105,19 @@ class Serving:
         measured: Measured = nothing_measured,
     ) -> None:
         options = runtime.doors
-        said = HandlerOptions(options.tensor_content, options.check_method_names)
-        handlers = Handlers(catalog, runtime.threads, said)
+        handlers = Handlers(catalog, runtime.threads, handler_options(options))
         metrics = Metrics(stages=lambda: stage_counts(catalog))
         self.rest = Rest(
             handlers,
             metrics,
             options.rest_timeout,
-            measured=measured,
+            options.monitoring.path,
+            measured,
             cors=options.cors,
             compress_from=options.compress_from,
         )
         self.prediction = PredictionHandlers(handlers, metrics, reload)
-        self._doors: list[HttpDoor | GrpcDoor] = []
-        if options.rest_port:
-            self._doors.append(HttpDoor(self.rest, options.host, options.rest_port))
-        if options.grpc_port:
-            self._doors.append(GrpcDoor(self.prediction, options.host, options.grpc_port))
+        self._doors = doors_of(options, self.rest, self.prediction)
 
     async def open(self) -> None:
         """Open the doors. Raises Unavailable, naming the address, for a port that is taken."""

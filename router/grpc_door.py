@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -21,21 +22,23 @@ from tensorflow_serving.apis import (
 
 from shardserve.batching.errors import ServingError, Unavailable
 from shardserve.router import logs
-from shardserve.router.listening import ANY_HOST
+from shardserve.router.listening import ANY_HOST, claim_socket
 from shardserve.router.prediction import RPCS, PredictionHandlers, Rpc
 from shardserve.router.servable import RequestContext
 from shardserve.router.status_codes import GRPC_STATUS, grpc_message
+from shardserve.router.tls import Tls
+from shardserve.router.tls_context import server_context
 
 #: The most that gRPC itself can frame.
 MAX_MESSAGE = 2**31 - 1
 
 GRACE_SECONDS = 5.0
 
-_OPTIONS = (
-    ("grpc.so_reuseport", 1),
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.max_send_message_length", MAX_MESSAGE),
-)
+_ARGUMENTS = {
+    "grpc.so_reuseport": 1,
+    "grpc.max_receive_message_length": MAX_MESSAGE,
+    "grpc.max_send_message_length": MAX_MESSAGE,
+}
 #: Their descriptions have to be there for reflection.
 _SERVICES = tuple(
     service.full_name
@@ -46,30 +49,70 @@ _SERVICES = tuple(
 _GRPC_SERVICES = (health.SERVICE_NAME, reflection.SERVICE_NAME)
 
 
-class GrpcDoor:
-    """Serves RPCs on a port until stopped; several processes may share the port."""
+@dataclass(frozen=True)
+class GrpcOptions:
+    """`socket` is the path of a Unix socket, "" for none; `has_port` whether there is a port too.
 
-    def __init__(self, handlers: PredictionHandlers, host: str = ANY_HOST, port: int = 0) -> None:
+    With `tls` nothing else is taken. `channel_arguments` are gRPC's own, by their names.
+    `max_rpcs` are answered at a time, and what is more is refused with RESOURCE_EXHAUSTED.
+    """
+
+    socket: str = ""
+    tls: Tls | None = None
+    channel_arguments: tuple[tuple[str, int | str], ...] = ()
+    max_rpcs: int | None = None
+    has_port: bool = True
+
+
+class GrpcDoor:
+    """Serves RPCs on a port until stopped; several processes may share the port.
+
+    Raises InvalidArgument for certificates that are none.
+    """
+
+    def __init__(
+        self,
+        handlers: PredictionHandlers,
+        host: str = ANY_HOST,
+        port: int = 0,
+        options: GrpcOptions = GrpcOptions(),
+    ) -> None:
         self.host = host
         #: Where it listens; once started, the real one if it was 0.
         self.port = port
         self._handlers = handlers
+        self._options = options
+        self._credentials = None if options.tls is None else _credentials(options.tls)
         self._server: Any = None
         self._health = health.aio.HealthServicer()
 
     async def start(self) -> None:
-        """Accept calls from now on, on the running loop. Raises Unavailable without the port."""
-        server = grpc.aio.server(options=_OPTIONS)
+        """Accept calls from now on, on the running loop.
+
+        Raises Unavailable, naming the address, if it cannot be had.
+        """
+        arguments = {**_ARGUMENTS, **dict(self._options.channel_arguments)}
+        server = grpc.aio.server(
+            options=tuple(arguments.items()), maximum_concurrent_rpcs=self._options.max_rpcs
+        )
         server.add_generic_rpc_handlers(_services(self._handlers))
         await self._add_health(server)
         reflection.enable_server_reflection((*_SERVICES, *_GRPC_SERVICES), server)
-        address = f"{self.host or '[::]'}:{self.port}"
-        try:
-            self.port = server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise Unavailable(f"cannot listen on {address}: {error}") from error
+        if self._options.has_port:
+            self.port = self._listen(server, f"{_in_address(self.host)}:{self.port}")
+        if self._options.socket:
+            claim_socket(self._options.socket)
+            self._listen(server, f"unix:{self._options.socket}")
         await server.start()
         self._server = server
+
+    def _listen(self, server: Any, address: str) -> int:
+        try:
+            if self._credentials is None:
+                return int(server.add_insecure_port(address))
+            return int(server.add_secure_port(address, self._credentials))
+        except RuntimeError as error:
+            raise Unavailable(f"cannot listen on {address}: {error}") from error
 
     async def _add_health(self, server: Any) -> None:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -86,6 +129,22 @@ class GrpcDoor:
             await self._health.enter_graceful_shutdown()
             await self._server.stop(grace)
             self._server = None
+
+
+def _in_address(host: str) -> str:
+    if host == ANY_HOST:
+        return "[::]"
+    return f"[{host}]" if ":" in host else host
+
+
+def _credentials(tls: Tls) -> Any:
+    # gRPC says neither what is wrong, nor before the port is bound.
+    server_context(tls)
+    return grpc.ssl_server_credentials(
+        [(tls.server_key, tls.server_cert)],
+        root_certificates=tls.custom_ca or None,
+        require_client_auth=tls.client_verify,
+    )
 
 
 def _services(handlers: PredictionHandlers) -> tuple[Any, ...]:

@@ -17,8 +17,11 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from shardserve.router.limited import Answers
 from shardserve.router.listening import ANY_HOST, BACKLOG, listen
-from shardserve.router.rest import Response, Rest
+from shardserve.router.rest import Response
+from shardserve.router.tls import Tls
+from shardserve.router.tls_context import server_context
 
 MAX_BODY = 64 << 20
 
@@ -35,10 +38,18 @@ WATCH_AFTER = 0.25
 
 
 class HttpDoor:
-    """Serves `rest` on a port until stopped; several processes may share the port."""
+    """Serves `rest` on a port until stopped; several processes may share the port.
+
+    With `tls` it takes nothing else. Raises InvalidArgument for certificates that are none.
+    """
 
     def __init__(
-        self, rest: Rest, host: str = ANY_HOST, port: int = 0, max_body: int = MAX_BODY
+        self,
+        rest: Answers,
+        host: str = ANY_HOST,
+        port: int = 0,
+        max_body: int = MAX_BODY,
+        tls: Tls | None = None,
     ) -> None:
         self.host = host
         #: Where it listens; once started, the real one if it was 0.
@@ -58,6 +69,7 @@ class HttpDoor:
             date_header=False,
         )
         self._server = uvicorn.Server(config)
+        self._tls = None if tls is None else server_context(tls)
         self._sockets: list[socket.socket] = []
         self._ticking: asyncio.Task[None] | None = None
 
@@ -69,6 +81,7 @@ class HttpDoor:
         # What `Server.serve` does, without taking the process's signals.
         config = self._server.config
         config.load()
+        config.ssl = self._tls
         self._server.lifespan = config.lifespan_class(config)
         await self._server.startup(sockets=self._sockets)
         self._ticking = asyncio.create_task(self._server.main_loop())
@@ -132,7 +145,7 @@ class _ClientGone(Exception):
 class _Application:
     """ASGI onto `Rest`."""
 
-    def __init__(self, rest: Rest, max_body: int) -> None:
+    def __init__(self, rest: Answers, max_body: int) -> None:
         self._rest = rest
         self._max_body = max_body
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import stat
+from pathlib import Path
 
 from shardserve.batching.errors import Unavailable
 
@@ -32,3 +34,22 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         where = f"{host or 'all addresses'}, port {port}"
         raise Unavailable(f"cannot listen on {where}: {error.strerror or error}") from error
+
+
+def claim_socket(path: str) -> None:
+    """Make sure that a Unix socket can be made at `path`: what an ended server left there goes.
+
+    Raises Unavailable if somebody listens there, or something else than a socket is there.
+    """
+    try:
+        kind = Path(path).lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Unavailable(f"cannot listen on {path}: {error.strerror}") from error
+    if not stat.S_ISSOCK(kind):
+        raise Unavailable(f"cannot listen on {path}: it is there, and is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        if probe.connect_ex(path) == 0:
+            raise Unavailable(f"cannot listen on {path}: somebody else does")
+    Path(path).unlink(missing_ok=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import trustme
 
 from shardserve.cluster import environment
 from shardserve.cluster.environment import IngressPorts
@@ -31,3 +34,19 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ssl_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SSLConfig in text format, with a certificate of its own for localhost."""
+    issued = trustme.CA().issue_cert("localhost", "127.0.0.1")
+    path = tmp_path_factory.mktemp("tls") / "ssl.config"
+    path.write_text(
+        ssl_config_text(issued.private_key_pem.bytes(), issued.cert_chain_pems[0].bytes())
+    )
+    return path
+
+
+def ssl_config_text(key: bytes, cert: bytes, more: str = "") -> str:
+    """An SSLConfig of PEMs."""
+    return f"server_key: {json.dumps(key.decode())}\nserver_cert: {json.dumps(cert.decode())}{more}"

@@ -150,7 +150,7 @@ def test_row_counts_of_a_table_that_does_not_exist_are_refused(
         (("plan", "{model}", "--check=/absent.yaml"), 1, "/absent.yaml"),
         (("plan", "{model}", "--row_counts=/absent.yaml"), 1, "/absent.yaml"),
         (("serve", "--model_name=m", "--model_base_path=/absent"), 1, "/absent"),
-        (("serve", "--model_name=m"), 2, "--model_base_path"),
+        (("serve", "--model_name=m"), 1, "--model_base_path"),
         ((*SERVE, "--layout=/absent.yaml"), 1, "/absent.yaml"),
         ((*SERVE, "--layout=/a.yaml", "--shards=2"), 1, "--shards is the layout's to say: /a.yaml"),
         (("plan", "/m", "--check=/a.yaml", "--tier=mapped"), 1, "--tier is the layout's to say"),

@@ -1,0 +1,138 @@
+"""Flags of the doors: where they listen, whom they trust, and how they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from shardserve.batching.errors import InvalidArgument
+from shardserve.cluster.door_config import Monitoring, read_monitoring, read_tls
+from shardserve.cluster.flags.group import flag, size
+from shardserve.cluster.flags.runtime import Sessions
+from shardserve.cluster.options import DoorOptions
+from shardserve.router.tls import Tls
+from shardserve.router.tls_context import server_context
+
+
+@dataclass(frozen=True)
+class DoorFlags:
+    PANEL: ClassVar[str] = "Doors"
+
+    port: Annotated[int, flag("Port of gRPC; 0 for none.")] = 8500
+    rest_api_port: Annotated[int, flag("Port of REST; 0 for none.")] = 0
+    host: Annotated[
+        str | None,
+        flag(
+            "Interface to listen on; empty for all.",
+            show_default="127.0.0.1; tensorflow_model_server: all",
+        ),
+    ] = None
+    grpc_socket_path: Annotated[
+        str, flag("A Unix socket for gRPC, besides the port.", metavar="PATH", show_default=False)
+    ] = ""
+    ssl_config_file: Annotated[
+        Path | None,
+        flag("Certificates for gRPC and REST: an SSLConfig in text format.", metavar="FILE"),
+    ] = None
+    rest_api_timeout_in_ms: Annotated[int, flag("For a REST request.", min=1)] = 30000
+    rest_api_enable_cors_support: Annotated[
+        bool, flag("Let web pages of any origin read replies.")
+    ] = False
+    rest_api_compress_from: Annotated[
+        int | None,
+        flag(
+            "Compress replies this large for clients that take gzip.",
+            parser=size,
+            metavar="SIZE",
+            show_default="never",
+        ),
+    ] = None
+    rest_api_num_threads: Annotated[
+        int | None,
+        flag("REST requests that are answered at a time; others wait.", min=1, show_default="all"),
+    ] = None
+    grpc_max_threads: Annotated[
+        int | None,
+        flag("RPCs that are answered at a time; others are refused.", min=1, show_default="all"),
+    ] = None
+    grpc_channel_arguments: Annotated[
+        str,
+        flag(
+            "gRPC's own, such as grpc.max_connection_age_ms=2000; several by comma.",
+            metavar="KEY=VALUE",
+            show_default=False,
+        ),
+    ] = ""
+    monitoring_config_file: Annotated[
+        Path | None,
+        flag("Path of the metrics page: a MonitoringConfig in text format.", metavar="FILE"),
+    ] = None
+    enable_serialization_as_tensor_content: Annotated[
+        bool, flag("Answer gRPC with tensor_content rather than typed fields.")
+    ] = False
+    enable_signature_method_name_check: Annotated[
+        bool, flag("A signature answers only the calls that its method_name is for.")
+    ] = False
+    enable_grpc_healthcheck_service: Annotated[
+        bool, flag("gRPC's health service, which is always there.")
+    ] = True
+
+
+def doors_of(flags: DoorFlags, sessions: Sessions, default_host: str) -> DoorOptions:
+    """Raises NotFound or InvalidArgument, naming the file or the flag; nothing of a key is said."""
+    return DoorOptions(
+        host=default_host if flags.host is None else flags.host,
+        grpc_port=flags.port,
+        rest_port=flags.rest_api_port,
+        rest_timeout=flags.rest_api_timeout_in_ms / 1000.0,
+        intra_op_threads=sessions.intra_op_threads,
+        inter_op_threads=sessions.inter_op_threads,
+        session_config=sessions.config,
+        grpc_socket=flags.grpc_socket_path.removeprefix("unix:"),
+        tls=_tls(flags.ssl_config_file),
+        monitoring=_monitoring(flags.monitoring_config_file),
+        cors=flags.rest_api_enable_cors_support,
+        compress_from=flags.rest_api_compress_from,
+        tensor_content=flags.enable_serialization_as_tensor_content,
+        check_method_names=flags.enable_signature_method_name_check,
+        grpc_max_rpcs=flags.grpc_max_threads,
+        grpc_channel_arguments=_channel_arguments(flags.grpc_channel_arguments),
+        rest_max_requests=flags.rest_api_num_threads,
+    )
+
+
+def warnings_of_doors(flags: DoorFlags, given: Collection[str]) -> list[str]:
+    """What is done otherwise than it was asked for."""
+    if "enable_grpc_healthcheck_service" in given and not flags.enable_grpc_healthcheck_service:
+        return ["--enable_grpc_healthcheck_service=false: the health service is always there"]
+    return []
+
+
+def _tls(path: Path | None) -> Tls | None:
+    if path is None:
+        return None
+    tls = read_tls(path)
+    try:
+        server_context(tls)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{path}: {error.message}") from None
+    return tls
+
+
+def _monitoring(path: Path | None) -> Monitoring:
+    return Monitoring() if path is None else read_monitoring(path)
+
+
+def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
+    return tuple(_channel_argument(pair) for pair in text.split(",") if pair)
+
+
+def _channel_argument(pair: str) -> tuple[str, int | str]:
+    """An integer where the value is one, as the original does it."""
+    key, equals, value = pair.partition("=")
+    if not key or not equals:
+        raise InvalidArgument(f"--grpc_channel_arguments takes KEY=VALUE by comma, not {pair!r}")
+    digits = value.removeprefix("-")
+    return key, int(value) if digits.isascii() and digits.isdecimal() else value

@@ -1,0 +1,95 @@
+"""Flags that say which models there are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from shardserve.batching.errors import InvalidArgument
+from shardserve.cluster.flags.group import flag
+from shardserve.cluster.model_config import ModelConfig, check_name, read_model_config
+from shardserve.cluster.model_options import ModelOptions, read_model_options
+from shardserve.cluster.model_roots import check_roots
+from shardserve.cluster.options import Models
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    PANEL: ClassVar[str] = "Models"
+
+    model_name: Annotated[str, flag("The model's name in requests.")] = "default"
+    model_base_path: Annotated[
+        Path | None,
+        flag("Holds one directory for each version of the model.", metavar="DIR"),
+    ] = None
+    model_config_file: Annotated[
+        Path | None,
+        flag(
+            "Several models: a ModelServerConfig in text format, instead of the two above.",
+            metavar="FILE",
+            resolve_path=True,
+        ),
+    ] = None
+    model_config_file_poll_wait_seconds: Annotated[
+        float, flag("Seconds after which that file is read again; 0: never.", min=0)
+    ] = 0
+    model_options_file: Annotated[
+        Path | None,
+        flag(
+            "Shards, layout, experiments and the like for each model by its name.",
+            metavar="FILE",
+            resolve_path=True,
+        ),
+    ] = None
+    allowed_model_roots: Annotated[
+        str,
+        flag(
+            "Directories, by comma: base paths outside of them are refused.",
+            show_default="any",
+            metavar="DIRS",
+        ),
+    ] = ""
+
+
+def models_of(flags: ModelFlags, defaults: ModelOptions) -> Models:
+    """The models of the start, their files checked.
+
+    Raises NotFound or InvalidArgument for a file that cannot be read, with line and column where it
+    does not parse, and PermissionDenied for a base path outside of the roots.
+    """
+    roots = tuple(Path(root).absolute() for root in flags.allowed_model_roots.split(",") if root)
+    configs = _configs(flags)
+    check_roots(configs, roots)
+    if flags.model_options_file is not None:
+        read_model_options(flags.model_options_file, defaults)
+    return Models(
+        configs,
+        flags.model_config_file,
+        flags.model_config_file_poll_wait_seconds,
+        flags.model_options_file,
+        roots,
+    )
+
+
+def warnings_of_models(flags: ModelFlags, given: Collection[str]) -> list[str]:
+    """What is not heeded."""
+    if flags.model_config_file is None:
+        if flags.model_config_file_poll_wait_seconds:
+            return ["--model_config_file_poll_wait_seconds: there is no --model_config_file"]
+        return []
+    return [
+        f"--{name}: ignored, as there is a --model_config_file"
+        for name in ("model_name", "model_base_path")
+        if name in given
+    ]
+
+
+def _configs(flags: ModelFlags) -> tuple[ModelConfig, ...]:
+    if flags.model_config_file is not None:
+        return read_model_config(flags.model_config_file)
+    if flags.model_base_path is None:
+        raise InvalidArgument("--model_base_path or --model_config_file has to be given")
+    check_name(flags.model_name)
+    return (ModelConfig(flags.model_name, flags.model_base_path.absolute()),)

@@ -1,0 +1,64 @@
+"""The two names of the server, and what differs between them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from shardserve.batching.errors import ServingError
+from shardserve.cluster.options import Engine
+
+ALL_INTERFACES = ""
+
+
+@dataclass(frozen=True)
+class Front:
+    """What a command line means where it says nothing, and how its failures are told.
+
+    `engine` is for a command line that asks for neither shards nor Ray. Unknown flags are mistakes,
+    or, where it `ignores_unknown` ones, said and left out. `wrong_flags` and `failed` are exit
+    statuses; `failure` is the line about what keeps it from serving, and goes to standard error, or
+    to standard output where it `fails_on_output`.
+    """
+
+    program: str
+    host: str
+    engine: Engine
+    ignores_unknown: bool
+    wrong_flags: int
+    failed: int
+    failure: str = "{program}: {message}"
+    fails_on_output: bool = False
+
+    def say_failure(self, error: ServingError) -> None:
+        """In one line."""
+        line = self.failure.format(
+            program=self.program, code=error.code.name, message=error.message
+        )
+        (sys.stdout if self.fails_on_output else sys.stderr).write(f"{line}\n")
+
+    def say_wrong_flags(self, message: str) -> None:
+        """What no flag can be, and where to look."""
+        sys.stderr.write(f"{self.program}: {message.rstrip('.')}; see {self.program} --help\n")
+
+
+SHARDSERVE = Front(
+    program="shardserve",
+    host="127.0.0.1",
+    engine=Engine.RAY,
+    ignores_unknown=False,
+    wrong_flags=2,
+    failed=1,
+)
+
+#: As tools that start and watch the original expect it.
+TENSORFLOW_MODEL_SERVER = Front(
+    program="tensorflow_model_server",
+    host=ALL_INTERFACES,
+    engine=Engine.LOCAL,
+    ignores_unknown=True,
+    wrong_flags=255,
+    failed=255,
+    failure="Failed to start server. Error: {code}: {message}",
+    fails_on_output=True,
+)

@@ -1,0 +1,68 @@
+"""The command that serves, under either of its names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from shardserve.cluster.flags.group import given, takes
+from shardserve.cluster.flags.serve import ServeFlags, options_of
+from shardserve.cluster.front import Front
+from shardserve.cluster.options import Engine, ServeOptions
+from shardserve.cluster.quiet import quiet_import
+
+
+def serve_command(front: Front) -> Callable[..., None]:
+    """The function of typer's command, with all flags of the server."""
+
+    @takes(ServeFlags)
+    def serve(context: typer.Context, flags: ServeFlags) -> None:
+        """Serve models until Ctrl-C."""
+        if flags.other.version:
+            typer.echo("\n".join(version_lines()))
+            return
+        console = Console(stderr=True)
+        for argument in context.args:
+            _say(console, f"unknown argument: {argument}")
+        options, warnings = options_of(flags, given(context), front)
+        for warning in warnings:
+            _say(console, f"warning: {warning}")
+        _run(options, console)
+
+    command: Callable[..., None] = serve
+    return command
+
+
+def context_settings(front: Front) -> dict[str, Any]:
+    """For typer: what of a command line may be unknown."""
+    unknown = front.ignores_unknown
+    return {"ignore_unknown_options": unknown, "allow_extra_args": unknown}
+
+
+def version_lines() -> tuple[str, str]:
+    """The original's two lines. Its version is the one whose API is served."""
+    api, ours = version("tensorflow-serving-api"), version("shardserve")
+    return (
+        f"TensorFlow ModelServer: {api}+shardserve.{ours}",
+        f"TensorFlow Library: {version('tensorflow')}",
+    )
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _run(options: ServeOptions, console: Console) -> None:
+    if options.engine is Engine.LOCAL:
+        with quiet_import():
+            from shardserve.cluster import local_engine  # noqa: PLC0415
+
+        local_engine.serve(options, console)
+    else:
+        from shardserve.cluster import ray_engine  # noqa: PLC0415 (sets Ray's environment first)
+
+        ray_engine.serve(options, console)

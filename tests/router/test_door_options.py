@@ -1,0 +1,148 @@
+"""The doors' options, one by one, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from shardserve.batching.errors import Unavailable
+from shardserve.router.grpc_door import GrpcDoor, GrpcOptions
+from shardserve.router.handlers import Handlers
+from shardserve.router.limited import LimitedRest
+from shardserve.router.listening import claim_socket
+from shardserve.router.metrics import Metrics
+from shardserve.router.prediction import PredictionHandlers
+from shardserve.router.rest import Response
+
+
+@pytest.fixture
+def prediction(handlers: Handlers) -> PredictionHandlers:
+    return PredictionHandlers(handlers, Metrics(CollectorRegistry()))
+
+
+async def is_healthy(address: str) -> bool:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def test_grpc_is_served_on_a_unix_socket_besides_the_port(
+    prediction: PredictionHandlers, tmp_path: Path
+) -> None:
+    path = tmp_path / "models.sock"
+    door = GrpcDoor(prediction, "127.0.0.1", options=GrpcOptions(str(path)))
+    await door.start()
+
+    assert await is_healthy(f"unix:{path}")
+    assert await is_healthy(f"127.0.0.1:{door.port}")
+
+    await door.stop(grace=0.0)
+    assert not path.exists()
+
+
+async def test_a_socket_alone_will_do_and_one_that_an_ended_server_left_is_replaced(
+    prediction: PredictionHandlers, tmp_path: Path
+) -> None:
+    path = tmp_path / "models.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    door = GrpcDoor(prediction, options=GrpcOptions(str(path), has_port=False))
+    await door.start()
+
+    assert await is_healthy(f"unix:{path}")
+    assert door.port == 0
+
+    await door.stop(grace=0.0)
+
+
+def test_a_socket_of_somebody_else_or_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    taken, file = tmp_path / "taken", tmp_path / "file"
+    file.write_text("mine")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(taken))
+        other.listen()
+        with pytest.raises(Unavailable, match="taken: somebody else does"):
+            claim_socket(str(taken))
+    with pytest.raises(Unavailable, match="is no socket"):
+        claim_socket(str(file))
+    assert file.read_text() == "mine"
+
+
+async def test_a_socket_whose_directory_is_not_there_is_named(
+    prediction: PredictionHandlers, tmp_path: Path
+) -> None:
+    path = tmp_path / "absent" / "s"
+    door = GrpcDoor(prediction, options=GrpcOptions(str(path), has_port=False))
+    with pytest.raises(Unavailable, match=str(path)):
+        await door.start()
+
+
+async def test_grpcs_own_arguments_reach_it(prediction: PredictionHandlers) -> None:
+    arguments = (("grpc.max_receive_message_length", 8),)
+    door = GrpcDoor(prediction, "127.0.0.1", options=GrpcOptions(channel_arguments=arguments))
+    await door.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{door.port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.Check(health_pb2.HealthCheckRequest(service="a name of many bytes"))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await door.stop(grace=0.0)
+
+
+async def test_rpcs_beyond_the_bound_are_refused(prediction: PredictionHandlers) -> None:
+    door = GrpcDoor(prediction, "127.0.0.1", options=GrpcOptions(max_rpcs=1))
+    await door.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{door.port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
+        await watch.read()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.Check(health_pb2.HealthCheckRequest())
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        watch.cancel()
+    await door.stop(grace=0.0)
+
+
+class Gate:
+    """A REST API that answers when it is let."""
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self.most = 0
+        self.turns: asyncio.Queue[None] = asyncio.Queue()
+
+    async def handle(self, method: str, path: str, headers: Any, body: bytes) -> Response:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            await self.turns.get()
+        finally:
+            self.under_way -= 1
+        return Response(200, (), path.encode())
+
+    def refused(self, status: int, message: str) -> Response:
+        return Response(status, (), message.encode())
+
+
+async def test_rest_requests_beyond_the_bound_wait_and_one_that_is_cancelled_goes() -> None:
+    gate = Gate()
+    limited = LimitedRest(gate, 2)
+    asked = [asyncio.create_task(limited.handle("GET", f"/{i}", {}, b"")) for i in range(5)]
+    asked[0].cancel()
+    asked[3].cancel()
+    for _ in range(3):
+        gate.turns.put_nowait(None)
+
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+
+    assert [getattr(one, "body", None) for one in answers] == [None, b"/1", b"/2", None, b"/4"]
+    assert gate.most <= 2
+    assert limited.refused(413, "long") == Response(413, (), b"long")
