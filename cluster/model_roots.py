@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Where models may lie: --allowed_model_roots. What leads out of there, by whatever link, is refused."""
-=======
 """Where models may lie: --allowed_model_roots. What leads out of there, links too, is refused."""
->>>>>>> flags
 
 from __future__ import annotations
 

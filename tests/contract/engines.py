@@ -93,7 +93,7 @@ def _process(engine: str, base: Path) -> Iterator[Endpoint]:
     ) as process:
         try:
             _read_until_ready(process)
-            yield Endpoint(rest, rpc, _config(base, (123, 124, 125)), DAMAGED)
+            yield Endpoint(rest, rpc, DAMAGED, _config(base, (123, 124, 125)))
         finally:
             os.killpg(process.pid, signal.SIGINT)
             process.communicate(timeout=_SECONDS)
