@@ -7,18 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
-from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
+from tensorflow_serving.apis import model_service_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
 from shardserve.cluster.ports import free_ports
-from tests.contract.endpoint import HOST, Endpoint, Failure
+from tests.contract.endpoint import Endpoint, Failure
 from tests.contract.models import export_examples, export_half_plus_two, export_types
 from tests.contract.requests import reload, spec, status
+
+ENGINES = ("local", "ray")
 
 _READY = "until Ctrl-C"
 _SECONDS = 120.0
@@ -84,6 +86,7 @@ def _process(engine: str, base: Path) -> Iterator[Endpoint]:
         *(sys.executable, "-m", "shardserve", "serve", f"--engine={engine}"),
         *(f"--model_config_file={file}", "--allow_version_labels_for_unavailable_models"),
         *(f"--rest_api_port={rest}", f"--port={rpc}", "--rest_api_enable_cors_support"),
+        "--rest_api_compress_from=65536",
         *(f"--serve_http_port={others[0]}", f"--serve_grpc_port={others[1]}"),
     ]
     # Another Ray of these tests must not be taken for this one's.
@@ -115,8 +118,3 @@ def _wait_for_states(models: model_service_pb2_grpc.ModelServiceStub) -> None:
     while states != wanted:
         reply = models.GetModelStatus(status(spec("half_plus_two")), timeout=_SECONDS)
         states = {row.version: row.state for row in reply.model_version_status}
-
-
-def on(engine: str) -> Callable[[Path], contextlib.AbstractContextManager[Endpoint]]:
-    """As `servers.ENGINES` has it."""
-    return lambda root: engine_server(engine, root)
