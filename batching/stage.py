@@ -11,6 +11,7 @@ from shardserve.batching.errors import Unavailable
 from shardserve.batching.pace import Pace
 from shardserve.batching.parameters import Auto, BatchingParameters
 from shardserve.batching.stage_queue import StageQueue
+from shardserve.batching.stage_tallies import StageDistributions, StageTallies
 from shardserve.batching.tasks import Batch, Priority
 
 T = TypeVar("T")
@@ -21,10 +22,12 @@ MAX_QUEUES = 256
 
 @dataclass(frozen=True)
 class StageCounts:
-    """What a stage has done since it was made, and the timeout and size it batches with now.
+    """What a stage has done since it was made, and how it is now.
 
     `refused` counts tasks that were not accepted, `expired` accepted ones whose time ran out. The
-    seconds are sums: of tasks in queues, and of batches that ran.
+    seconds are sums: of tasks in queues, and of batches that ran. It batches with this timeout and
+    size now, while so many tasks wait and so many batches run. `parameters` are what it was made
+    with, and `distributions` of what it has done; None of what is no stage of a device.
     """
 
     batches: int = 0
@@ -37,6 +40,10 @@ class StageCounts:
     run_seconds: float = 0.0
     timeout_micros: int = 0
     batch_size: int = 0
+    waiting_tasks: int = 0
+    running_batches: int = 0
+    parameters: BatchingParameters | None = None
+    distributions: StageDistributions | None = None
 
 
 class Stage(Generic[T]):
@@ -56,6 +63,7 @@ class Stage(Generic[T]):
         self.refused = self.expired = 0
         self._batches = self._tasks = self._rows = self._padding = 0
         self._queue_seconds = self._run_seconds = 0.0
+        self._tallies = StageTallies(pads=bool(parameters.allowed_batch_sizes))
 
     @property
     def is_idle(self) -> bool:
@@ -77,11 +85,14 @@ class Stage(Generic[T]):
 
     def started(self, batch: Batch[T], now: float) -> None:
         """Count a batch that starts to run."""
+        tasks, rows, padded = batch.tasks, batch.size, batch.padded_size
+        waits = [now - task.queued for task in tasks]
         self._batches += 1
-        self._tasks += len(batch.tasks)
-        self._rows += batch.size
-        self._padding += batch.padded_size - batch.size
-        self._queue_seconds += len(batch.tasks) * now - sum([t.queued for t in batch.tasks])
+        self._tasks += len(tasks)
+        self._rows += rows
+        self._padding += padded - rows
+        self._queue_seconds += sum(waits)
+        self._tallies.started(waits, [task.size for task in tasks], rows, padded)
 
     def ended(self, batch: Batch[T], slots: int, now: float) -> float:
         """Learn from a batch that ran well. Returns the least such batches took lately."""
@@ -100,6 +111,7 @@ class Stage(Generic[T]):
             queue.close()
 
     def counts(self) -> StageCounts:
+        queues = self.queues()
         return StageCounts(
             batches=self._batches,
             tasks=self._tasks,
@@ -111,6 +123,10 @@ class Stage(Generic[T]):
             run_seconds=self._run_seconds,
             timeout_micros=round(self.timeout * 1e6),
             batch_size=self.size,
+            waiting_tasks=sum(len(b.tasks) for queue in queues for b in queue.batches),
+            running_batches=sum(queue.running for queue in queues),
+            parameters=self.parameters,
+            distributions=self._tallies.distributions(),
         )
 
     def _adapt(self, auto: AutoBatching, batch: Batch[T], slots: int, now: float) -> None:

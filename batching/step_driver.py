@@ -89,6 +89,8 @@ class StepCounts:
             rows=self.row_steps,
             padding_rows=self.padding_row_steps,
             refused=self.refused,
+            waiting_tasks=self.waiting,
+            running_batches=int(self.running > 0),
         )
 
 

@@ -15,6 +15,7 @@ from shardserve.cluster.table import RoutingTable, changes
 from shardserve.cluster.versions import VersionId
 from shardserve.router.catalog import Model, State, Version
 from shardserve.router.experiments import Experiment
+from shardserve.router.request_logging import RequestLogging
 from shardserve.router.servable import Servable
 
 _STATES = {
@@ -58,6 +59,7 @@ class ModelEntry:
     versions: Mapping[int, VersionEntry] = field(default_factory=dict)
     labels: Mapping[str, int] = field(default_factory=dict)
     experiment: Experiment = Experiment()  # noqa: RUF009 (frozen)
+    logging: RequestLogging | None = None
     is_settled: bool = False
 
 
@@ -122,6 +124,7 @@ def catalog_of(
             },
             model.labels,
             model.experiment,
+            model.logging,
         )
         for name, model in models.items()
     }
@@ -145,7 +148,7 @@ def _entry(name: str, view: ModelView, servings: Mapping[VersionId, Serving]) ->
     }
     # What is no longer configured has settled: whoever serves it is to end that.
     settled = view.is_settled or not view.is_configured
-    return ModelEntry(versions, view.labels, view.experiment, settled)
+    return ModelEntry(versions, view.labels, view.experiment, view.logging, settled)
 
 
 def _version_entry(status: VersionStatus, serving: Serving | None) -> VersionEntry:

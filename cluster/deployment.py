@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import logging
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ from shardserve.cluster.planning import plan_remotely
 from shardserve.cluster.progress import Failure, Progress
 from shardserve.cluster.published import Published
 from shardserve.cluster.shard_actor import ShardSpec
+from shardserve.cluster.shard_measures import labelled, routed
 from shardserve.cluster.stage_actor import StageSpec
 from shardserve.cluster.stage_placement import (
     AnySeat,
@@ -113,7 +115,9 @@ class Deployment:
         digest = await asyncio.to_thread(digest_of, self.wanted.directory)
         self._fingerprint = _fingerprint(plan, digest)
         self._plan.set_result(plan)
-        self._tables.set_result(Published(empty_table(plan)))
+        # Routers may know tables of an earlier deployment: none has the numbers of this one.
+        first = empty_table(plan, number=time.time_ns() // 1_000_000)
+        self._tables.set_result(Published(first))
         await self._place(plan)
         self._note(progress.loading(self.progress))
         failure = await self._came_up
@@ -165,9 +169,13 @@ class Deployment:
         process: ActorProcess = await self._actors[seat].process.remote()
         return process
 
-    async def measures(self) -> dict[AnySeat, list[Measure]]:
-        """What each actor tells of itself; nothing of those that do not answer at once."""
-        return await fleet.measures(self._actors)
+    async def measures(self) -> list[Measure]:
+        """What each actor tells of itself, if it answers at once, and where requests can go."""
+        name, version = self.wanted.id.model, self.wanted.id.version
+        told = labelled(name, version, await fleet.measures(self._actors))
+        if not self._tables.done():
+            return told
+        return [*told, *routed(name, version, self._tables.result().latest.by_seat())]
 
     async def begins(self, seat: AnySeat) -> ShardSpec | StageSpec:
         """A process for a seat has started; what it has to be."""

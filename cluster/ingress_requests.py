@@ -47,8 +47,9 @@ class Ingress:
 
     async def rpc(self, method: str, raw: bytes, rpc: Any) -> Encoded:
         """The reply to a serialised request of a method in `RPCS`. What fails is set on `rpc`."""
-        given = dict(rpc.invocation_metadata()).get(logs.REQUEST_ID)
-        context = RequestContext(logs.request_id(given), math.inf)
+        headers = dict(rpc.invocation_metadata())
+        request_id = logs.request_id(headers.get(logs.REQUEST_ID))
+        context = RequestContext(request_id, math.inf, headers=headers)
         try:
             return Encoded(await self._prediction.answer(RPCS[method], raw, context))
         except ServingError as error:

@@ -9,7 +9,6 @@ from shardserve.cluster.serving import Runtime
 from shardserve.router import kinds
 from shardserve.router.admitting import AdmittingServable
 from shardserve.router.batched import BatchedServable
-from shardserve.router.computed import ComputedServable
 from shardserve.router.regions import RegionRunner
 from shardserve.router.sequences import SequenceServable, Steppable
 from shardserve.router.servable import Servable
@@ -36,7 +35,10 @@ def load_servable(
     the plan's kind do.
     """
     if plan.platform != TENSORFLOW:
-        return _computed(plan, runtime)
+        version = kinds.Version(plan.name, plan.version, Path(plan.directory))
+        return kinds.load_planned(
+            plan.platform, version, runtime.threads, plan.stages, runtime.device
+        )
     parallelism, dense = runtime.parallelism, plan.stages.dense
     if plan.is_whole and not plan.has_regions and not plan.stages.loops:
         directory = Path(plan.directory)
@@ -50,15 +52,6 @@ def load_servable(
         plan, _batched(plan, channels), runtime.threads, parallelism, batching, cut
     )
     return _with_sequences(plan, _admitting(plan, sharded), sharded, runtime)
-
-
-def _computed(plan: ModelPlan, runtime: Runtime) -> Servable:
-    version = kinds.Version(plan.name, plan.version, Path(plan.directory))
-    computation = kinds.kind_of(plan.platform)(version)
-    whole = ComputedServable(plan.name, plan.version, computation, runtime.threads)
-    dense = plan.stages.dense
-    batched = whole if dense is None else BatchedServable(whole, dense, runtime.device)
-    return _admitting(plan, batched)
 
 
 def _admitting(plan: ModelPlan, servable: Servable) -> Servable:

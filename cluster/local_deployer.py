@@ -11,22 +11,18 @@ from shardserve.cluster.progress import Progress
 from shardserve.cluster.serving import Runtime
 from shardserve.cluster.shard_measures import labelled
 from shardserve.cluster.versions import VersionId
-from shardserve.router.catalog import Catalog
 from shardserve.router.servable import Servable
 from shardserve.shards.measures import Measure
 
 
 class LocalDeployer:
-    """The versions of a process. Requests are answered from `catalog`, which others replace.
+    """The versions of a process. Others say in the runtime's catalog which of them are asked.
 
     `changed` is called when the progress of a version has changed.
     """
 
-    def __init__(
-        self, runtime: Runtime, catalog: Catalog, changed: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, runtime: Runtime, changed: Callable[[], None] = lambda: None) -> None:
         self._runtime = runtime
-        self._catalog = catalog
         self._changed = changed
         self._lookups = ThreadPoolExecutor(thread_name_prefix="lookup")
         self._versions: dict[VersionId, LocalVersion] = {}
@@ -59,7 +55,7 @@ class LocalDeployer:
 
     async def unload(self, version: VersionId) -> None:
         """See `Deployer.unload`. The catalog does not have it any more when this is called."""
-        await self._catalog.quiesce()
+        await self._runtime.catalog.quiesce()
         one = self._loaded.pop(version)
         del self._versions[version]
         await one.close()
@@ -69,5 +65,5 @@ class LocalDeployer:
         return [
             measure
             for version, one in self._loaded.items()
-            for measure in labelled(version.model, one.measures())
+            for measure in labelled(version.model, version.version, one.measures())
         ]

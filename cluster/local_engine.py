@@ -24,7 +24,6 @@ from shardserve.cluster.start_checks import check_start, example_of, served_of
 from shardserve.cluster.stop_signals import SIGNALS
 from shardserve.cluster.versions import VersionId
 from shardserve.router import logs
-from shardserve.router.catalog import Catalog
 
 logger = logging.getLogger(__name__)
 
@@ -74,16 +73,16 @@ class LocalServer:
 
     def __init__(self, options: ServeOptions, show: Callable[[Start], None]) -> None:
         self._show = show
-        self._catalog = Catalog()
         runtime = start_runtime(options.doors, options.defaults.plan, options.warm_up)
-        self._deployer = LocalDeployer(runtime, self._catalog, self._shown)
+        self._catalog = runtime.catalog
+        self._deployer = LocalDeployer(runtime, self._shown)
         roots = options.models.roots
         self._manager = Manager(self._deployer, options.manager, self._changed, roots=roots)
         self._source = ModelSource(options.models, options.defaults)
         self._start = Start(0)
         self._views: Mapping[str, ModelView] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self.serving = Serving(self._catalog, runtime, self._reload, self._deployer.measures)
+        self.serving = Serving(runtime, self._reload, self._deployer.measures)
 
     @property
     def models(self) -> Mapping[str, Any]:

@@ -61,6 +61,11 @@ class LocalVersion:
         self.servable = await self._runtime.on_loader(
             self._load, self._abandoned, self._cancelled.set
         )
+        try:
+            await self._runtime.warm_up_version(self.servable, self.wanted.directory)
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Free all of it. No request asks it any more."""

@@ -69,6 +69,7 @@ class _Managed:
             self.lifecycle.versions,
             self.labels,
             self.model.options.experiment,
+            self.model.config.logging,
             self.is_configured,
             self.is_settled,
             self.problems,

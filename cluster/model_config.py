@@ -10,6 +10,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.batching.text_messages import parse_message, read_text
+from shardserve.router.request_logging import TFRECORD, RequestLogging
 
 TENSORFLOW = "tensorflow"
 #: `model_type`, that came before `model_platform`, had one kind that is not deprecated.
@@ -40,13 +41,17 @@ VersionPolicy = Latest | All | Specific
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model to serve: `base_path` is absolute, `labels` each name a version."""
+    """A model to serve: `base_path` is absolute, `labels` each name a version.
+
+    The prefix of `logging` is as it was given, and is to be checked by `log_root.log_prefix`.
+    """
 
     name: str
     base_path: Path
     platform: str = TENSORFLOW
     policy: VersionPolicy = field(default_factory=Latest)
     labels: Mapping[str, int] = field(default_factory=dict)
+    logging: RequestLogging | None = None
 
 
 def wanted_versions(policy: VersionPolicy, there: Iterable[int]) -> frozenset[int]:
@@ -93,7 +98,7 @@ def models_of(config: model_server_config_pb2.ModelServerConfig) -> tuple[ModelC
 
     Raises InvalidArgument, in TensorFlow Serving's words where it has some, for a custom
     configuration, a name twice or that no URL can have, a base path that is not absolute, a
-    platform that is not said, or said twice and request logging, that has no collector here.
+    platform that is not said, or said twice, and request logging that cannot be done.
     """
     if config.WhichOneof("config") == "custom_model_config":
         raise InvalidArgument("custom_model_config is not supported; use model_config_list")
@@ -137,7 +142,28 @@ def _model(config: model_server_config_pb2.ModelConfig) -> ModelConfig:
         platform=_platform(config),
         policy=_policy(config),
         labels=dict(config.version_labels),
+        logging=_logging(config),
     )
+
+
+def _logging(config: model_server_config_pb2.ModelConfig) -> RequestLogging | None:
+    if not config.HasField("logging_config"):
+        return None
+    logging, where = config.logging_config, f"logging_config of model {config.name}"
+    collector, sampling = logging.log_collector_config, logging.sampling_config
+    if collector.type != TFRECORD:
+        raise InvalidArgument(
+            f"{where}: log_collector_config.type is to be {TFRECORD!r}, not {collector.type!r}"
+        )
+    if not PurePosixPath(collector.filename_prefix).name or collector.filename_prefix[-1] == "/":
+        raise InvalidArgument(f"{where}: filename_prefix names no file")
+    if not 0.0 <= sampling.sampling_rate <= 1.0:
+        raise InvalidArgument(
+            f"{where}: sampling_rate is from 0 to 1, not {sampling.sampling_rate:g}"
+        )
+    if sampling.per_task_sampling_configs or logging.HasField("custom_logging_config"):
+        raise InvalidArgument(f"{where}: only log_collector_config and sampling_rate are supported")
+    return RequestLogging(Path(collector.filename_prefix), sampling.sampling_rate)
 
 
 def _platform(config: model_server_config_pb2.ModelConfig) -> str:

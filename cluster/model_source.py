@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from shardserve.batching.errors import ServingError
 from shardserve.cluster.configured import ConfiguredModel, configured
+from shardserve.cluster.log_root import with_log_prefix
 from shardserve.cluster.model_config import ModelConfig, parse_reload, read_model_config
 from shardserve.cluster.model_options import ModelOptions, read_model_options
 from shardserve.cluster.model_roots import check_roots
@@ -49,6 +50,7 @@ class ModelSource:
 
     def _with_options(self, configs: Sequence[ModelConfig]) -> tuple[ConfiguredModel, ...]:
         check_roots(configs, self._models.roots)
+        configs = [with_log_prefix(config, self._models.log_root) for config in configs]
         file = self._models.options_file
         own = {} if file is None else read_model_options(file, self._defaults)
         return configured(configs, own, self._defaults)

@@ -9,6 +9,7 @@ from shardserve.batching.errors import Code, ServingError, Unknown
 from shardserve.cluster.lifecycle import Phase, VersionStatus
 from shardserve.cluster.versions import VersionId
 from shardserve.router.experiments import Experiment
+from shardserve.router.request_logging import RequestLogging
 
 _ON_ITS_WAY = (Phase.NEW, Phase.LOADING)
 
@@ -24,6 +25,7 @@ class ModelView:
     versions: Mapping[int, VersionStatus]
     labels: Mapping[str, int] = field(default_factory=dict)
     experiment: Experiment = Experiment()  # noqa: RUF009 (frozen)
+    logging: RequestLogging | None = None
     is_configured: bool = True
     is_settled: bool = False
     problems: tuple[str, ...] = ()

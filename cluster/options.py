@@ -33,7 +33,7 @@ class Models:
     `configs` are those at start. A `config_file` is read again every `poll_seconds`, where those
     are more than 0, and the `options_file` of `cluster.model_options` with it. Base paths outside
     of `roots` are refused, always: at start, when the file is read again, and in reload requests;
-    without roots any path may be.
+    without roots any path may be. Requests are logged below `log_root` only.
     """
 
     configs: tuple[ModelConfig, ...]
@@ -41,6 +41,7 @@ class Models:
     poll_seconds: float = 0.0
     options_file: Path | None = None
     roots: tuple[Path, ...] = ()
+    log_root: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from shardserve.cluster.catalog_table import Serving
 from shardserve.cluster.loading import load_servable
@@ -40,6 +41,7 @@ class PlannedVersion:
             lambda made: asyncio.run_coroutine_threadsafe(made.close(), loop),
         )
         await routing.connected()
+        await self._runtime.warm_up_version(self.servable, Path(plan.directory))
 
     def follow(self, serving: Serving) -> None:
         """See `RouterVersion.follow`."""

@@ -8,7 +8,7 @@ from shardserve.batching.errors import ServingError
 from shardserve.cluster.configured import Wanted
 from shardserve.cluster.progress import Failure, failure_of
 from shardserve.cluster.stream_actor import NAMESPACE, Post
-from shardserve.shards.model import ModelPlan
+from shardserve.shards.model import TENSORFLOW, ModelPlan
 
 
 @ray.remote(num_cpus=0, max_calls=1)
@@ -17,7 +17,7 @@ def plan_remotely(wanted: Wanted, post: Post) -> ModelPlan | Failure:
 
     The controller is told how far the verification of checksums has come.
     """
-    from shardserve.cluster.version_plan import plan_version  # noqa: PLC0415 (TensorFlow)
+    from shardserve.cluster.version_plan import check_kind, plan_version  # noqa: PLC0415
 
     controller = ray.get_actor(post.controller, NAMESPACE)
 
@@ -25,6 +25,9 @@ def plan_remotely(wanted: Wanted, post: Post) -> ModelPlan | Failure:
         controller.verified.remote(post.deployment, nbytes, total)
 
     try:
-        return plan_version(wanted, verified)[1]
+        plan = plan_version(wanted, verified)[1]
+        if plan.platform != TENSORFLOW:
+            check_kind(plan)
+        return plan
     except ServingError as error:
         return failure_of(error)

@@ -13,7 +13,6 @@ from shardserve.cluster.deployment import Deployment, Site
 from shardserve.cluster.placement import left_over
 from shardserve.cluster.progress import Progress
 from shardserve.cluster.router_watch import RouterWatch
-from shardserve.cluster.shard_measures import labelled
 from shardserve.cluster.versions import VersionId
 from shardserve.shards.measures import Measure
 
@@ -93,11 +92,7 @@ class RayDeployer:
         """What all actors tell of themselves, by model, shard or group, and replica."""
         deployments = list(self._deployments.values())
         told = await asyncio.gather(*(one.measures() for one in deployments))
-        return [
-            measure
-            for one, by_seat in zip(deployments, told, strict=True)
-            for measure in labelled(one.wanted.id.model, by_seat)
-        ]
+        return [measure for measures in told for measure in measures]
 
     async def stop(self) -> None:
         """Let all actors answer what has come in, and serve no more."""

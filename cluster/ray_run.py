@@ -16,9 +16,10 @@ from shardserve.batching.errors import Unavailable
 from shardserve.cluster import environment
 from shardserve.cluster.catalog_table import CatalogTable, table_changes
 from shardserve.cluster.console import StartDisplay
-from shardserve.cluster.controller import Controller, Run
+from shardserve.cluster.controller import Controller
 from shardserve.cluster.options import Application, ServeOptions
 from shardserve.cluster.progress import Start
+from shardserve.cluster.run import Run
 from shardserve.cluster.stop_signals import StopSignals
 from shardserve.cluster.stream_actor import NAMESPACE
 from shardserve.router import logs

@@ -55,18 +55,17 @@ class Router:
         from shardserve.cluster.planned_version import PlannedVersion  # noqa: PLC0415
         from shardserve.cluster.router_models import RouterModels  # noqa: PLC0415
         from shardserve.cluster.serving import Serving, start_runtime  # noqa: PLC0415
-        from shardserve.router.catalog import Catalog  # noqa: PLC0415
 
         secret = await self._controller.secret.remote()
-        runtime = start_runtime(application.doors, application.plan, application.warm_up)
-        catalog = Catalog()
+        runtime = start_runtime(application.doors, application.plan, application.warm_up, self._id)
+        self._metrics = runtime.metrics
         self._changed = asyncio.Event()
         self._models = RouterModels(
-            catalog,
+            runtime.catalog,
             lambda _, serving: PlannedVersion(serving, self._plan_of, secret, runtime),
             self._tell,
         )
-        self._serving = Serving(catalog, runtime, self._reload, self._measures)
+        self._serving = Serving(runtime, self._reload, self._measures, self._collected)
         self._ingress = Ingress(self._serving.rest, self._serving.prediction)
         self._following = asyncio.ensure_future(self._follow())
         await self._ready()
@@ -92,6 +91,9 @@ class Router:
                 logger.warning("no controller: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
+            if table.collect != self._models.table.collect:
+                snapshot = await self._metrics.snapshot()
+                self._controller.report_metrics.remote(self._id, table.collect, snapshot)
             if table.number != known:
                 self._models.apply(table)
 
@@ -122,6 +124,15 @@ class Router:
         except (RayError, TimeoutError) as error:
             logger.warning("the controller does not tell of the shards: %s", error)
             return ()
+
+    async def _collected(self) -> bytes:
+        """What all routers have counted together. Raises Unavailable without a controller."""
+        try:
+            async with asyncio.timeout(_MEASURES_SECONDS):
+                collected: bytes = await self._controller.collected.remote()
+                return collected
+        except (RayError, TimeoutError) as error:
+            raise Unavailable(f"the controller does not answer: {error}") from error
 
     async def check_health(self) -> None:
         """For Serve, which makes a replica anew that raises here."""

@@ -53,12 +53,13 @@ class RouterWatch:
         self._expected = 0
         self._tell()
 
-    async def expire(self) -> None:
-        """Forget those who are gone, for ever."""
+    async def expire(self, gone: Callable[[str], None]) -> None:
+        """Forget, for ever, those who are gone, and say so of each."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             for router in self._leases.expire(time.monotonic()):
                 logger.warning("router %s is gone", router)
+                gone(router)
                 self._tell()
 
     async def loaded(self, version: VersionId, deployment: str) -> None:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.memory import settle_memory
-from shardserve.batching.stage import StageCounts
 from shardserve.cluster.doors import doors_of, handler_options
 from shardserve.cluster.options import DoorOptions
 from shardserve.router.catalog import Catalog
 from shardserve.router.handlers import Handlers
-from shardserve.router.metrics import Measured, Metrics, nothing_measured
+from shardserve.router.metrics import Collected, Measured, Metrics, nothing_measured
 from shardserve.router.prediction import PredictionHandlers
 from shardserve.router.reload import Reload, refuse_reload
 from shardserve.router.rest import Rest
+from shardserve.router.servable import Servable
 from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
+from shardserve.router.warm_up import replay
 from shardserve.router.warm_up_options import WarmUpOptions
 from shardserve.shards.model import PlanOptions
 
@@ -38,11 +40,14 @@ def _loaders() -> ThreadPoolExecutor:
 class Runtime:
     """What all models of a process share: its threads, and the device that batches take turns on.
 
-    Versions are loaded on threads of their own, `loaders`.
+    `metrics` count what is done to the models of `catalog`. Versions are loaded on threads of their
+    own, `loaders`.
     """
 
     threads: StageThreads
     device: BatchDevice
+    catalog: Catalog = field(default_factory=Catalog)
+    metrics: Metrics = field(default_factory=Metrics)
     doors: DoorOptions = DoorOptions()  # noqa: RUF009 (frozen)
     warm_up: WarmUpOptions = WarmUpOptions()  # noqa: RUF009 (frozen)
     loaders: ThreadPoolExecutor = field(default_factory=_loaders)
@@ -51,6 +56,11 @@ class Runtime:
     def parallelism(self) -> Parallelism:
         """TensorFlow's own threads."""
         return parallelism_of(self.doors)
+
+    async def warm_up_version(self, servable: Servable, directory: Path) -> None:
+        """Replay the requests that a version brings along. Raises as `replay` does."""
+        said = handler_options(self.doors)
+        await replay(servable, directory, self.threads, self.warm_up, said, self.metrics)
 
     async def on_loader(
         self,
@@ -74,16 +84,21 @@ class Runtime:
             raise
 
 
-def start_runtime(doors: DoorOptions, defaults: PlanOptions, warm_up: WarmUpOptions) -> Runtime:
+def start_runtime(
+    doors: DoorOptions, defaults: PlanOptions, warm_up: WarmUpOptions, router: str = ""
+) -> Runtime:
     """Start the threads that serve, TensorFlow's among them. Call it before TensorFlow is used.
 
-    The server's batching parameters say how many batches run at the same time, if there are any.
+    `router` tells processes apart whose metrics come on one page. The server's batching parameters
+    say how many batches run at the same time, if there are any.
     """
     start_tensorflow(parallelism_of(doors))
     threads = StageThreads()
     batching = defaults.batching.parameters
     device = BatchDevice(threads.count if batching is None else batching.num_batch_threads)
-    return Runtime(threads, device, doors, warm_up)
+    catalog = Catalog()
+    metrics = Metrics(models=lambda: catalog.models, router=router)
+    return Runtime(threads, device, catalog, metrics, doors, warm_up)
 
 
 def parallelism_of(doors: DoorOptions) -> Parallelism:
@@ -92,31 +107,35 @@ def parallelism_of(doors: DoorOptions) -> Parallelism:
 
 
 class Serving:
-    """The handlers of a catalog, and the doors that lead to them.
+    """The handlers of a process's models, and the doors that lead to them.
 
-    `reload` takes new configurations, `measured` asks the shards, for the metrics page.
+    `reload` takes new configurations. The metrics page is of what is `collected`, of all routers or
+    of this one alone, and of what is `measured` on shards.
     """
 
     def __init__(
         self,
-        catalog: Catalog,
         runtime: Runtime,
         reload: Reload = refuse_reload,
         measured: Measured = nothing_measured,
+        collected: Collected | None = None,
     ) -> None:
         options = runtime.doors
-        handlers = Handlers(catalog, runtime.threads, handler_options(options))
-        metrics = Metrics(stages=lambda: stage_counts(catalog))
+        metrics = runtime.metrics
+        self._handlers = Handlers(
+            runtime.catalog, runtime.threads, handler_options(options), metrics
+        )
         self.rest = Rest(
-            handlers,
+            self._handlers,
             metrics,
             options.rest_timeout,
             options.monitoring.path,
             measured,
+            collected,
             cors=options.cors,
             compress_from=options.compress_from,
         )
-        self.prediction = PredictionHandlers(handlers, metrics, reload)
+        self.prediction = PredictionHandlers(self._handlers, metrics, reload)
         self._doors = doors_of(options, self.rest, self.prediction)
 
     async def open(self) -> None:
@@ -129,24 +148,4 @@ class Serving:
         """Refuse new requests, and answer those that came in, for a few seconds at most."""
         for door in self._doors:
             await door.stop()
-
-
-def stage_counts(catalog: Catalog) -> dict[str, StageCounts]:
-    """What the stages of all models have done; those of a model's versions under one name."""
-    found: dict[str, StageCounts] = {}
-    for model in catalog.models.values():
-        for version in model.versions.values():
-            counts = {} if version.servable is None else version.servable.stage_counts()
-            for name, one in counts.items():
-                found[name] = _added(found[name], one) if name in found else one
-    return found
-
-
-def _added(one: StageCounts, other: StageCounts) -> StageCounts:
-    """What both have done; the timeout and the size are the other's."""
-    done = {
-        field.name: getattr(one, field.name) + getattr(other, field.name)
-        for field in fields(StageCounts)
-        if field.name not in ("timeout_micros", "batch_size")
-    }
-    return replace(other, **done)
+        await asyncio.to_thread(self._handlers.logs.close)

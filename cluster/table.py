@@ -62,7 +62,7 @@ class RoutingTable:
                 yield StageSeat(group, replica), address
 
 
-def empty_table(plan: ModelPlan, number: int = 0) -> RoutingTable:
+def empty_table(plan: ModelPlan, number: int) -> RoutingTable:
     """Nobody has registered yet."""
     shards = max((seat.shard for seat in seats(plan.layout)), default=-1) + 1
     nobody = ((None,) * plan.layout.replicas,) * shards

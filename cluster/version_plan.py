@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from shardserve.cluster.configured import Wanted
 from shardserve.router import kinds
+from shardserve.router.session import StageThreads
 from shardserve.shards.cut.cut import CutModel
 from shardserve.shards.cut.planning import cut_and_plan
 from shardserve.shards.layout import Layout
@@ -18,18 +20,22 @@ def plan_version(
 ) -> tuple[CutModel | None, ModelPlan]:
     """The plan of a version, and the cut that it is of, if it can be cut.
 
-    Raises as `cut_and_plan` does; InvalidArgument for a platform that there is not, and as its kind
-    does for a version that cannot be loaded.
+    Raises as `cut_and_plan` does, and `stages_of`. What is of another kind than TensorFlow's is not
+    looked into: see `check_kind`.
     """
     name, version, directory = wanted.id.model, wanted.id.version, wanted.directory
     options = wanted.options.plan
     if wanted.platform == TENSORFLOW:
         return cut_and_plan(name, version, directory, options, verified)
-    # Once here, rather than in every router.
-    kinds.kind_of(wanted.platform)(kinds.Version(name, version, directory))
     stages = stages_of(directory, options.batching)
     nothing = Layout(1, 1, {})
     plan = ModelPlan(
         name, version, str(directory), (), nothing, {}, "", stages, platform=wanted.platform
     )
     return None, plan
+
+
+def check_kind(plan: ModelPlan) -> None:
+    """Load a version that is not TensorFlow's, as every router will. Raises as its kind does."""
+    version = kinds.Version(plan.name, plan.version, Path(plan.directory))
+    kinds.load_planned(plan.platform, version, StageThreads(1), plan.stages)

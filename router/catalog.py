@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from shardserve.batching.errors import Code, InvalidArgument, NotFound
 from shardserve.router.experiments import Experiment
+from shardserve.router.request_logging import RequestLogging
 from shardserve.router.servable import Servable
 
 
@@ -44,11 +45,15 @@ class Version:
 
 @dataclass(frozen=True)
 class Model:
-    """A model's versions by number, its labels, each naming a version, and what is tried out."""
+    """A model's versions by number, its labels, each naming a version, and what is tried out.
+
+    A share of its requests is logged where `logging` says so.
+    """
 
     versions: Mapping[int, Version]
     labels: Mapping[str, int] = field(default_factory=dict)
     experiment: Experiment = Experiment()  # noqa: RUF009 (frozen)
+    logging: RequestLogging | None = None
 
 
 @dataclass(frozen=True)
@@ -60,16 +65,36 @@ class ModelSpec:
     label: str | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A model of which two versions get requests: the newest, and the one that was before it."""
+
+    experiment: Experiment
+    newest: Servable
+    before: Servable
+
+
 class Snapshot:
     """What is served from one `Catalog.replace` to the next, and how many requests are in it."""
 
-    __slots__ = ("ended", "models", "requests")
+    __slots__ = ("ended", "models", "newest", "on_trial", "requests")
 
     def __init__(self, models: Mapping[str, Model]) -> None:
         self.models = MappingProxyType(dict(models))
+        self.newest: dict[str, Servable] = {}
+        self.on_trial: dict[str, Trial] = {}
+        for name, model in models.items():
+            self._add(name, model)
         self.requests = 0
         #: Set once it is not current and the last of its requests has left.
         self.ended = asyncio.Event()
+
+    def _add(self, name: str, model: Model) -> None:
+        available = _available(model)
+        if available:
+            self.newest[name] = available[0]
+        if len(available) > 1 and model.experiment.is_on:
+            self.on_trial[name] = Trial(model.experiment, *available[:2])
 
 
 class Catalog:
@@ -82,6 +107,7 @@ class Catalog:
         self._current = Snapshot(models or {})
         #: Those before, as long as requests are in them.
         self._past: set[Snapshot] = set()
+        self._followers: list[Callable[[Mapping[str, Model]], None]] = []
 
     def enter(self) -> Snapshot:
         """Begin a request. No servable that it resolves is freed before it has left."""
@@ -101,6 +127,13 @@ class Catalog:
         before, self._current = self._current, Snapshot(models)
         if before.requests:
             self._past.add(before)
+        for follower in self._followers:
+            follower(self._current.models)
+
+    def follow(self, follower: Callable[[Mapping[str, Model]], None]) -> None:
+        """Tell `follower` what is served, now and after each `replace`. It takes no time."""
+        self._followers.append(follower)
+        follower(self._current.models)
 
     async def quiesce(self) -> None:
         """Return when all requests have left that had entered before the last `replace`.
@@ -121,6 +154,10 @@ class Catalog:
         Raises InvalidArgument for no name or an unknown label, NotFound otherwise, in
         TensorFlow Serving's words.
         """
+        if spec.version is None and spec.label is None:
+            newest = self._current.newest.get(spec.name)
+            if newest is not None:
+                return newest
         if not spec.name:
             raise InvalidArgument("ModelSpec has no name specified.")
         model = self._current.models.get(spec.name)
@@ -129,6 +166,16 @@ class Catalog:
         if found is None or found.servable is None:
             raise NotFound(f"Servable not found for request: {_wanted(spec, version)}")
         return found.servable
+
+    def trial(self, spec: ModelSpec) -> Trial | None:
+        """What is tried out with requests of `spec`. Those of a version or a label are in none."""
+        if spec.version is not None or spec.label is not None:
+            return None
+        return self._current.on_trial.get(spec.name)
+
+    def is_current(self, trial: Trial) -> bool:
+        """Whether its servables are served now; a request that enters now may ask them."""
+        return trial in self._current.on_trial.values()
 
     def statuses(self, spec: ModelSpec) -> list[tuple[int, Version]]:
         """The versions of a model, newest first, or the one named. A label is not looked at.
@@ -152,9 +199,16 @@ def _version_meant(model: Model | None, spec: ModelSpec) -> int | None:
         if model is None or spec.label not in model.labels:
             raise InvalidArgument(f"Unrecognized servable version label: {spec.label}")
         return model.labels[spec.label]
-    if model is None:
-        return None
-    return max((n for n, v in model.versions.items() if v.servable is not None), default=None)
+    return None
+
+
+def _available(model: Model) -> list[Servable]:
+    """What can be asked, newest first."""
+    return [
+        one.servable
+        for _, one in sorted(model.versions.items(), reverse=True)
+        if one.servable is not None
+    ]
 
 
 def _wanted(spec: ModelSpec, version: int | None) -> str:

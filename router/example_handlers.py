@@ -22,12 +22,16 @@ from shardserve.router.inference import (
     signature_for_examples,
 )
 from shardserve.router.json_encode import encode_classifications, encode_regressions
-from shardserve.router.model_specs import served_spec, spec_from, spec_of
+from shardserve.router.model_specs import served_spec, spec_from, spec_message, spec_of
 from shardserve.router.predict import DEFAULT_SIGNATURE
 from shardserve.router.proto_codec import message_field
 from shardserve.router.request_steps import RequestSteps
 from shardserve.router.result_codec import encode_classification_result, encode_regression_result
+from shardserve.router.serialized_examples import encode_examples_request
 from shardserve.router.servable import Array, RequestContext, Servable
+
+#: The field of PredictionLog that logs each method.
+_LOGS = {CLASSIFY: "classify_log", REGRESS: "regress_log"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,10 @@ class _Task:
         if self.method == CLASSIFY:
             return encode_classification_result(classes_of(outputs, count))
         return encode_regression_result(regressions_of(outputs, count))
+
+    def response(self, outputs: Mapping[str, Array], count: int, spec: bytes) -> bytes:
+        """A serialised ClassificationResponse or RegressionResponse of the ModelSpec `spec`."""
+        return message_field(1, self.encoded(outputs, count)) + message_field(2, spec)
 
     def as_json(self, outputs: Mapping[str, Array], count: int) -> bytes:
         if self.method == REGRESS:
@@ -97,7 +105,12 @@ class ExampleHandlers:
             ]
             return b"".join(encoded)
 
-        return await self._steps.encode(size, encode, context)
+        reply = await self._steps.encode(size, encode, context)
+        log = self._steps.logs.sampled(first.name)
+        if log is not None:
+            served = served_spec(first.name, "", servable.version)
+            log.add_message("multi_inference_log", request, reply, served)
+        return reply
 
     async def _answer(self, method: str, request: Any, context: RequestContext) -> bytes:
         servable = self._steps.resolve(spec_of(request), context)
@@ -106,11 +119,13 @@ class ExampleHandlers:
         outputs = await _run(servable, task, examples, context)
         spec = served_spec(request.model_spec.name, task.signature, servable.version)
 
-        def encode() -> bytes:
-            result = task.encoded(outputs, len(examples))
-            return message_field(1, result) + message_field(2, spec)
-
-        return await self._steps.encode(_size(outputs), encode, context)
+        reply = await self._steps.encode(
+            _size(outputs), lambda: task.response(outputs, len(examples), spec), context
+        )
+        log = self._steps.logs.sampled(request.model_spec.name)
+        if log is not None:
+            log.add_message(_LOGS[method], request, reply, spec)
+        return reply
 
     async def _answer_json(
         self, method: str, spec: ModelSpec, body: bytes, context: RequestContext
@@ -119,9 +134,21 @@ class ExampleHandlers:
         name, examples = await self._steps.decode(len(body), lambda: parse_examples(body), context)
         task = self._task(servable, name, method)
         outputs = await _run(servable, task, examples, context)
-        return await self._steps.encode(
+        reply = await self._steps.encode(
             _size(outputs), lambda: task.as_json(outputs, len(examples)), context
         )
+        log = self._steps.logs.sampled(spec.name)
+        if log is not None:
+            served = served_spec(spec.name, task.signature, servable.version)
+            asked = spec_message(spec, task.signature)
+            log.add(
+                _LOGS[method],
+                lambda: encode_examples_request(asked, examples),
+                lambda: task.response(outputs, len(examples), served),
+                served,
+                len(body) + len(reply),
+            )
+        return reply
 
     def _task(self, servable: Servable, name: str, method: str) -> _Task:
         name = name or DEFAULT_SIGNATURE

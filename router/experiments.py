@@ -24,6 +24,11 @@ class Experiment:
     shadow: float = 0.0
     key: str = ""
 
+    @property
+    def is_on(self) -> bool:
+        """Whether any request is in it."""
+        return self.canary > 0.0 or self.shadow > 0.0
+
 
 @dataclass(frozen=True)
 class Route:
@@ -58,7 +63,7 @@ def route(available: Collection[int], experiment: Experiment, chance: float) -> 
         return Route(newest)
     if chance < experiment.canary:
         return Route(newest)
-    if experiment.canary == experiment.shadow == 0.0:
+    if not experiment.is_on:
         return Route(newest)
     # The shadow's requests are taken from the other end: a canary's client is not counted twice.
     return Route(older[-1], newest if chance >= 1.0 - experiment.shadow else None)

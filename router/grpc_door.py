@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from shardserve.batching.errors import ServingError, Unavailable
 from shardserve.router import logs
 from shardserve.router.listening import ANY_HOST, claim_socket
 from shardserve.router.prediction import RPCS, PredictionHandlers, Rpc
+from shardserve.router.profiler import Profiler
 from shardserve.router.servable import RequestContext
 from shardserve.router.status_codes import GRPC_STATUS, grpc_message
 from shardserve.router.tls import Tls
@@ -76,11 +77,14 @@ class GrpcDoor:
         host: str = ANY_HOST,
         port: int = 0,
         options: GrpcOptions = GrpcOptions(),
+        profiler: Profiler | None = None,
     ) -> None:
+        """With a `profiler` the process can be traced through this door."""
         self.host = host
         #: Where it listens; once started, the real one if it was 0.
         self.port = port
         self._handlers = handlers
+        self._profiler = profiler
         self._options = options
         self._credentials = None if options.tls is None else _credentials(options.tls)
         self._server: Any = None
@@ -96,6 +100,8 @@ class GrpcDoor:
             options=tuple(arguments.items()), maximum_concurrent_rpcs=self._options.max_rpcs
         )
         server.add_generic_rpc_handlers(_services(self._handlers))
+        if self._profiler is not None:
+            server.add_generic_rpc_handlers((self._profiler.handler(_untracked),))
         await self._add_health(server)
         reflection.enable_server_reflection((*_SERVICES, *_GRPC_SERVICES), server)
         if self._options.has_port:
@@ -173,12 +179,42 @@ def _method(handlers: PredictionHandlers, rpc: Rpc) -> Callable[[bytes, Any], Aw
     return call
 
 
+def _untracked(
+    answer: Callable[[bytes], Awaitable[bytes]],
+) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    """Of what is no request for a model: neither logged nor counted."""
+
+    async def call(raw: bytes, servicer: Any) -> bytes:
+        try:
+            return await answer(raw)
+        except ServingError as error:
+            failure = error
+        await servicer.abort(GRPC_STATUS[failure.code], grpc_message(failure.message))
+        raise AssertionError("abort returned")
+
+    return call
+
+
+class Metadata:
+    """A call's metadata, looked through by name. Of several values the last one counts."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: Iterable[tuple[str, str | bytes]]) -> None:
+        self._pairs = pairs
+
+    def get(self, name: str, /) -> str | bytes | None:
+        found = None
+        for key, value in self._pairs:
+            if key == name:
+                found = value
+        return found
+
+
 def request_context(rpc: Any) -> RequestContext:
     """The id and the deadline of a call, from its metadata and its timeout."""
-    given = None
-    for key, value in rpc.invocation_metadata() or ():
-        if key == logs.REQUEST_ID:
-            given = value
+    headers = Metadata(rpc.invocation_metadata() or ())
     left = rpc.time_remaining()
     deadline = math.inf if left is None else time.monotonic() + left
-    return RequestContext(logs.request_id(given), deadline)
+    given: Any = headers.get(logs.REQUEST_ID)
+    return RequestContext(logs.request_id(given), deadline, headers=headers)

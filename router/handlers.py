@@ -12,7 +12,8 @@ from shardserve.router.catalog import Catalog, ModelSpec
 from shardserve.router.example_handlers import ExampleHandlers
 from shardserve.router.json_codec import Form, decode_predict, parse_predict
 from shardserve.router.json_encode import encode_predict
-from shardserve.router.model_specs import served_spec, spec_of
+from shardserve.router.metrics import Metrics
+from shardserve.router.model_specs import served_spec, spec_message, spec_of
 from shardserve.router.predict import (
     DEFAULT_SIGNATURE,
     check_method_name,
@@ -21,10 +22,12 @@ from shardserve.router.predict import (
     signature_named,
     signature_named_over_rest,
 )
-from shardserve.router.proto_codec import encode_predict_response
+from shardserve.router.proto_codec import encode_predict_request, encode_predict_response
+from shardserve.router.request_logs import RequestLogs
 from shardserve.router.request_steps import RequestSteps
 from shardserve.router.servable import Array, RequestContext, Servable, Signature
 from shardserve.router.session import StageThreads
+from shardserve.router.trials import Trials
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,12 @@ class Handlers:
         catalog: Catalog,
         threads: StageThreads,
         options: HandlerOptions = HandlerOptions(),
+        metrics: Metrics | None = None,
     ) -> None:
+        """`metrics` are told of experiments and of requests that are logged."""
         self.catalog = catalog
-        self.steps = RequestSteps(catalog, threads)
+        self.logs = RequestLogs(catalog, metrics)
+        self.steps = RequestSteps(catalog, threads, Trials(catalog, metrics), self.logs)
         self.examples = ExampleHandlers(self.steps, options.check_method_names)
         self._options = options
 
@@ -73,9 +79,13 @@ class Handlers:
         results = await call.run(context)
         spec = served_spec(request.model_spec.name, call.signature, call.servable.version)
         as_content = self._options.tensor_content
-        return await self.steps.encode(
+        reply = await self.steps.encode(
             _size(results), lambda: encode_predict_response(results, spec, as_content), context
         )
+        log = self.logs.sampled(request.model_spec.name)
+        if log is not None:
+            log.add_message("predict_log", request, reply, spec)
+        return reply
 
     async def predict_json(self, spec: ModelSpec, body: bytes, context: RequestContext) -> bytes:
         """The reply to a REST predict request, laid out as its body is."""
@@ -84,9 +94,25 @@ class Handlers:
             len(body), lambda: self._decode_json(servable, body), context
         )
         results = await call.run(context)
-        return await self.steps.encode(
+        reply = await self.steps.encode(
             _size(results), lambda: encode_predict(results, form), context
         )
+        log = self.logs.sampled(spec.name)
+        if log is not None:
+            served = served_spec(spec.name, call.signature, servable.version)
+            asked = spec_message(spec, call.signature)
+            log.add(
+                "predict_log",
+                lambda: encode_predict_request(call.inputs, asked),
+                lambda: encode_predict_response(results, served),
+                served,
+                len(body) + len(reply),
+            )
+        return reply
+
+    def close(self) -> None:
+        """Write what is still to be logged. Blocks; nothing may be asked any more."""
+        self.logs.close()
 
     async def session_run(self, request: Any, context: RequestContext) -> bytes:
         """A serialised SessionRunResponse."""

@@ -60,6 +60,17 @@ def _parsed(raw: bytes) -> ModelSpec | None:
         return None
 
 
+def spec_message(spec: ModelSpec, signature: str) -> bytes:
+    """The serialised ModelSpec of a request that means `spec`, and this signature of it."""
+    message = model_pb2.ModelSpec(name=spec.name, signature_name=signature)
+    if spec.version is not None:
+        message.version.value = spec.version
+    elif spec.label is not None:
+        message.version_label = spec.label
+    serialized: bytes = message.SerializeToString()
+    return serialized
+
+
 @functools.lru_cache(maxsize=1024)
 def served_spec(name: str, signature: str, version: int) -> bytes:
     """The serialised ModelSpec of a reply: what answered, with nothing left open."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,71 +57,92 @@ def _records(path: Path) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class LogLimits:
-    """`waiting` records at most wait to be written; after `file_bytes` a new file is begun.
+    """`waiting` records of `waiting_bytes` at most wait to be written; after `file_bytes` a new
+    file is begun.
 
     What is in the file is on disk at the latest after `flush_seconds`.
     """
 
     waiting: int = 1024
+    waiting_bytes: int = 64 << 20
     file_bytes: int = 256 << 20
     flush_seconds: float = 1.0
+
+
+#: Makes a serialised PredictionLog.
+MakeRecord = Callable[[], bytes]
 
 
 class PredictionLogWriter:
     """Writes records on a thread of its own, so that no request waits for a disk.
 
-    Files are `PREFIX-SECONDS-NUMBER.tfrecord`, in the order in which they were begun. A record that
-    finds too many waiting is dropped and counted; so is everything after the disk has failed.
+    Files are `PREFIX-HOST-PROCESS-SECONDS-NUMBER.tfrecord`, so that routers can share a prefix, in
+    the order in which they were begun. A record that finds too many waiting is dropped and counted;
+    so is one that cannot be made, and everything after the disk has failed.
     """
 
-    def __init__(
-        self,
-        prefix: Path,
-        limits: LogLimits = LogLimits(),
-    ) -> None:
+    def __init__(self, prefix: Path, limits: LogLimits = LogLimits()) -> None:
         self.dropped = 0
         self.written = 0
         self._prefix = prefix
         self._limits = limits
-        self._waiting: queue.Queue[bytes | None] = queue.Queue(limits.waiting)
-        prefix.parent.mkdir(parents=True, exist_ok=True)
+        self._waiting: queue.SimpleQueue[tuple[MakeRecord, int] | None] = queue.SimpleQueue()
+        self._waiting_bytes = 0
+        self._lock = threading.Lock()
+        self._is_open = True
         self._thread = threading.Thread(target=self._write, name="request-log", daemon=True)
         self._thread.start()
 
-    def write(self, log: prediction_log_pb2.PredictionLog) -> bool:
-        """Queue a record; False if it was dropped."""
-        if not self._thread.is_alive():
-            self.dropped += 1
-            return False
-        try:
-            self._waiting.put_nowait(log.SerializeToString())
-        except queue.Full:
-            self.dropped += 1
-            return False
-        return True
+    def write(self, make: MakeRecord, nbytes: int = 0) -> bool:
+        """Queue a record, that keeps so many bytes until it is made; False if it was dropped."""
+        with self._lock:
+            fits = (
+                self._is_open
+                and self._waiting.qsize() < self._limits.waiting
+                and self._waiting_bytes + nbytes <= self._limits.waiting_bytes
+            )
+            if fits:
+                self._waiting_bytes += nbytes
+                self._waiting.put((make, nbytes))
+            else:
+                self.dropped += 1
+        return fits
+
+    def finish(self) -> None:
+        """Take no more. What waits is written soon, and the thread ends then."""
+        with self._lock:
+            if self._is_open:
+                self._is_open = False
+                self._waiting.put(None)
 
     def close(self) -> None:
-        """Write what waits, and return when it is on disk."""
-        if self._thread.is_alive():
-            self._waiting.put(None)
-            self._thread.join()
+        """As `finish`; return when all is on disk."""
+        self.finish()
+        self._thread.join()
 
     def _write(self) -> None:
         try:
+            self._prefix.parent.mkdir(parents=True, exist_ok=True)
             number = 0
             while self._write_file(number):
                 number += 1
-        except tf.errors.OpError as error:
-            self.dropped += self._waiting.qsize()
-            logs.logger().error("request log failed", prefix=str(self._prefix), error=error.message)
+        except (tf.errors.OpError, OSError) as error:
+            logs.logger().error("request log failed", prefix=str(self._prefix), error=str(error))
+            self._drop_all()
+
+    def _drop_all(self) -> None:
+        with self._lock:
+            self._is_open = False
+            while not self._waiting.empty():
+                self.dropped += self._waiting.get() is not None
 
     def _write_file(self, number: int) -> bool:
         """Write one file until it is full; False once all is written."""
-        record = self._waiting.get()
+        record = self._next()
         if record is None:
             return False
-        path = f"{self._prefix}-{int(time.time())}-{number}.tfrecord"
-        with tf.io.TFRecordWriter(path) as file:
+        where = f"{socket.gethostname()}-{os.getpid()}-{int(time.time())}-{number}"
+        with tf.io.TFRecordWriter(f"{self._prefix}-{where}.tfrecord") as file:
             nbytes = 0
             while record is not None:
                 file.write(record)
@@ -130,8 +153,24 @@ class PredictionLogWriter:
                 record = self._next(file)
         return False
 
-    def _next(self, file: tf.io.TFRecordWriter) -> bytes | None:
-        """The next record. While none comes, what was written goes to disk."""
+    def _next(self, file: tf.io.TFRecordWriter | None = None) -> bytes | None:
+        """The next record that can be made; None if there will be none any more."""
+        while (waiting := self._taken(file)) is not None:
+            make, nbytes = waiting
+            try:
+                return make()
+            except Exception:  # noqa: BLE001 (that one cannot be made costs no other)
+                logs.logger().exception("a request cannot be logged", prefix=str(self._prefix))
+                self.dropped += 1
+            finally:
+                with self._lock:
+                    self._waiting_bytes -= nbytes
+        return None
+
+    def _taken(self, file: tf.io.TFRecordWriter | None) -> tuple[MakeRecord, int] | None:
+        """What waits next. While nothing comes, what was written goes to disk."""
+        if file is None:
+            return self._waiting.get()
         try:
             return self._waiting.get(timeout=self._limits.flush_seconds)
         except queue.Empty:

@@ -207,6 +207,12 @@ def encode_predict_response(
     return b"".join((*entries, message_field(2, model_spec)))
 
 
+def encode_predict_request(inputs: Mapping[str, Array], model_spec: bytes) -> bytes:
+    """A serialised PredictRequest for all outputs. `model_spec` is a serialised ModelSpec."""
+    entries = [message_field(2, encode_named_tensor(*entry)) for entry in inputs.items()]
+    return b"".join((message_field(1, model_spec), *entries))
+
+
 def encode_named_tensor(name: str, array: Array, as_content: bool = False) -> bytes:
     """A serialised NamedTensorProto, which is also an entry of PredictResponse.outputs."""
     tensor = encode_tensor(array, as_content)

@@ -8,8 +8,10 @@ from typing import TypeVar
 
 from shardserve.batching.errors import ServingError
 from shardserve.router.catalog import Catalog, ModelSpec
+from shardserve.router.request_logs import RequestLogs
 from shardserve.router.servable import RequestContext, Servable, admit
 from shardserve.router.session import StageThreads
+from shardserve.router.trials import Trials
 
 #: Bodies from this size on are decoded on a thread: they take longer than handing over does.
 LARGE_BODY = 64 << 10
@@ -23,8 +25,13 @@ _T = TypeVar("_T")
 class RequestSteps:
     """The steps of a request, timed on its context, on the event loop or beside it."""
 
-    def __init__(self, catalog: Catalog, threads: StageThreads) -> None:
+    def __init__(
+        self, catalog: Catalog, threads: StageThreads, trials: Trials, logs: RequestLogs
+    ) -> None:
         self.catalog = catalog
+        #: Of the requests that were answered.
+        self.logs = logs
+        self._trials = trials
         self._threads = threads
 
     def resolve(self, spec: ModelSpec, context: RequestContext) -> Servable:
@@ -32,7 +39,7 @@ class RequestSteps:
 
         Raises as `Catalog.resolve` and `servable.admit` do.
         """
-        servable = self.catalog.resolve(spec)
+        servable = self._answering(spec, context)
         admit(servable, context.deadline)
         return servable
 
@@ -49,12 +56,18 @@ class RequestSteps:
         servable would refuse, nothing is decoded.
         """
         try:
-            servable = self.catalog.resolve(spec)
+            servable = self._answering(spec, context)
         except ServingError:
             parse(body)
             raise
         admit(servable, context.deadline)
         return servable
+
+    def _answering(self, spec: ModelSpec, context: RequestContext) -> Servable:
+        trial = self.catalog.trial(spec)
+        if trial is None:
+            return self.catalog.resolve(spec)
+        return self._trials.choose(trial, context)
 
     async def decode(self, size: int, decode: Callable[[], _T], context: RequestContext) -> _T:
         """What `decode` makes of a body of `size` bytes."""

@@ -14,7 +14,9 @@ from shardserve.batching.errors import Cancelled, Code, Internal, ServingError
 from shardserve.router import logs
 from shardserve.router.handlers import Handlers
 from shardserve.router.json_encode import encode_error
-from shardserve.router.metrics import CONTENT_TYPE, Measured, Metrics, nothing_measured
+from shardserve.router.metric_page import CONTENT_TYPE, page
+from shardserve.router.metric_snapshot import unpacked
+from shardserve.router.metrics import Collected, Measured, Metrics, nothing_measured
 from shardserve.router.model_specs import metric_name
 from shardserve.router.openapi import OPENAPI_PATH, openapi
 from shardserve.router.routes import PREFIX, Route, route
@@ -54,11 +56,14 @@ class Rest:
         timeout: float = TIMEOUT_SECONDS,
         monitoring_path: str = MONITORING_PATH,
         measured: Measured = nothing_measured,
+        collected: Collected | None = None,
         *,
         cors: bool = False,
         compress_from: int | None = None,
     ) -> None:
-        """`timeout` is in seconds. `cors` lets pages of any origin read replies.
+        """`timeout` is in seconds. The metrics page is of what is `collected`, of all routers, or
+        of this process alone, and of what is `measured` on shards. `cors` lets pages of any origin
+        read replies.
 
         Replies of at least `compress_from` bytes are compressed for clients that take gzip; None
         compresses nothing.
@@ -68,6 +73,7 @@ class Rest:
         self._timeout = timeout
         self._monitoring_path = monitoring_path
         self._measured = measured
+        self._collected = collected or metrics.snapshot
         self._always = (*_JSON, *(_CORS if cors else ()))
         self._compress_from = compress_from
         self._openapi = openapi()
@@ -86,7 +92,7 @@ class Rest:
             return await self._monitoring(path)
         if path == OPENAPI_PATH and method == "GET":
             return Response(200, self._always, self._openapi)
-        exchange = _Exchange(logs.request_id(headers.get(logs.REQUEST_ID)), self._timeout)
+        exchange = _Exchange(headers, self._timeout)
         snapshot = self._handlers.catalog.enter()
         try:
             exchange.route = route(method, path)
@@ -143,8 +149,13 @@ class Rest:
         if path != self._monitoring_path:
             text = f"Unexpected path: {path}. Should be {self._monitoring_path}"
             return Response(400, (("content-type", "text/plain"),), text.encode())
-        page = self._metrics.page(await self._measured())
-        return Response(200, (("content-type", CONTENT_TYPE),), page)
+        try:
+            collected, measures = await asyncio.gather(self._collected(), self._measured())
+            body = page(unpacked(collected), measures)
+        except ServingError as error:
+            # A page of some routers only would look as if all counters had fallen.
+            return Response(503, (("content-type", "text/plain"),), error.message.encode())
+        return Response(200, (("content-type", CONTENT_TYPE),), body)
 
     def _failed(self, exchange: _Exchange, error: ServingError) -> Response:
         seconds = self._count(exchange, error.code)
@@ -172,9 +183,11 @@ class _Exchange:
 
     __slots__ = ("context", "route", "started")
 
-    def __init__(self, request_id: str, timeout: float) -> None:
+    def __init__(self, headers: RequestHeaders, timeout: float) -> None:
         self.started = time.perf_counter()
-        self.context = RequestContext(request_id, time.monotonic() + timeout)
+        request_id = logs.request_id(headers.get(logs.REQUEST_ID))
+        deadline = time.monotonic() + timeout
+        self.context = RequestContext(request_id, deadline, headers=headers)
         #: None while, or because, the path means nothing.
         self.route: Route | None = None
 

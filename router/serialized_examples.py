@@ -12,6 +12,8 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from tensorflow_serving.apis import inference_pb2, model_pb2
 
+from shardserve.router.servable import Array
+
 _PACKAGE = "shardserve"
 _FILE = "shardserve/serialized_examples.proto"
 
@@ -86,3 +88,12 @@ Input = _class_of("Input")
 ExamplesRequest = _class_of("ExamplesRequest")
 
 MultiInferenceRequest = _class_of("MultiInferenceRequest")
+
+
+def encode_examples_request(model_spec: bytes, examples: Array) -> bytes:
+    """A serialised ExamplesRequest of a serialised ModelSpec, and of Examples, [n]."""
+    request = ExamplesRequest()
+    request.model_spec.ParseFromString(model_spec)
+    request.input.example_list.examples.extend(examples.tolist())
+    serialized: bytes = request.SerializeToString()
+    return serialized

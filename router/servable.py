@@ -39,13 +39,25 @@ class Signature:
     defaults: Mapping[str, Array] = field(default_factory=dict)
 
 
+class Headers(Protocol):
+    """A request's headers, or its metadata; names in lower case find them however they came."""
+
+    def get(self, name: str, /) -> str | bytes | None: ...
+
+
 @dataclass
 class RequestContext:
-    """One request's identity, its deadline (on `time.monotonic`), and what each stage took."""
+    """One request's identity, its deadline (on `time.monotonic`), and what each stage took.
+
+    `headers` are what came with it, None where nothing did. `chance`, in [0, 1), decides about the
+    experiments that it is in, once it is drawn.
+    """
 
     request_id: str
     deadline: float
     seconds: dict[str, float] = field(default_factory=dict)
+    headers: Headers | None = None
+    chance: float | None = None
 
     def spend(self, stage: str, seconds: float) -> None:
         """Add to a stage of `STAGES`."""

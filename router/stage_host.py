@@ -8,9 +8,9 @@ from typing import Protocol
 
 from shardserve.batching.errors import NotFound
 from shardserve.batching.stage import StageCounts
-from shardserve.router.metrics import count_measures
 from shardserve.router.regions import RegionRunner
 from shardserve.router.servable import RequestContext
+from shardserve.router.stage_figures import count_measures
 from shardserve.shards.measures import Measure
 from shardserve.shards.stage_messages import StageReply, StageRequest
 

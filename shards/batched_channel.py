@@ -71,7 +71,11 @@ class BatchedChannel:
 
     def counts(self) -> StageCounts:
         """What has been sent: messages as batches, calls as tasks; padding there is none."""
-        return self._counts
+        return replace(
+            self._counts,
+            waiting_tasks=sum(len(message.calls) for message in self._waiting),
+            running_batches=self._under_way,
+        )
 
     async def lookup(self, request: LookupRequest, deadline: float) -> LookupReply:
         """See `ShardChannel.lookup`."""

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.cluster.flags.group import flag
+from shardserve.cluster.log_root import check_logs
 from shardserve.cluster.model_config import ModelConfig, check_name, read_model_config
 from shardserve.cluster.model_options import ModelOptions, read_model_options
 from shardserve.cluster.model_roots import check_roots
@@ -51,17 +52,27 @@ class ModelFlags:
             metavar="DIRS",
         ),
     ] = ""
+    request_log_root: Annotated[
+        Path | None,
+        flag(
+            "Directory below which the logging_config of a model may have requests logged.",
+            show_default="none",
+            metavar="DIR",
+            resolve_path=True,
+        ),
+    ] = None
 
 
 def models_of(flags: ModelFlags, defaults: ModelOptions) -> Models:
     """The models of the start, their files checked.
 
     Raises NotFound or InvalidArgument for a file that cannot be read, with line and column where it
-    does not parse, and PermissionDenied for a base path outside of the roots.
+    does not parse, PermissionDenied for a base path outside of the roots, and as `check_logs`.
     """
     roots = tuple(Path(root).absolute() for root in flags.allowed_model_roots.split(",") if root)
     configs = _configs(flags)
     check_roots(configs, roots)
+    check_logs(configs, flags.request_log_root)
     if flags.model_options_file is not None:
         read_model_options(flags.model_options_file, defaults)
     return Models(
@@ -70,6 +81,7 @@ def models_of(flags: ModelFlags, defaults: ModelOptions) -> Models:
         flags.model_config_file_poll_wait_seconds,
         flags.model_options_file,
         roots,
+        flags.request_log_root,
     )
 
 

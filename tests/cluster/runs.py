@@ -1,4 +1,4 @@
-"""Runs of a model on the tests' Ray."""
+"""Runs of models on the tests' Ray."""
 
 from __future__ import annotations
 
@@ -15,48 +15,81 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from shardserve.cluster.controller import Controller, Run
-from shardserve.cluster.planning import Wanted
+from shardserve.cluster.catalog_table import CatalogTable, Serving
+from shardserve.cluster.controller import Controller
+from shardserve.cluster.model_config import ModelConfig, Specific
+from shardserve.cluster.model_options import ModelOptions
+from shardserve.cluster.options import ManagerOptions, Models
 from shardserve.cluster.private_directory import remove_sockets
-from shardserve.cluster.progress import Phase, Progress
+from shardserve.cluster.progress import Start
+from shardserve.cluster.run import Run
 from shardserve.cluster.stage_placement import AnySeat
 from shardserve.cluster.stream_actor import ActorProcess
 from shardserve.cluster.table import RoutingTable
-from shardserve.shards.model import PlanOptions
+from shardserve.cluster.versions import VersionId
+from shardserve.shards.model import ModelPlan, PlanOptions
 
 SECRET = bytes(range(32))
 #: So that a test that hangs says where.
 LONGEST_SECONDS = 60.0
+POLLING = ManagerOptions(poll_seconds=0.2)
+ONLY = VersionId("model", 1)
 
 
 @dataclass(frozen=True)
-class ModelRun:
+class ServerRun:
     """A controller, and what tests do to it and ask of it."""
 
     name: str
     controller: Any
 
-    async def finished_start(self) -> Progress:
-        """How the start ended: READY or FAILED."""
-        progress = Progress(-1)
-        while progress.phase not in (Phase.READY, Phase.FAILED):
-            progress = await self.controller.wait_for_progress.remote(progress.number)
-        return progress
+    async def finished_start(self) -> Start:
+        """How the start ended: settled or failed. Its last progress of each version is there."""
+        start = Start(-1)
+        while not (start.is_settled or start.failure is not None):
+            start = await self.controller.wait_for_start.remote(start.number)
+        return start
 
-    async def table(self, known: int = -1) -> RoutingTable:
-        table: RoutingTable = await self.controller.wait_for_table.remote(known)
+    async def catalog(self, known: int = -1) -> CatalogTable:
+        table: CatalogTable = await self.controller.wait_for_table.remote(known)
         return table
 
+    async def kill_controller(self) -> None:
+        os.kill(await self.controller.pid.remote(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class ModelRun(ServerRun):
+    """Of one version of one model."""
+
+    async def serving(self) -> Serving:
+        """Where it is served, once it is."""
+        table = await self.catalog()
+        while ONLY not in table.servings():
+            table = await self.catalog(table.number)
+        return table.servings()[ONLY]
+
+    async def plan(self) -> ModelPlan:
+        plan: ModelPlan = await self.controller.plan.remote((await self.serving()).deployment)
+        return plan
+
+    async def table(self, known: int = -1) -> RoutingTable:
+        """The table after that of the number `known`."""
+        table = await self.catalog()
+        while True:
+            serving = table.servings().get(ONLY)
+            if serving is not None and serving.routing.number != known:
+                return serving.routing
+            with suppress(RayError):
+                table = await self.catalog(table.number)
+
     async def process_of(self, seat: AnySeat) -> ActorProcess:
-        process: ActorProcess = await self.controller.process_of.remote(seat)
+        process: ActorProcess = await self.controller.process_of.remote(ONLY, seat)
         return process
 
     async def kill(self, seat: AnySeat) -> None:
         """As the kernel does it when memory is short."""
         os.kill((await self.process_of(seat)).pid, signal.SIGKILL)
-
-    async def kill_controller(self) -> None:
-        os.kill(await self.controller.pid.remote(), signal.SIGKILL)
 
     async def placed_again(self, before: RoutingTable) -> RoutingTable:
         """The first complete table of the controller that Ray made anew."""
@@ -83,14 +116,27 @@ def _has_other(table: RoutingTable, seat: AnySeat, instance: str) -> bool:
 async def running(
     directory: Path, options: PlanOptions, seconds: float = LONGEST_SECONDS
 ) -> AsyncIterator[ModelRun]:
-    """A run of the model in a version directory, that ends with the block."""
+    """A run of the model whose version 1 lies in `directory`, that ends with the block."""
+    config = ModelConfig("model", directory.parent, policy=Specific(frozenset({1})))
+    async with serving(Models((config,)), ModelOptions(options), seconds) as run:
+        yield ModelRun(run.name, run.controller)
+
+
+@asynccontextmanager
+async def serving(
+    models: Models,
+    defaults: ModelOptions,
+    seconds: float = LONGEST_SECONDS,
+    manager: ManagerOptions = POLLING,
+) -> AsyncIterator[ServerRun]:
+    """A run of a server, that ends with the block."""
     name = f"test-{secrets.token_hex(4)}"
-    run = Run(name, Wanted("model", 1, directory, options), can_grow=False)
+    run = Run(name, models, can_grow=False, defaults=defaults, manager=manager)
     actor = ray.remote(Controller).options(name=name, num_cpus=0, max_restarts=-1)
     controller = actor.remote(run, SECRET)
     try:
         async with asyncio.timeout(seconds):
-            yield ModelRun(name, controller)
+            yield ServerRun(name, controller)
     finally:
         await controller.end.remote()
         ray.kill(controller)

@@ -3,27 +3,36 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from shardserve.cluster.console import MAX_BARS, Bar, announcement, bars_of
+from shardserve.cluster.console import (
+    MAX_BARS,
+    Bar,
+    Line,
+    Served,
+    announcement,
+    bars_of,
+    lines_of,
+    start_bars,
+)
 from shardserve.cluster.door_config import DEFAULT_METRICS_PATH
 from shardserve.cluster.example import Example
 from shardserve.cluster.model_config import ModelConfig
 from shardserve.cluster.options import DoorOptions, Engine, Models, ServeOptions
 from shardserve.cluster.placement import Seat
-from shardserve.cluster.progress import Phase, Progress, verified
+from shardserve.cluster.progress import Phase, Progress, Start, verified
 from shardserve.cluster.stage_placement import StageSeat
-from shardserve.cluster.versions import VersionDirectory
+from shardserve.cluster.versions import VersionId
 from shardserve.router.rest import MONITORING_PATH
 
 OPTIONS = ServeOptions(
     Models((ModelConfig("dlrm", Path("/models/dlrm")),)), doors=DoorOptions(rest_port=8501)
 )
-FOUND = VersionDirectory(7, Path("/models/dlrm/7"))
+SERVED = [Served("dlrm", (7,))]
 
 
 def test_each_seat_has_a_bar() -> None:
     seats = {Seat(0, 0): 100, Seat(1, 0): 50}
 
-    progress = Progress(1, Phase.LOADING, totals=seats, loaded={Seat(1, 0): 20})
+    progress = Progress(Phase.LOADING, totals=seats, loaded={Seat(1, 0): 20})
     assert bars_of(progress) == [
         Bar("shard 0 replica 0", 0, 100),
         Bar("shard 1 replica 0", 20, 50),
@@ -34,7 +43,7 @@ def test_many_seats_share_one_bar() -> None:
     seats = {Seat(shard, 0): 10 for shard in range(MAX_BARS + 1)}
     loaded = {Seat(0, 0): 10, Seat(3, 0): 5}
 
-    assert bars_of(Progress(1, Phase.LOADING, totals=seats, loaded=loaded)) == [
+    assert bars_of(Progress(Phase.LOADING, totals=seats, loaded=loaded)) == [
         Bar(f"{MAX_BARS + 1} shard actors", 15, 10 * (MAX_BARS + 1))
     ]
 
@@ -42,7 +51,7 @@ def test_many_seats_share_one_bar() -> None:
 def test_stage_actors_have_bars_after_the_shards() -> None:
     totals = {StageSeat("tower", 0): 40, Seat(0, 0): 100, StageSeat("clean", 0): 0}
 
-    assert [bar.text for bar in bars_of(Progress(1, Phase.LOADING, totals=totals))] == [
+    assert [bar.text for bar in bars_of(Progress(Phase.LOADING, totals=totals))] == [
         "shard 0 replica 0",
         "stage actor clean 0",
         "stage actor tower 0",
@@ -50,12 +59,14 @@ def test_stage_actors_have_bars_after_the_shards() -> None:
 
 
 def test_the_verification_of_checksums_has_a_bar() -> None:
-    progress = verified(verified(Progress(0), 10, 100), 20, 100)
+    progress = verified(verified(Progress(), 10, 100), 20, 100)
     assert bars_of(progress) == [Bar("checksums", 30, 100)]
 
 
 def test_the_announcement_names_every_port_and_the_example() -> None:
-    text = "\n".join(announcement(OPTIONS, FOUND, Example(Path("/tmp/ask.json"), '{"outputs": 1}')))
+    text = "\n".join(
+        announcement(OPTIONS, SERVED, Example(Path("/tmp/ask.json"), '{"outputs": 1}'))
+    )
 
     assert "dlrm version 7" in text
     for shown in (
@@ -70,15 +81,15 @@ def test_the_announcement_names_every_port_and_the_example() -> None:
 
 def test_a_door_that_is_shut_is_not_announced() -> None:
     shut = replace(OPTIONS, engine=Engine.LOCAL, doors=DoorOptions(grpc_port=0, rest_port=8501))
-    assert not any("gRPC" in line for line in announcement(shut, FOUND, None))
+    assert not any("gRPC" in line for line in announcement(shut, SERVED, None))
 
     shut = replace(OPTIONS, engine=Engine.LOCAL, doors=DoorOptions())
-    assert not any("REST" in line for line in announcement(shut, FOUND, None))
+    assert not any("REST" in line for line in announcement(shut, SERVED, None))
 
 
 def test_all_interfaces_are_shown_as_an_address_that_works() -> None:
     lines = announcement(
-        replace(OPTIONS, doors=DoorOptions("0.0.0.0", rest_port=8501)), FOUND, None
+        replace(OPTIONS, doors=DoorOptions("0.0.0.0", rest_port=8501)), SERVED, None
     )
 
     assert any("http://localhost:8501/v1/models/dlrm" in line for line in lines)
@@ -86,3 +97,28 @@ def test_all_interfaces_are_shown_as_an_address_that_works() -> None:
 
 def test_the_metrics_are_where_the_door_has_them() -> None:
     assert DEFAULT_METRICS_PATH == MONITORING_PATH
+
+
+def test_several_versions_are_shown_by_name_and_a_single_one_without() -> None:
+    loading = Progress(Phase.LOADING, totals={Seat(0, 0): 10})
+    one = Start(1, {VersionId("a", 1): loading})
+    assert [bar.text for bar in start_bars(one)] == ["shard 0 replica 0"]
+    assert not any("version" in line.text for line in lines_of(one))
+
+    two = Start(1, {VersionId("a", 1): loading, VersionId("b", 3): Progress(Phase.PLANNING)})
+    assert [bar.text for bar in start_bars(two)] == ["a version 1: shard 0 replica 0"]
+    assert [line.text.partition(":")[0] for line in lines_of(two)] == ["a version 1", "b version 3"]
+
+
+def test_what_the_models_wait_for_is_said() -> None:
+    settled = Start(1, is_settled=True)
+    assert lines_of(settled) == [Line("the models are ready; the routers are starting")]
+
+
+def test_the_announcement_of_several_models_lists_them() -> None:
+    served = [Served("a", (1,)), Served("b", (3, 4))]
+    text = "\n".join(announcement(OPTIONS, served, None))
+
+    assert "2 models are served, until Ctrl-C:" in text
+    assert "  a version 1\n  b versions 3, 4\n" in text
+    assert "http://127.0.0.1:8501/v1/models/NAME" in text

@@ -12,10 +12,13 @@ from shardserve.batching.errors import (
     Unavailable,
     Unknown,
 )
+from shardserve.cluster.configured import ConfiguredModel, Wanted
 from shardserve.cluster.lifecycle import Phase, Retries
 from shardserve.cluster.manager import Manager
 from shardserve.cluster.model_config import All, ModelConfig
+from shardserve.cluster.model_options import ModelOptions
 from shardserve.cluster.options import ManagerOptions
+from shardserve.cluster.versions import VersionId
 
 OPTIONS = ManagerOptions(retries=Retries(0), poll_seconds=0.0)
 
@@ -29,23 +32,24 @@ class Deployer:
         self.calls: list[tuple[str, str, int]] = []
         self.attempts = 0
 
-    async def load(self, model: ModelConfig, version: int, directory: Path) -> None:
-        assert directory == model.base_path / str(version)
+    async def load(self, wanted: Wanted) -> None:
+        model, version = wanted.id.model, wanted.id.version
+        assert wanted.directory.name == str(version)
         self.attempts += 1
         if version in self.held:
             await self.held[version].wait()
         if version in self.failing:
             raise Unavailable(self.failing[version])
-        self.calls.append(("load", model.name, version))
+        self.calls.append(("load", model, version))
 
-    async def unload(self, model: str, version: int) -> None:
-        self.calls.append(("unload", model, version))
+    async def unload(self, version: VersionId) -> None:
+        self.calls.append(("unload", version.model, version.version))
 
 
-def model(tmp_path: Path, name: str, *versions: int, **fields) -> ModelConfig:
+def model(tmp_path: Path, name: str, *versions: int, **fields) -> ConfiguredModel:
     for version in versions:
         (tmp_path / name / str(version)).mkdir(parents=True, exist_ok=True)
-    return ModelConfig(name, tmp_path / name, **fields)
+    return ConfiguredModel(ModelConfig(name, tmp_path / name, **fields), ModelOptions())
 
 
 def available(manager: Manager) -> dict[str, set[int]]:
@@ -95,7 +99,7 @@ async def test_a_base_path_that_vanishes_takes_nothing_from_what_is_served(tmp_p
     manager = Manager(Deployer(), OPTIONS)
     config = model(tmp_path, "a", 1)
     await manager.configure([config])
-    config.base_path.rename(tmp_path / "moved")
+    config.config.base_path.rename(tmp_path / "moved")
     await manager.poll()
     assert available(manager) == {"a": {1}}
     await manager.close()
@@ -175,7 +179,7 @@ async def test_labels_are_assigned_after_their_versions_have_loaded(tmp_path) ->
 async def test_no_more_versions_load_at_once_than_is_allowed(tmp_path) -> None:
     deployer = Deployer()
     deployer.held = {version: asyncio.Event() for version in range(1, 6)}
-    options = ManagerOptions(retries=Retries(0), poll_seconds=0.0, loads=2)
+    options = ManagerOptions(retries=Retries(0), poll_seconds=0.0, loads=2, initial_loads=2)
     manager = Manager(deployer, options)
     configs = [model(tmp_path, name, 1, 2, 3, policy=All()) for name in ("a", "b")]
     configuring = asyncio.ensure_future(manager.configure(configs))

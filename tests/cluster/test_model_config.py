@@ -19,6 +19,7 @@ from shardserve.cluster.model_config import (
     read_model_config,
     wanted_versions,
 )
+from shardserve.router.request_logging import RequestLogging
 
 VERSIONS = st.frozensets(st.integers(0, 20), max_size=8)
 
@@ -64,6 +65,17 @@ def test_a_file_says_all_that_tensorflow_serving_reads() -> None:
     )
 
 
+def logging(kind: str, prefix: str, rate: float) -> str:
+    collector = f'log_collector_config {{ type: "{kind}" filename_prefix: "{prefix}" }}'
+    return f"logging_config {{ {collector} sampling_config {{ sampling_rate: {rate} }} }}"
+
+
+def test_requests_are_logged_as_the_file_says() -> None:
+    text = one(NAMED + logging("tfrecord", "m/requests", 0.25))
+    (model,) = parse_model_config(text, "f")
+    assert model.logging == RequestLogging(Path("m/requests"), 0.25)
+
+
 def test_latest_of_zero_is_latest_of_one() -> None:
     text = one(NAMED + "model_version_policy { latest { num_versions: 0 } }")
     assert parse_model_config(text, "f")[0].policy == Latest(1)
@@ -82,6 +94,12 @@ def test_latest_of_zero_is_latest_of_one() -> None:
         (one('name: "m" base_path: "m" model_platform: "tensorflow"'), "absolute path or URI"),
         (one('name: "m" base_path: "/m"'), "setting neither"),
         (one(NAMED + "model_type: TENSORFLOW"), "setting both"),
+        (one(NAMED + logging("", "p", 0.1)), "f: logging_config of model m: .*'tfrecord', not ''"),
+        (one(NAMED + logging("kafka", "p", 0.1)), "'tfrecord', not 'kafka'"),
+        (one(NAMED + logging("tfrecord", "", 0.1)), "filename_prefix names no file"),
+        (one(NAMED + logging("tfrecord", "dir/", 0.1)), "filename_prefix names no file"),
+        (one(NAMED + logging("tfrecord", "p", 1.5)), "sampling_rate is from 0 to 1, not 1.5"),
+        (one(NAMED + logging("tfrecord", "p", float("nan"))), "sampling_rate is .* not nan"),
         ("custom_model_config { }", "f: custom_model_config is not supported"),
     ],
 )

@@ -3,7 +3,8 @@ from __future__ import annotations
 from shardserve.batching.errors import DataLoss, Internal, Unavailable
 from shardserve.cluster import progress
 from shardserve.cluster.placement import Seat
-from shardserve.cluster.progress import Failure, Phase, Progress, failure_of
+from shardserve.cluster.progress import Failure, Phase, Progress, Start, failure_of, started
+from shardserve.cluster.versions import VersionId
 from shardserve.shards.layout import Layout, even_bounds, row_range
 from shardserve.shards.model import ModelPlan
 from shardserve.shards.tables import Table, TableSource
@@ -20,14 +21,13 @@ PLAN = ModelPlan(
 )
 
 
-def test_a_start_goes_through_its_phases_and_each_step_has_a_new_number() -> None:
-    steps = [Progress(0)]
+def test_a_version_goes_through_its_phases() -> None:
+    steps = [Progress()]
     steps.append(progress.placing(steps[-1], PLAN, "waiting for room"))
     steps.append(progress.loading(steps[-1]))
     steps.append(progress.loaded(steps[-1], Seat(1, 0), 800))
     steps.append(progress.ready(steps[-1]))
 
-    assert [step.number for step in steps] == [0, 1, 2, 3, 4]
     assert [step.phase for step in steps] == [
         Phase.PLANNING,
         Phase.PLACING,
@@ -39,7 +39,7 @@ def test_a_start_goes_through_its_phases_and_each_step_has_a_new_number() -> Non
 
 
 def test_each_seat_has_its_bytes_to_load_and_all_of_them_when_ready() -> None:
-    step = progress.placing(Progress(0), PLAN, "")
+    step = progress.placing(Progress(), PLAN, "")
     assert step.totals == {Seat(s, r): 1600 for s in range(2) for r in range(2)}
 
     step = progress.loaded(progress.loading(step), Seat(0, 1), 64)
@@ -47,19 +47,28 @@ def test_each_seat_has_its_bytes_to_load_and_all_of_them_when_ready() -> None:
     assert progress.ready(step).loaded == step.totals
 
 
-def test_a_model_is_served_when_shards_and_routers_are_there_in_either_order() -> None:
-    shards_first = progress.ready(Progress(0))
-    routers_first = progress.routed(Progress(0))
-    assert not shards_first.is_served
+def test_a_start_is_over_when_models_and_routers_are_there_in_either_order() -> None:
+    models_first = started(Start(0), is_settled=True)
+    routers_first = started(Start(0), is_routed=True)
+    assert not models_first.is_served
     assert not routers_first.is_served
 
-    assert progress.routed(shards_first).is_served
-    assert progress.ready(routers_first).is_served
+    assert started(models_first, is_routed=True).is_served
+    assert started(routers_first, is_settled=True).is_served
+
+
+def test_what_changes_has_a_new_number_and_nothing_comes_after_a_failure() -> None:
+    start = started(Start(3), versions={VersionId("m", 1): Progress()})
+    assert start.number == 4
+    assert started(start, versions={VersionId("m", 1): Progress()}) is start
+
+    failed = started(start, failure=Failure(Unavailable.code, "no"))
+    assert started(failed, is_settled=True) is failed
 
 
 def test_the_first_failure_counts() -> None:
     first = failure_of(DataLoss("variables.data: cut off"))
-    step = progress.failed(Progress(5), first)
+    step = progress.failed(Progress(), first)
 
     assert step.phase is Phase.FAILED
     assert progress.failed(step, Failure(Unavailable.code, "later")) is step

@@ -17,7 +17,6 @@ import pytest
 from examples.dlrm import example_features, tiny_config
 from shardserve.batching.errors import ResourceExhausted, Unavailable
 from shardserve.cluster.placement import Seat
-from shardserve.cluster.progress import Phase
 from shardserve.cluster.routing import Routing
 from shardserve.router.servable import Array, RequestContext, Servable
 from shardserve.router.session import StageThreads
@@ -39,10 +38,11 @@ OUTPUT = "prediction"
 @asynccontextmanager
 async def routed(run: ModelRun) -> AsyncIterator[Servable]:
     """A router's servable over a run's shards, that follows the run's tables."""
-    routing = Routing(await run.table(), SECRET)
+    plan = await run.plan()
+    routing = Routing(plan, await run.table(), SECRET)
     following = asyncio.ensure_future(routing.follow(run.table))
     threads = StageThreads()
-    servable = await asyncio.to_thread(load_sharded, routing.table.plan, routing.channels, threads)
+    servable = await asyncio.to_thread(load_sharded, plan, routing.channels, threads)
     await routing.connected()
     try:
         yield servable
@@ -102,7 +102,7 @@ class Load:
 
 async def test_shard_processes_load_no_tensorflow(tiny_dlrm: Path) -> None:
     async with running(tiny_dlrm / "1", CUT) as run:
-        assert (await run.finished_start()).phase is Phase.READY
+        assert (await run.finished_start()).is_settled
 
         for seat, _ in (await run.table()).by_seat():
             process = await run.process_of(seat)
@@ -120,7 +120,7 @@ async def test_a_graph_that_decodes_its_own_output_calls_out_to_shard_processes(
     expected = uncut.answer("serving_default", feeds)
     uncut.close()
     async with running(tmp_path / "1", PlanOptions(shards=2, threshold=THRESHOLD)) as run:
-        assert (await run.finished_start()).phase is Phase.READY
+        assert (await run.finished_start()).is_settled
         async with routed(run) as servable:
             context = RequestContext("test", time.monotonic() + 20)
             got = await servable.run("serving_default", feeds, list(expected), context)
@@ -187,36 +187,35 @@ async def test_a_data_file_that_is_cut_off_fails_the_start_and_is_named(
     os.truncate(data, data.stat().st_size // 2)
 
     async with running(version, CUT) as run:
-        progress = await run.finished_start()
+        start = await run.finished_start()
 
-        assert progress.phase is Phase.FAILED
-        assert progress.failure is not None
-        assert str(data) in progress.failure.message
+        assert start.failure is not None
+        assert str(data) in start.failure.message
 
 
 async def test_a_model_that_does_not_fit_is_refused_before_anything_is_placed(
     tiny_dlrm: Path,
 ) -> None:
     async with running(tiny_dlrm / "1", replace(CUT, shards=50_000)) as run:
-        progress = await run.finished_start()
+        start = await run.finished_start()
 
-        assert progress.failure is not None
-        assert progress.failure.code == ResourceExhausted.code
-        assert "do not fit" in progress.failure.message
+        assert start.failure is not None
+        assert start.failure.code == ResourceExhausted.code
+        assert "do not fit" in start.failure.message
 
 
 async def test_shards_on_gpus_that_the_cluster_has_not_are_refused(tiny_dlrm: Path) -> None:
     on_gpus = replace(CUT, storage=Storage(Tier.GPU))
     async with running(tiny_dlrm / "1", on_gpus) as run:
-        progress = await run.finished_start()
+        start = await run.finished_start()
 
-        assert progress.failure is not None
-        assert progress.failure.code == ResourceExhausted.code
-        assert "1 GPU each do not fit: the cluster has room for 1 " in progress.failure.message
+        assert start.failure is not None
+        assert start.failure.code == ResourceExhausted.code
+        assert "1 GPU each do not fit: the cluster has room for 1 " in start.failure.message
 
 
 async def test_a_model_with_nothing_to_cut_needs_no_shards(tiny_dlrm: Path) -> None:
     async with running(tiny_dlrm / "1", PlanOptions(shards=4, threshold=1 << 40)) as run:
-        assert (await run.finished_start()).phase is Phase.READY
+        assert (await run.finished_start()).is_settled
 
         assert (await run.table()).addresses == ()

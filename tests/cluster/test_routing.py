@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorUnavailableError
 
-from shardserve.batching.errors import FailedPrecondition, Unavailable
+from shardserve.batching.errors import Unavailable
 from shardserve.cluster.credentials import shard_credentials, stage_credentials
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.routing import Routing
@@ -79,8 +79,8 @@ async def stage(group: StageGroup) -> AsyncIterator[Address]:
 
 
 @asynccontextmanager
-async def routing(table: RoutingTable) -> AsyncIterator[Routing]:
-    made = Routing(table, SECRET)
+async def routing(table: RoutingTable, plan: ModelPlan = PLAN) -> AsyncIterator[Routing]:
+    made = Routing(plan, table, SECRET)
     try:
         yield made
     finally:
@@ -108,7 +108,7 @@ async def test_each_stage_channel_reaches_the_actors_of_its_group() -> None:
     async with stage(TOWER) as tower, stage(CLEAN) as clean:
         table = registered(table, StageSeat("tower", 0), tower)
         table = registered(table, StageSeat("clean", 0), clean)
-        async with routing(table) as made:
+        async with routing(table, STAGED) as made:
             await asyncio.wait_for(made.stages["tower"].connected(), 10.0)
             await asyncio.wait_for(made.stages["clean"].connected(), 10.0)
             reply = await made.stages["tower"].ask(floats(1.0, 2.0), time.monotonic() + 10.0)
@@ -119,7 +119,7 @@ async def test_each_stage_channel_reaches_the_actors_of_its_group() -> None:
 async def test_a_stage_actor_of_another_group_is_not_taken() -> None:
     async with stage(CLEAN) as clean:
         table = registered(empty_table(STAGED, 1), StageSeat("tower", 0), clean)
-        async with routing(table) as made:
+        async with routing(table, STAGED) as made:
             with pytest.raises(Unavailable, match="refused by the server: this server serves"):
                 await made.stages["tower"].ask(floats(1.0), time.monotonic() + 10.0)
 
@@ -181,14 +181,6 @@ async def test_without_a_controller_the_table_is_kept_and_the_controller_asked_a
         assert all([await pauses.get() > 0.0 for _ in range(3)])
         assert made.table is table
         await stop(following)
-
-
-async def test_the_table_of_another_plan_is_refused() -> None:
-    table = empty_table(PLAN, 1)
-    async with routing(table) as made:
-        for other in (replace(PLAN, fingerprint="other"), STAGED):
-            with pytest.raises(FailedPrecondition, match="the plan of model version 1 changed"):
-                made.apply(replace(table, number=2, plan=other))
 
 
 async def stop(task: asyncio.Task[None]) -> None:

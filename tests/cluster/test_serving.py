@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shardserve.batching.driver import BatchDevice
 from shardserve.batching.parameters import BatchingParameters
-from shardserve.cluster.options import DoorOptions
-from shardserve.cluster.serving import load_servable
+from shardserve.cluster.loading import load_servable
+from shardserve.cluster.serving import Runtime
 from shardserve.router.admitting import AdmittingServable
 from shardserve.router.batched import BatchedServable
 from shardserve.router.servable import Array, RequestContext, Servable
@@ -69,7 +70,9 @@ def test_whole_requests_are_joined_where_the_stages_file_says_so(
     file.write_text("stages: {requests: {max_batch_size: 8}}")
     found = plan(plain, THRESHOLD, BatchingOptions(stages_file=file))
     shards = [Shard.load(found.sources, found.slices_of_shard(n)) for n in range(2)]
-    servable = load_servable(found, [LocalChannel(one) for one in shards], threads, DoorOptions())
+    servable = load_servable(
+        found, [LocalChannel(one) for one in shards], Runtime(threads, BatchDevice(2))
+    )
     assert type(admitted(servable)) is BatchedServable
     assert set(servable.stage_counts()) == {"m/requests", "m/admission"}
 
@@ -96,7 +99,7 @@ def test_each_plan_is_served_in_its_way_and_answers_as_tensorflow_does(
     found = plan(directory, threshold, batching)
     shards = [Shard.load(found.sources, found.slices_of_shard(n)) for n in range(2)]
     channels = [LocalChannel(shard) for shard in shards]
-    servable = load_servable(found, channels, threads, DoorOptions())
+    servable = load_servable(found, channels, Runtime(threads, BatchDevice(2)))
     assert isinstance(servable, AdmittingServable) == (batching is SERVER)
     assert type(admitted(servable)) is kind
 
@@ -117,7 +120,7 @@ def test_a_model_without_parameters_of_its_own_is_not_batched_where_each_has_its
 ) -> None:
     per_model = BatchingOptions(SERVER.parameters, per_model=True)
     found = plan(plain, 1 << 30, per_model)
-    assert type(load_servable(found, [], threads, DoorOptions())) is WholeServable
+    assert type(load_servable(found, [], Runtime(threads, BatchDevice(2)))) is WholeServable
     own = plain / "batching_params.pbtxt"
     own.write_text("max_batch_size { value: 4 }")
     try:

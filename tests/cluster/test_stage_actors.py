@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shardserve.batching.driver import BatchDevice
 from shardserve.batching.errors import ResourceExhausted, Unavailable
-from shardserve.cluster.options import DoorOptions
-from shardserve.cluster.progress import Phase
+from shardserve.cluster.loading import load_servable
 from shardserve.cluster.routing import Routing
-from shardserve.cluster.serving import load_servable
+from shardserve.cluster.serving import Runtime
 from shardserve.cluster.stage_placement import StageSeat
 from shardserve.cluster.table import RoutingTable
 from shardserve.router.remote_region import remote_regions
@@ -24,7 +24,7 @@ from shardserve.router.session import StageThreads
 from shardserve.shards.model import PlanOptions
 from shardserve.shards.stages import BatchingOptions
 from tests import stage_models
-from tests.cluster.runs import SECRET, ModelRun, running
+from tests.cluster.runs import ONLY, SECRET, ModelRun, running
 from tests.uncut import Uncut
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -47,14 +47,13 @@ def options(
 @asynccontextmanager
 async def routed(run: ModelRun) -> AsyncIterator[Servable]:
     """A router's servable over a run's stage actors, that follows the run's tables."""
-    routing = Routing(await run.table(), SECRET)
+    plan = await run.plan()
+    routing = Routing(plan, await run.table(), SECRET)
     following = asyncio.ensure_future(routing.follow(run.table))
     threads = StageThreads(1)
-    plan = routing.table.plan
+    runtime = Runtime(threads, BatchDevice(1))
     remote = remote_regions(plan, routing.stages)
-    servable = await asyncio.to_thread(
-        load_servable, plan, routing.channels, threads, DoorOptions(), remote
-    )
+    servable = await asyncio.to_thread(load_servable, plan, routing.channels, runtime, remote)
     await routing.connected()
     try:
         yield servable
@@ -77,10 +76,10 @@ async def test_regions_on_actors_answer_as_tensorflow_does_whatever_actor_dies(
     two = {"actors": {"num_cpus": 0.1, "count": 2, "group": "both"}}
     wanted = options(directory, tmp_path / "stages.yaml", two, two)
     async with running(directory, wanted, seconds=110.0) as run:
-        progress = await run.finished_start()
-        assert progress.phase is Phase.READY, progress.failure
+        start = await run.finished_start()
+        assert start.is_settled, start.failure
         seats = StageSeat("both", 0), StageSeat("both", 1)
-        assert set(progress.loaded) == set(seats)
+        assert set(start.versions[ONLY].loaded) == set(seats)
         async with routed(run) as servable:
             answers = await asyncio.gather(*(answer(servable, n, n) for n in range(1, 9)))
             expected = await asyncio.to_thread(_uncut, directory)
@@ -137,9 +136,9 @@ async def test_stage_actors_that_the_cluster_has_no_room_for_are_refused_naming_
     many = {"actors": {"count": 3, "num_gpus": 1}}
     wanted = options(directory, tmp_path / "stages.yaml", {}, many)
     async with running(directory, wanted) as run:
-        progress = await run.finished_start()
+        start = await run.finished_start()
 
-        assert progress.failure is not None
-        assert progress.failure.code == ResourceExhausted.code
-        assert "3 stage actors of 1 CPU and 1 GPU" in progress.failure.message
-        assert "for region tower, do not fit" in progress.failure.message
+        assert start.failure is not None
+        assert start.failure.code == ResourceExhausted.code
+        assert "3 stage actors of 1 CPU and 1 GPU" in start.failure.message
+        assert "for region tower, do not fit" in start.failure.message

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardserve.cluster.progress import Phase
 from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.layout_file import dump_layout, to_file
 from shardserve.shards.model import PlanOptions
@@ -30,7 +29,7 @@ async def test_mapped_tables_are_served_and_shards_tell_what_their_caches_did(
     async with running(tiny_dlrm / "1", CUT) as run, routed(run) as servable:
         expected = await predict(servable)
     async with running(tiny_dlrm / "1", PlanOptions(layout_file=layout)) as run:
-        assert (await run.finished_start()).phase is Phase.READY
+        assert (await run.finished_start()).is_settled
         async with routed(run) as servable:
             for _ in range(2):
                 np.testing.assert_array_equal(await predict(servable), expected)

@@ -1,5 +1,6 @@
 """Servables that are not TensorFlow's: each kind answers as its own library does."""
 
+import asyncio
 import math
 import pickle
 from pathlib import Path
@@ -24,10 +25,12 @@ from shardserve.batching.errors import (
     PermissionDenied,
     Unimplemented,
 )
+from shardserve.batching.parameters import BatchingParameters
 from shardserve.router.computed import ComputedServable, Spec, signature
-from shardserve.router.kinds import Version, kind_of, register
+from shardserve.router.kinds import Version, kind_of, load_kind, register
 from shardserve.router.servable import RequestContext
 from shardserve.router.session import StageThreads
+from shardserve.shards.stages import BatchingOptions
 
 FEATURES = np.random.default_rng(0).random((60, 4))
 CLASSES = np.where(FEATURES[:, 0] > 0.5, "cat", "dog")
@@ -187,3 +190,52 @@ def test_a_kind_can_be_registered_once() -> None:
 def test_an_unknown_platform_is_named(platform: str) -> None:
     with pytest.raises(InvalidArgument, match=platform):
         kind_of(platform)
+
+
+def doubled_for_load(directory: Path) -> dict[str, object]:
+    return {"platform": f"python:{__name__}:doubled", "version": version(directory)}
+
+
+async def test_a_kind_is_loaded_as_a_servable_that_batches_as_the_server_does(
+    tmp_path, threads
+) -> None:
+    parameters = BatchingParameters(max_batch_size=8)
+    options = BatchingOptions(parameters)
+    servable = load_kind(**doubled_for_load(tmp_path), threads=threads, batching=options)
+    assert (servable.name, servable.version) == ("m", 1)
+    x = {"x": np.ones((3, 2), np.float32)}
+    asked = [servable.run("serving_default", x, ["y"], context()) for _ in range(3)]
+    for found in await asyncio.gather(*asked):
+        assert found["y"].tolist() == [[2.0, 2.0]] * 3
+    assert servable.stage_counts()["m/requests"].rows == 9
+    await servable.close()
+
+
+async def test_a_kinds_own_batching_file_counts_where_each_model_has_one(tmp_path, threads) -> None:
+    options = BatchingOptions(BatchingParameters(), per_model=True)
+    alone = load_kind(**doubled_for_load(tmp_path), threads=threads, batching=options)
+    assert not alone.stage_counts()
+    (tmp_path / "batching_params.pbtxt").write_text("max_batch_size { value: 2 }")
+    servable = load_kind(**doubled_for_load(tmp_path), threads=threads, batching=options)
+    x = {"x": np.ones((3, 2), np.float32)}
+    with pytest.raises(InvalidArgument, match="larger than maximum input batch size 2"):
+        await servable.run("serving_default", x, ["y"], context())
+
+
+def test_stages_that_only_a_graph_has_are_refused_by_name(tmp_path, threads) -> None:
+    stages = tmp_path / "stages.yaml"
+    stages.write_text("version: 1\nstages: {ids: {max_batch_size: 4}}\n")
+    options = BatchingOptions(BatchingParameters(), stages_file=stages)
+    with pytest.raises(InvalidArgument, match="has ids, but a model of platform 'python:"):
+        load_kind(**doubled_for_load(tmp_path), threads=threads, batching=options)
+
+
+def broken(version: Version) -> Doubled:
+    raise OSError("the weights' server is away")
+
+
+def test_what_a_kind_raises_while_it_loads_is_named(tmp_path, threads) -> None:
+    with pytest.raises(Internal, match=r"OSError: the weights' server is away"):
+        load_kind(f"python:{__name__}:broken", version(tmp_path), threads)
+    with pytest.raises(NotFound, match=r"model\.onnx does not exist"):
+        load_kind("onnx", version(tmp_path), threads)

@@ -13,9 +13,10 @@ from prometheus_client import Counter as ForeignCounter
 from prometheus_client.parser import text_string_to_metric_families
 
 from shardserve.batching.errors import Code
-from shardserve.batching.stage import StageCounts
 from shardserve.router import logs
-from shardserve.router.metrics import BUCKETS, MAX_SERIES, Counter, Histogram, Metrics
+from shardserve.router.metric_families import LATENCY, LATENCY_BOUNDS, REQUESTS
+from shardserve.router.metric_series import MAX_SERIES, Counter, Histogram
+from shardserve.router.metrics import Metrics
 from shardserve.shards.measures import Measure, MeasureKind
 
 
@@ -35,8 +36,8 @@ def _samples(page: bytes) -> dict[str, float]:
 
 
 def test_buckets_are_those_of_the_original() -> None:
-    assert len(BUCKETS) == 33
-    assert BUCKETS[:3] == (10.0, 18.0, pytest.approx(32.4))
+    assert len(LATENCY_BOUNDS) == 33
+    assert LATENCY_BOUNDS[:3] == (10.0, 18.0, pytest.approx(32.4))
 
 
 def test_requests_are_counted_by_status_and_timed_if_they_succeed(
@@ -89,7 +90,7 @@ def test_stages_are_timed_and_the_runtime_is_what_lies_between_the_codecs(
 def test_names_that_need_it_are_escaped(registry: CollectorRegistry) -> None:
     metrics = Metrics(registry)
     metrics.request('a"b\\c\nd', "predict", "REST", Code.NOT_FOUND, 0.0)
-    [name] = _samples(metrics.page())
+    name = next(iter(_samples(metrics.page())))
     assert name == ':tensorflow:serving:request_count_total{model_name=a"b\\c\nd,status=NOT_FOUND}'
 
 
@@ -99,13 +100,59 @@ def test_what_else_the_process_registers_is_on_the_page(registry: CollectorRegis
 
 
 def test_clients_cannot_make_series_without_end() -> None:
-    counter, histogram = Counter("c", ("model_name", "status")), Histogram("h", ("model_name",))
+    counter, histogram = Counter(REQUESTS), Histogram(LATENCY)
     for number in range(MAX_SERIES + 10):
         counter.add((f"m{number}", "OK"))
-        histogram.observe((f"m{number}",), 0.0)
-    assert 'c{model_name="",status="OK"} 10' in list(counter.lines())
-    assert len(list(counter.lines())) == MAX_SERIES + 2
-    assert 'h_count{model_name=""} 10' in list(histogram.lines())
+        histogram.observe((f"m{number}", "predict", "REST"), 0.0)
+    assert counter.series()["", "OK"] == 10
+    assert len(counter.series()) == MAX_SERIES + 1
+    assert histogram.series()["", "predict", "REST"].count == 10
+
+
+def test_failures_are_timed_apart(registry: CollectorRegistry) -> None:
+    metrics = Metrics(registry)
+    metrics.request("m", "predict", "REST", Code.UNAVAILABLE, 2.0)
+    metrics.request("m", "predict", "REST", Code.INVALID_ARGUMENT, 2.0)
+    samples = _samples(metrics.page())
+    failed = ":shardserve:failed_request_latency_sum{API=predict,entrypoint=REST,model_name=m}"
+    assert samples[failed] == 2e6
+    assert not any(":serving:request_latency" in name for name in samples)
+
+
+def test_sums_keep_all_their_digits(registry: CollectorRegistry) -> None:
+    metrics = Metrics(registry)
+    metrics.request("m", "predict", "REST", Code.OK, 1234.567891)
+    samples = _samples(metrics.page())
+    latency = ":tensorflow:serving:request_latency_sum{API=predict,entrypoint=REST,model_name=m}"
+    assert samples[latency] == pytest.approx(1234567891, rel=1e-12)
+
+
+def test_warm_up_logging_and_experiments_are_counted(registry: CollectorRegistry) -> None:
+    metrics = Metrics(registry)
+    metrics.warm_up("/models/m/1", Code.OK, 1.0, 7)
+    metrics.request_logged("m", Code.OK)
+    metrics.experiment("m", 2, "canary", Code.OK, 0.5)
+    metrics.experiment("m", 2, "canary", Code.INTERNAL, 0.5)
+    samples = _samples(metrics.page())
+    at = "model_path=/models/m/1,status=OK"
+    assert samples[f":tensorflow:serving:model_warmup_records_read_total{{{at}}}"] == 7
+    assert samples[f":tensorflow:serving:model_warmup_latency_sum{{{at}}}"] == 1e6
+    logged = ":tensorflow:serving:request_log_count_total{model_name=m,status_code=OK}"
+    assert samples[logged] == 1
+    canary = "model_name=m,role=canary"
+    requests = ":shardserve:experiment_requests_total"
+    assert samples[f"{requests}{{{canary},status=INTERNAL,version=2}}"] == 1
+    assert samples[f":shardserve:experiment_latency_count{{{canary},version=2}}"] == 1
+
+
+def test_a_counter_is_found_by_the_originals_name(registry: CollectorRegistry) -> None:
+    metrics = Metrics(registry)
+    metrics.request("a", "predict", "REST", Code.OK, 1.0)
+    metrics.request("b", "predict", "REST", Code.NOT_FOUND, 1.0)
+    assert metrics.total("/tensorflow/serving/request_count") == 2
+    assert metrics.total("/tensorflow/serving/request_log_count") == 0
+    assert metrics.total("/tensorflow/serving/request_latency") is None
+    assert metrics.total("/no/such") is None
 
 
 # Logs
@@ -175,13 +222,3 @@ def test_what_shards_tell_of_themselves_stands_there_under_its_name(
         "# TYPE :shardserve:process_resident_bytes gauge",
         ":shardserve:process_resident_bytes{} 9",
     ]
-
-
-def test_what_stages_that_batch_have_done_stands_by_their_names():
-    counts = StageCounts(batches=2, tasks=5, queue_seconds=0.25, timeout_micros=100)
-    page = Metrics(CollectorRegistry(), lambda: {"m/dense": counts}).page().decode()
-    assert "# TYPE :shardserve:batching_tasks counter" in page
-    assert ':shardserve:batching_tasks{stage="m/dense"} 5' in page
-    assert ':shardserve:batching_queue_seconds{stage="m/dense"} 0.25' in page
-    assert "# TYPE :shardserve:batching_timeout_micros gauge" in page
-    assert "batching" not in Metrics(CollectorRegistry()).page().decode()

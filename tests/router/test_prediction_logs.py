@@ -29,7 +29,7 @@ def test_what_is_written_is_read_in_order_over_all_files(
 ) -> None:
     prefix = tmp_path_factory.mktemp("logs") / "requests"
     writer = PredictionLogWriter(prefix, LogLimits(file_bytes=file_bytes))
-    assert all(writer.write(log(model)) for model in models)
+    assert all(writer.write(log(model).SerializeToString) for model in models)
     writer.close()
     files = sorted(prefix.parent.iterdir(), key=lambda path: int(path.stem.rsplit("-", 1)[1]))
     assert [name for path in files for name in names(path)] == models
@@ -40,9 +40,9 @@ def test_a_disk_that_fails_drops_records_and_stops_nobody(tmp_path) -> None:
     prefix = tmp_path / "gone" / "requests"
     writer = PredictionLogWriter(prefix)
     prefix.parent.rmdir()
-    writer.write(log("a"))
+    writer.write(log("a").SerializeToString)
     writer.close()
-    assert not writer.write(log("b"))
+    assert not writer.write(log("b").SerializeToString)
     assert writer.dropped >= 1
 
 
@@ -72,3 +72,13 @@ def test_more_records_than_the_limit_are_refused(tmp_path) -> None:
             file.write(log("m").SerializeToString())
     with pytest.raises(InvalidArgument, match=r"maximum \(2\)"):
         list(read_prediction_logs(path, limit=2))
+
+
+def test_a_record_that_cannot_be_made_costs_no_other(tmp_path) -> None:
+    writer = PredictionLogWriter(tmp_path / "requests")
+    for make in (log("a").SerializeToString, lambda: 1 / 0, log("b").SerializeToString):
+        assert writer.write(make)
+    writer.close()
+    (path,) = tmp_path.iterdir()
+    assert names(path) == ["a", "b"]
+    assert (writer.written, writer.dropped) == (2, 1)

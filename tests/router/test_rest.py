@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from shardserve.batching.errors import Code, InvalidArgument, NotFound, ServingError
+from shardserve.batching.errors import Code, InvalidArgument, NotFound, ServingError, Unavailable
 from shardserve.router.catalog import Catalog, Model, ModelSpec, State, Version
 from shardserve.router.handlers import Handlers
+from shardserve.router.metric_snapshot import summed
 from shardserve.router.metrics import Metrics
-from shardserve.router.rest import MAX_INFLATED, Response, Rest
+from shardserve.router.rest import MAX_INFLATED, MONITORING_PATH, Response, Rest
 from shardserve.router.routes import Route, route
 from shardserve.router.servable import Array, RequestContext, Signature, TensorInfo
 from shardserve.router.session import StageThreads
@@ -204,6 +205,34 @@ async def test_the_monitoring_page_is_served_at_its_path_and_no_other(rest: Rest
         b"Unexpected path: /monitoring/prometheus/metrics?x. "
         b"Should be /monitoring/prometheus/metrics"
     )
+
+
+async def test_the_page_is_of_all_routers_where_they_are_collected(
+    handlers: Handlers, metrics: Metrics
+) -> None:
+    other = Metrics(CollectorRegistry(), router="other")
+    other.request("m", "predict", "REST", Code.OK, 1.0)
+
+    async def collected() -> bytes:
+        return summed([metrics.taken(), other.taken()]).packed()
+
+    rest = Rest(handlers, metrics, collected=collected)
+    assert (await rest.handle("POST", "/v1/models/absent:predict", {}, BODY)).status == 404
+    page = (await rest.handle("GET", MONITORING_PATH, {}, b"")).body.decode()
+    assert 'request_count{model_name="absent",status="NOT_FOUND"} 1' in page
+    assert 'request_count{model_name="m",status="OK"} 1' in page
+
+
+async def test_there_is_no_page_rather_than_one_of_some_routers(
+    handlers: Handlers, metrics: Metrics
+) -> None:
+    async def collected() -> bytes:
+        raise Unavailable("the controller does not answer")
+
+    response = await Rest(handlers, metrics, collected=collected).handle(
+        "GET", MONITORING_PATH, {}, b""
+    )
+    assert (response.status, response.body) == (503, b"the controller does not answer")
 
 
 async def test_malformed_requests_count_under_no_model(rest: Rest, metrics: Metrics) -> None:

@@ -1,0 +1,48 @@
+"""What all routers have counted together, those that have gone included."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+
+from shardserve.router.metric_snapshot import Snapshot, summed, unpacked
+
+
+class RouterMetrics:
+    """The latest snapshot of each router, and what those left behind that are no more.
+
+    Routers report when they are asked by a new number. Belongs to one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[str, Snapshot] = {}
+        self._answered: dict[str, int] = {}
+        self._past = Snapshot()
+        self._changed = asyncio.Event()
+
+    def reported(self, router: str, number: int, snapshot: bytes) -> None:
+        """A router's answer to the question of that number. Raises DataLoss for what is none."""
+        self._latest[router] = unpacked(snapshot)
+        self._answered[router] = number
+        self._tell()
+
+    def gone(self, router: str) -> None:
+        """It will not answer any more; what it had counted stays."""
+        latest = self._latest.pop(router, Snapshot())
+        self._answered.pop(router, None)
+        self._past = summed([self._past, latest.past()])
+        self._tell()
+
+    async def collected(self, number: int, routers: Collection[str], seconds: float) -> bytes:
+        """The sum, packed, when all of `routers` have answered a question, or as far as it is."""
+        try:
+            async with asyncio.timeout(seconds):
+                while any(self._answered.get(router, -1) < number for router in routers):
+                    await self._changed.wait()
+        except TimeoutError:
+            pass  # Of those that did not answer the last that they said counts.
+        return summed([self._past, *self._latest.values()]).packed()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,70 @@
+"""Counters and histograms of one process, bounded in series. Cheap for each request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shardserve.batching.errors import Code
+from shardserve.batching.tallies import Distribution, Tally
+from shardserve.router.metric_families import Family, Labels
+
+#: Series kept of one metric. Clients choose the model names of requests that are not found.
+MAX_SERIES = 4096
+
+#: As what the requests fail whose model names clients made up.
+CLIENTS_FAULTS = frozenset({Code.NOT_FOUND, Code.INVALID_ARGUMENT})
+
+_MICROSECONDS = 1e6
+
+
+class Counter:
+    """A count for each combination of a family's labels."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self._counts: dict[Labels, int] = {}
+
+    def add(self, values: Labels, count: int = 1) -> None:
+        """So many more. Past `MAX_SERIES` combinations the first label is left empty."""
+        counts = self._counts
+        try:
+            counts[values] += count
+        except KeyError:
+            values = _within(counts, values)
+            counts[values] = counts.get(values, 0) + count
+
+    def total(self) -> int:
+        """Over all labels."""
+        return sum(self._counts.values())
+
+    def series(self) -> Mapping[Labels, int]:
+        """The counts as they are now, by the labels' values."""
+        return dict(self._counts)
+
+
+class Histogram:
+    """Values for each combination of a family's labels, by the family's bounds."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self._tallies: dict[Labels, Tally] = {}
+
+    def tally(self, values: Labels) -> Tally:
+        """Of these labels, to add to. Past `MAX_SERIES` the first label is left empty."""
+        try:
+            return self._tallies[values]
+        except KeyError:
+            values = _within(self._tallies, values)
+            return self._tallies.setdefault(values, Tally(self.family.bounds))
+
+    def observe(self, values: Labels, seconds: float) -> None:
+        """Add a duration, in a histogram of microseconds."""
+        self.tally(values).add(seconds * _MICROSECONDS)
+
+    def series(self) -> Mapping[Labels, Distribution]:
+        """The distributions as they are now, by the labels' values."""
+        return {values: tally.distribution() for values, tally in self._tallies.items()}
+
+
+def _within(known: Mapping[Labels, object], values: Labels) -> Labels:
+    return values if len(known) < MAX_SERIES else ("", *values[1:])
