@@ -27,7 +27,7 @@ _SECONDS = 120.0
 _AVAILABLE, _LOADING, _END = 30, 20, 50
 
 #: What GetModelStatus says of the version whose files are damaged.
-DAMAGED = Failure(15, "checkpoint index")
+DAMAGED = Failure(15, "125/variables/variables.index")
 
 
 @contextmanager
@@ -35,7 +35,6 @@ def engine_server(engine: str, root: Path) -> Iterator[Endpoint]:
     """A server on an engine, once the models are as `Endpoint` says."""
     base = root / engine
     _export(base)
-    pipe = base / "half_plus_two" / "124" / "variables" / "variables.index"
     with _process(engine, base) as endpoint, grpc.insecure_channel(endpoint.grpc) as channel:
         models = model_service_pb2_grpc.ModelServiceStub(channel)
         models.HandleReloadConfigRequest(reload(endpoint.config), timeout=_SECONDS)
@@ -43,7 +42,7 @@ def engine_server(engine: str, root: Path) -> Iterator[Endpoint]:
         try:
             yield endpoint
         finally:
-            _end_loading(pipe)
+            _end_loading(_pipe(base))
 
 
 def _export(base: Path) -> None:
@@ -51,12 +50,14 @@ def _export(base: Path) -> None:
         export_half_plus_two(base / "half_plus_two" / str(version))
     export_examples(base / "examples" / "1")
     export_types(base / "types" / "1")
-    # Whoever reads it waits until somebody writes.
-    index = base / "half_plus_two" / "124" / "variables" / "variables.index"
-    index.unlink()
-    os.mkfifo(index)
+    # Whoever reads it, to load the version, waits until somebody writes.
+    os.mkfifo(_pipe(base))
     damaged = base / "half_plus_two" / "125" / "variables" / "variables.index"
     damaged.write_bytes(damaged.read_bytes()[:-10])
+
+
+def _pipe(base: Path) -> Path:
+    return base / "half_plus_two" / "124" / "batching_params.pbtxt"
 
 
 def _end_loading(pipe: Path) -> None:
@@ -86,30 +87,32 @@ def _process(engine: str, base: Path) -> Iterator[Endpoint]:
         *(sys.executable, "-m", "shardserve", "serve", f"--engine={engine}"),
         *(f"--model_config_file={file}", "--allow_version_labels_for_unavailable_models"),
         *(f"--rest_api_port={rest}", f"--port={rpc}", "--rest_api_enable_cors_support"),
-        "--rest_api_compress_from=65536",
+        *("--rest_api_compress_from=65536", "--enable_batching"),
+        "--enable_per_model_batching_parameters",
         *(f"--serve_http_port={others[0]}", f"--serve_grpc_port={others[1]}"),
     ]
     # Another Ray of these tests must not be taken for this one's.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    log = base / "log"
+    with (
+        log.open("w") as writing,
+        subprocess.Popen(
+            command, env=environment, stderr=writing, start_new_session=True
+        ) as process,
+    ):
         try:
-            _read_until_ready(process)
+            _wait_until_ready(process, log)
             yield Endpoint(rest, rpc, DAMAGED, _config(base, (123, 124, 125)))
         finally:
             os.killpg(process.pid, signal.SIGINT)
-            process.communicate(timeout=_SECONDS)
+            process.wait(_SECONDS)
 
 
-def _read_until_ready(process: subprocess.Popen[str]) -> None:
-    assert process.stderr is not None
-    said = ""
-    for line in process.stderr:
-        said += line
-        if _READY in line:
-            return
-    raise AssertionError(said)
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
+    while _READY not in log.read_text():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+            raise AssertionError(log.read_text())
 
 
 def _wait_for_states(models: model_service_pb2_grpc.ModelServiceStub) -> None:
