@@ -15,7 +15,7 @@ from tensorflow_serving.apis import (
     session_service_pb2,
 )
 
-from tests.contract.servers import HOST, Endpoint
+from tests.contract.endpoint import HOST, Endpoint
 
 SECONDS = 30.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -18,6 +19,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
     session_service_pb2,
 )
+from tensorflow_serving.config import model_server_config_pb2
 
 
 def spec(
@@ -103,14 +105,8 @@ def status(model: model_pb2.ModelSpec | None) -> Any:
     return get_model_status_pb2.GetModelStatusRequest(model_spec=model)
 
 
-def reload(*names: str, metrics: tuple[str, ...] = ()) -> Any:
-    request = model_management_pb2.ReloadConfigRequest(metric_names=metrics)
-    request.config.model_config_list.SetInParent()
-    for name in names:
-        request.config.model_config_list.config.add(
-            name=name, base_path=f"/models/{name}", model_platform="tensorflow"
-        )
-    return request
+def reload(config: model_server_config_pb2.ModelServerConfig, metrics: Sequence[str] = ()) -> Any:
+    return model_management_pb2.ReloadConfigRequest(config=config, metric_names=metrics)
 
 
 def session_run(

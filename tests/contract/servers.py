@@ -1,4 +1,4 @@
-"""Servers that the contract is held against, each with what its cases may rely on."""
+"""Doors over a catalog made by hand, for what a server shows for moments only, and for options."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
-from tensorflow_serving.config import model_server_config_pb2
 
-from shardserve.batching.errors import Code, Unavailable, Unknown
+from shardserve.batching.errors import Code, Unavailable
 from shardserve.router.catalog import Catalog, Model, State, Version
 from shardserve.router.grpc_door import GrpcDoor
 from shardserve.router.handlers import HandlerOptions, Handlers
@@ -24,31 +22,12 @@ from shardserve.router.rest import Rest
 from shardserve.router.servable import Array, RequestContext
 from shardserve.router.session import StageThreads
 from shardserve.router.whole import WholeServable, load_whole
+from tests.contract.endpoint import HOST, Endpoint, Failure
 from tests.contract.models import export_examples, export_half_plus_two, export_types
 
-HOST = "127.0.0.1"
+FAILURE = Failure(15, "variables.index: cut off")
 
 _AS_BY_DEFAULT = HandlerOptions()
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a server listens.
-
-    It serves `half_plus_two` (versions 122 END, 123 AVAILABLE, 124 LOADING, 125 END in error;
-    labels stable 123, old 122), `examples` 1 and `types` 1, as `models` exports them; `busy`, which
-    admits nobody; `new`, of which no version has come up yet.
-    """
-
-    rest_port: int
-    grpc_port: int
-
-    def url(self, path: str) -> str:
-        return f"http://{HOST}:{self.rest_port}{path}"
-
-    @property
-    def grpc(self) -> str:
-        return f"{HOST}:{self.grpc_port}"
 
 
 class BusyServable(WholeServable):
@@ -72,20 +51,12 @@ class OpenServable(WholeServable):
         return await self._runner.run(stage, list(feeds.values()), context)
 
 
-async def reload(config: model_server_config_pb2.ModelServerConfig) -> None:
-    """Loads nothing: a model called `bad` fails."""
-    if any(model.name == "bad" for model in config.model_config_list.config):
-        raise Unknown(
-            "1 model(s) did not become available: {{{name: bad version: 1} due to error: ...}, }"
-        )
-
-
 def catalog(root: Path, threads: StageThreads) -> Catalog:
-    """What `Endpoint` says."""
+    """As `Endpoint` says; besides, `busy` admits nobody, and no version of `new` has come up."""
     half = _loaded(root / "half_plus_two" / "123", export_half_plus_two, "half_plus_two", threads)
     examples = _loaded(root / "examples" / "1", export_examples, "examples", threads)
     types = _loaded(root / "types" / "1", export_types, "types", threads)
-    failed = Version(State.END, code=Code.DATA_LOSS, message="variables.index: cut off")
+    failed = Version(State.END, code=Code(FAILURE.code), message=FAILURE.text)
     versions = {
         122: Version(State.END),
         123: Version(State.AVAILABLE, half),
@@ -124,14 +95,14 @@ def local_server(root: Path, options: HandlerOptions = _AS_BY_DEFAULT) -> Iterat
     handlers = Handlers(catalog(root, threads), threads, options)
     metrics = Metrics(CollectorRegistry())
     rest = Rest(handlers, metrics, cors=True, compress_from=1 << 16)
-    doors = HttpDoor(rest, HOST), GrpcDoor(PredictionHandlers(handlers, metrics, reload), HOST)
+    doors = HttpDoor(rest, HOST), GrpcDoor(PredictionHandlers(handlers, metrics), HOST)
     loop = asyncio.new_event_loop()
     running = threading.Thread(target=loop.run_forever)
     running.start()
     try:
         for door in doors:
             _await(loop, door.start())
-        yield Endpoint(doors[0].port, doors[1].port)
+        yield Endpoint(doors[0].port, doors[1].port, FAILURE)
         for door in doors:
             _await(loop, door.stop(grace=0.0))
     finally:
@@ -143,7 +114,3 @@ def local_server(root: Path, options: HandlerOptions = _AS_BY_DEFAULT) -> Iterat
 
 def _await(loop: asyncio.AbstractEventLoop, work: Any) -> None:
     asyncio.run_coroutine_threadsafe(work, loop).result(60)
-
-
-#: By engine. One that runs on Ray is to serve the same models, and joins this table.
-ENGINES = {"local": local_server}

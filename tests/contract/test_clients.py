@@ -23,6 +23,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 from shardserve.router.handlers import HandlerOptions
 from shardserve.router.servable import numpy_dtype
 from tests.contract.clients import GrpcClient, RestClient
+from tests.contract.endpoint import Endpoint
 from tests.contract.requests import (
     classify,
     half,
@@ -35,7 +36,7 @@ from tests.contract.requests import (
     task,
     tensor,
 )
-from tests.contract.servers import Endpoint, local_server
+from tests.contract.servers import local_server
 
 SECONDS = 30
 STRING = tf.string.as_datatype_enum

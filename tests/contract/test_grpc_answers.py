@@ -11,6 +11,7 @@ from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from tests.contract.clients import GrpcClient
+from tests.contract.endpoint import Endpoint
 from tests.contract.models import TYPES
 from tests.contract.requests import (
     classify,
@@ -174,23 +175,20 @@ def test_metadata_are_the_saved_model_s_signatures(rpc: GrpcClient) -> None:
     assert signatures.signature_def["serving_default"].inputs["x"].name == "x:0"
 
 
-def test_status_has_every_state_newest_first(rpc: GrpcClient) -> None:
+def test_status_has_every_version_newest_first(rpc: GrpcClient, endpoint: Endpoint) -> None:
     reply = rpc.call("GetModelStatus", status(spec("half_plus_two", label="no such")))
     rows = [(row.version, row.state) for row in reply.model_version_status]
     assert rows == [(125, 50), (124, 20), (123, 30), (122, 50)]
     failed = reply.model_version_status[0].status
-    assert (failed.error_code, failed.error_message) == (15, "variables.index: cut off")
+    assert failed.error_code == endpoint.failure.code
+    assert endpoint.failure.text in failed.error_message
     [row] = rpc.call("GetModelStatus", status(spec("half_plus_two", 123))).model_version_status
     assert (row.version, row.status.error_code) == (123, 0)
-    [row] = rpc.call("GetModelStatus", status(spec("new"))).model_version_status
-    assert row.state == 10
 
 
-def test_a_reload_tells_how_counters_rose(rpc: GrpcClient) -> None:
-    reply = rpc.call(
-        "HandleReloadConfigRequest",
-        reload("good", metrics=("/tensorflow/serving/request_count", "/no/such")),
-    )
+def test_a_reload_tells_how_counters_rose(rpc: GrpcClient, endpoint: Endpoint) -> None:
+    metrics = ("/tensorflow/serving/request_count", "/no/such")
+    reply = rpc.call("HandleReloadConfigRequest", reload(endpoint.config, metrics))
     assert reply.status.error_code == 0
     assert [(m.name, m.int64_value_increase) for m in reply.metric] == [
         ("/tensorflow/serving/request_count", 0)
@@ -216,11 +214,3 @@ def test_a_session_runs_by_tensor_and_by_alias(
     reply = rpc.call("SessionRun", asked)
     assert tensors(reply) == {fetch: [2.5, 3.0]}
     assert reply.model_spec.version.value == 123
-
-
-def test_a_session_feeds_and_fetches_inner_tensors_where_there_is_one(rpc: GrpcClient) -> None:
-    asked = session_run(
-        spec("types"), {"x_float:0": X, "x_int32:0": np.array(3, np.int32)},
-        ("Identity_10:0", "Identity:0"), ("Identity",),
-    )  # fmt: skip
-    assert tensors(rpc.call("SessionRun", asked)) == {"Identity_10:0": 3, "Identity:0": [1.0, 2.0]}

@@ -24,7 +24,6 @@ from tests.contract.requests import (
     multi,
     predict,
     regress,
-    reload,
     session_run,
     spec,
     status,
@@ -34,7 +33,6 @@ from tests.contract.requests import (
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
-UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
 UNKNOWN = grpc.StatusCode.UNKNOWN
 
@@ -81,7 +79,6 @@ ROWS: list[tuple[str, Any, grpc.StatusCode, str]] = [
         NOT_FOUND,
         "Servable not found for request: Specific(half_plus_two, 124)",
     ),
-    ("Predict", predict(spec("new")), NOT_FOUND, "Servable not found for request: Latest(new)"),
     ("Predict", half(label="L"), INVALID, "Unrecognized servable version label: L"),
     ("Predict", predict(spec("m", label="L")), INVALID, "Unrecognized servable version label: L"),
     (
@@ -89,13 +86,6 @@ ROWS: list[tuple[str, Any, grpc.StatusCode, str]] = [
         half(label="old"),
         NOT_FOUND,
         "Servable not found for request: Specific(half_plus_two, 122)",
-    ),
-    ("Predict", predict(spec("busy"), x=X), UNAVAILABLE, "The batch scheduling queue is full"),
-    (
-        "Predict",
-        predict(spec("busy"), x=np.zeros(5000, np.float32)),
-        UNAVAILABLE,
-        "The batch scheduling queue is full",
     ),
     ("Classify", classification_pb2.ClassificationRequest(), INVALID, "Missing ModelSpec"),
     ("Classify", classify(version=7), NOT_FOUND, "Servable not found for request: Specific(ex"),
@@ -294,24 +284,12 @@ ROWS: list[tuple[str, Any, grpc.StatusCode, str]] = [
         INVALID,
         "ServerModelConfig type not supported by HandleReloadConfigRequest.",
     ),
-    (
-        "HandleReloadConfigRequest",
-        reload("bad"),
-        UNKNOWN,
-        "1 model(s) did not become available: {{{name: bad version: 1} due to error: ",
-    ),
     # Sessions
     (
         "SessionRun",
         session_run(HALF, {"y:0": X, "x:0": X}, ("a:0",)),
         UNIMPLEMENTED,
         "Model half_plus_two is run by its signatures",
-    ),
-    (
-        "SessionRun",
-        session_run(spec("types"), {"nothing:0": X}, ("x_float:0",)),
-        INVALID,
-        "",
     ),
     (
         "SessionRun",

@@ -13,7 +13,7 @@ from schemathesis import checks
 from shardserve.router.openapi import openapi
 from shardserve.router.readiness import READY_PATH
 from tests.contract.clients import RestClient
-from tests.contract.servers import Endpoint
+from tests.contract.endpoint import Endpoint
 
 #: Most generated requests are for models that there are.
 MODELS = ("half_plus_two", "examples", "types")

@@ -81,7 +81,6 @@ ROWS: list[tuple[tuple[str, str, Any], int, str]] = [
         404,
         "Servable not found for request: Specific(half_plus_two, 122)",
     ),
-    (("POST", "/v1/models/busy:predict", b"{"), 503, "The batch scheduling queue is full"),
     (("POST", "/v1/models/HALF_PLUS_TWO:predict", BODY), 404, "Servable not found for request: "),
     (("GET", "/v1/models/no", b""), 404, "Could not find any versions of model no"),
     (

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from shardserve.batching.errors import Code
 from tests.contract.clients import RestClient
+from tests.contract.endpoint import Endpoint
 
 HALF = "/v1/models/half_plus_two"
 BODY = {"instances": [1.0, 2.0, 5.0]}
@@ -180,15 +182,16 @@ def test_status_is_laid_out_as_protobuf_does(rest: RestClient) -> None:
     )
 
 
-def test_status_has_every_version_and_does_not_look_at_labels(rest: RestClient) -> None:
+def test_status_has_every_version_and_does_not_look_at_labels(
+    rest: RestClient, endpoint: Endpoint
+) -> None:
     for path in (HALF, f"{HALF}/labels/no", f"{HALF}/METADATA"):
         rows = rest.send("GET", path).json["model_version_status"]
         states = [(row["version"], row["state"]) for row in rows]
         assert states == [("125", "END"), ("124", "LOADING"), ("123", "AVAILABLE"), ("122", "END")]
-    assert rows[0]["status"] == {
-        "error_code": "DATA_LOSS",
-        "error_message": "variables.index: cut off",
-    }
+    failed = rows[0]["status"]
+    assert Code[failed["error_code"]] == endpoint.failure.code
+    assert endpoint.failure.text in failed["error_message"]
 
 
 @pytest.mark.parametrize("which", ["", "/versions/123", "/labels/stable"])
