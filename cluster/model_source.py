@@ -14,6 +14,7 @@ from shardserve.cluster.model_options import ModelOptions, read_model_options
 from shardserve.cluster.model_roots import check_roots
 from shardserve.cluster.options import Models
 from shardserve.cluster.python_servables import check_python
+from shardserve.router.platforms import check_platform
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class ModelSource:
 
     def _with_options(self, configs: Sequence[ModelConfig]) -> tuple[ConfiguredModel, ...]:
         check_roots(configs, self._models.roots)
+        for config in configs:
+            check_platform(config.platform, f"Model {config.name}")
         check_python(configs, self._models.python_servables)
         configs = [with_log_prefix(config, self._models.log_root) for config in configs]
         file = self._models.options_file

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.errors import Internal, InvalidArgument, ServingError
 from shardserve.batching.parameters import BatchingParameters
+from shardserve.router import platforms
 from shardserve.router.admitting import AdmittingServable
 from shardserve.router.batched import BatchedServable
 from shardserve.router.computed import Computation, ComputedServable
@@ -17,9 +18,6 @@ from shardserve.router.servable import Servable
 from shardserve.router.session import StageThreads
 from shardserve.shards.stages import BatchingOptions, Stages
 from shardserve.shards.stages_file import stages_of
-
-TENSORFLOW = "tensorflow"
-PYTHON = "python"
 
 
 @dataclass(frozen=True)
@@ -38,18 +36,14 @@ class Version:
 #: Loads a version. Blocks; raises a `ServingError` that names the file at fault.
 Load = Callable[[Version], Computation]
 
-#: Where each kind's `load` is. Imported when a model asks for it: each needs a library of its own.
-_MODULES: Mapping[str, str] = {
-    "onnx": "shardserve.router.onnx_kind",
-    "sklearn": "shardserve.router.sklearn_kind",
-}
 _registered: dict[str, Load] = {}
 
 
 def register(platform: str, load: Load) -> None:
     """Add a kind. Raises InvalidArgument for a platform that there is."""
-    if platform in _registered or platform in _MODULES or platform == TENSORFLOW:
+    if platform in platforms.known():
         raise InvalidArgument(f"model platform {platform!r} is registered already")
+    platforms.added.add(platform)
     _registered[platform] = load
 
 
@@ -61,16 +55,11 @@ def kind_of(platform: str) -> Load:
     """
     if platform in _registered:
         return _registered[platform]
-    if platform in _MODULES:
-        return _imported(platform, _MODULES[platform], "load")
-    kind, _, where = platform.partition(":")
-    module, _, function = where.partition(":")
-    if kind == PYTHON and module and function:
-        return _imported(platform, module, function)
-    raise InvalidArgument(
-        f"the model requests unsupported platform {platform!r}; there are "
-        + ", ".join(sorted({TENSORFLOW, *_MODULES, *_registered, "python:MODULE:FUNCTION"}))
-    )
+    if platform in platforms.MODULES:
+        return _imported(platform, platforms.MODULES[platform], "load")
+    platforms.check_platform(platform)
+    module, function = platforms.python_function(platform) or (platform, "load")
+    return _imported(platform, module, function)
 
 
 def load_kind(

@@ -25,7 +25,7 @@ class LoadingFlags:
         int, flag("Microseconds between tries; negative counts as 0.")
     ] = 60_000_000
     num_load_threads: Annotated[
-        int, flag("Versions that load at a time once the server serves; 0 counts as 1.", min=0)
+        int, flag("Versions that load at a time once the server serves; 0 for 4.", min=0)
     ] = 0
     resource_preserving: Annotated[
         bool, flag("Unload a version before its successor loads, rather than after.")
@@ -41,7 +41,7 @@ def manager_options_of(flags: LoadingFlags) -> ManagerOptions:
         retries=Retries(
             flags.max_num_load_retries, max(0, flags.load_retry_interval_micros) / 1_000_000
         ),
-        loads=max(1, flags.num_load_threads),
+        loads=flags.num_load_threads or ManagerOptions().loads,
         # As many as the original has, which has no flag for them.
         initial_loads=4 * len(os.sched_getaffinity(0)),
         poll_seconds=flags.file_system_poll_wait_seconds,
