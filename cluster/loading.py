@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shardserve.cluster.serving import Runtime
+from shardserve.cluster.version_plan import version_of
 from shardserve.router import kinds
 from shardserve.router.admitting import AdmittingServable
 from shardserve.router.batched import BatchedServable
@@ -35,9 +36,8 @@ def load_servable(
     the plan's kind do.
     """
     if plan.platform != TENSORFLOW:
-        version = kinds.Version(plan.name, plan.version, Path(plan.directory))
         return kinds.load_planned(
-            plan.platform, version, runtime.threads, plan.stages, runtime.device
+            plan.platform, version_of(plan), runtime.threads, plan.stages, runtime.device
         )
     parallelism, dense = runtime.parallelism, plan.stages.dense
     if plan.is_whole and not plan.has_regions and not plan.stages.loops:

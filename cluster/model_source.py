@@ -13,6 +13,7 @@ from shardserve.cluster.model_config import ModelConfig, parse_reload, read_mode
 from shardserve.cluster.model_options import ModelOptions, read_model_options
 from shardserve.cluster.model_roots import check_roots
 from shardserve.cluster.options import Models
+from shardserve.cluster.python_servables import check_python
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class ModelSource:
 
     def _with_options(self, configs: Sequence[ModelConfig]) -> tuple[ConfiguredModel, ...]:
         check_roots(configs, self._models.roots)
+        check_python(configs, self._models.python_servables)
         configs = [with_log_prefix(config, self._models.log_root) for config in configs]
         file = self._models.options_file
         own = {} if file is None else read_model_options(file, self._defaults)

@@ -34,7 +34,8 @@ class Models:
     are more than 0, and the `options_file` of `cluster.model_options` with it. Base paths outside
     of `roots` are refused, always: at start, when the file is read again, and in reload requests;
     without roots any path may be. Those that are not there yet `are_waited_for`, or else refused
-    at start. Requests are logged below `log_root` only.
+    at start. Requests are logged below `log_root` only. A model
+    may be a function of Python's if it is among `python_servables`, as "MODULE:FUNCTION".
     """
 
     configs: tuple[ModelConfig, ...]
@@ -44,6 +45,7 @@ class Models:
     roots: tuple[Path, ...] = ()
     log_root: Path | None = None
     are_waited_for: bool = False
+    python_servables: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

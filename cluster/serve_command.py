@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from shardserve import __version__
 from shardserve.cluster.flags.group import given, takes
 from shardserve.cluster.flags.serve import ServeFlags, options_of
 from shardserve.cluster.front import Front
@@ -45,9 +46,8 @@ def context_settings(front: Front) -> dict[str, Any]:
 
 def version_lines() -> tuple[str, str]:
     """The original's two lines. Its version is the one whose API is served."""
-    api, ours = version("tensorflow-serving-api"), version("shardserve")
     return (
-        f"TensorFlow ModelServer: {api}+shardserve.{ours}",
+        f"TensorFlow ModelServer: {version('tensorflow-serving-api')}+shardserve.{__version__}",
         f"TensorFlow Library: {version('tensorflow')}",
     )
 

@@ -30,12 +30,25 @@ def plan_version(
     stages = stages_of(directory, options.batching)
     nothing = Layout(1, 1, {})
     plan = ModelPlan(
-        name, version, str(directory), (), nothing, {}, "", stages, platform=wanted.platform
+        name,
+        version,
+        str(directory),
+        (),
+        nothing,
+        {},
+        "",
+        stages,
+        platform=wanted.platform,
+        allow_pickle=options.allow_pickle,
     )
     return None, plan
 
 
+def version_of(plan: ModelPlan) -> kinds.Version:
+    """What a kind is asked to load."""
+    return kinds.Version(plan.name, plan.version, Path(plan.directory), plan.allow_pickle)
+
+
 def check_kind(plan: ModelPlan) -> None:
     """Load a version that is not TensorFlow's, as every router will. Raises as its kind does."""
-    version = kinds.Version(plan.name, plan.version, Path(plan.directory))
-    kinds.load_planned(plan.platform, version, StageThreads(1), plan.stages)
+    kinds.load_planned(plan.platform, version_of(plan), StageThreads(1), plan.stages)

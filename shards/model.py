@@ -26,7 +26,8 @@ class PlanOptions:
     bound. Variables of at least `threshold` bytes are cut, if there is no layout file, and kept as
     `storage` says: at its precision those that can be, the others as saved. With
     `verify_checksums` all bytes of the cut tables are read once before they are loaded. `batching`
-    says how stages are batched, and which regions there are.
+    says how stages are batched, and which regions there are. With `allow_pickle` a version of
+    another kind than TensorFlow's may run code of its maker's while it is loaded.
     """
 
     shards: int = 1
@@ -38,6 +39,7 @@ class PlanOptions:
     storage: Storage = PLAIN
     verify_checksums: bool = False
     batching: BatchingOptions = BatchingOptions()  # noqa: RUF009 (frozen)
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class ModelPlan:
     nothing to cut has a layout without tables, and needs no shards. `has_regions` where some part
     of its graph, marked by it or named in `stages`, is a stage of its own; `stage_groups` are the
     actors of those that routers do not run themselves. What is of another `platform` than
-    TensorFlow's is never cut.
+    TensorFlow's is never cut, and with `allow_pickle` may be loaded from a pickle.
     """
 
     name: str
@@ -63,6 +65,7 @@ class ModelPlan:
     has_regions: bool = False
     stage_groups: tuple[StageGroup, ...] = ()
     platform: str = TENSORFLOW
+    allow_pickle: bool = False
 
     @property
     def is_whole(self) -> bool:

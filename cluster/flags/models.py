@@ -14,6 +14,7 @@ from shardserve.cluster.model_config import ModelConfig, check_name, read_model_
 from shardserve.cluster.model_options import ModelOptions, read_model_options
 from shardserve.cluster.model_roots import check_roots
 from shardserve.cluster.options import Models
+from shardserve.cluster.python_servables import check_python
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,17 @@ class ModelFlags:
             metavar="DIRS",
         ),
     ] = ""
+    allowed_python_servables: Annotated[
+        str,
+        flag(
+            "Functions, by comma, that a model_platform of python:MODULE:FUNCTION may name.",
+            show_default="none",
+            metavar="FUNCTIONS",
+        ),
+    ] = ""
+    allow_pickle: Annotated[
+        bool, flag("Read estimators that are pickled: that can run any code of their makers.")
+    ] = False
     request_log_root: Annotated[
         Path | None,
         flag(
@@ -68,11 +80,14 @@ def models_of(flags: ModelFlags, defaults: ModelOptions, *, waits: bool) -> Mode
 
     Base paths of a file of models are waited for, and, if it `waits`, that of a single one.
     Raises NotFound or InvalidArgument for a file that cannot be read, with line and column where it
-    does not parse, PermissionDenied for a base path outside of the roots, and as `check_logs`.
+    does not parse, PermissionDenied for a base path outside of the roots, and as `check_logs` and
+    `check_python`.
     """
     roots = tuple(Path(root).absolute() for root in flags.allowed_model_roots.split(",") if root)
     configs = _configs(flags)
+    functions = frozenset(name for name in flags.allowed_python_servables.split(",") if name)
     check_roots(configs, roots)
+    check_python(configs, functions)
     check_logs(configs, flags.request_log_root)
     if flags.model_options_file is not None:
         read_model_options(flags.model_options_file, defaults)
@@ -83,6 +98,7 @@ def models_of(flags: ModelFlags, defaults: ModelOptions, *, waits: bool) -> Mode
         flags.model_options_file,
         roots,
         flags.request_log_root,
+        python_servables=functions,
         are_waited_for=waits or flags.model_config_file is not None,
     )
 

@@ -55,7 +55,14 @@ def options_of(
     """
     refuse_unused(flags.unused)
     runtime = runtime_of(flags.runtime, flags.batching, given)
-    defaults = ModelOptions(plan_of(flags.sharding, runtime.batching, runtime.tags, given))
+    plan = plan_of(
+        flags.sharding,
+        runtime.batching,
+        runtime.tags,
+        given,
+        allow_pickle=flags.models.allow_pickle,
+    )
+    defaults = ModelOptions(plan)
     doors = doors_of(flags.doors, runtime.sessions, front.host)
     is_secure = doors.tls is not None
     ray = ray_of(flags.cluster, given, is_secure=is_secure)

@@ -52,6 +52,8 @@ def plan_of(
     batching: BatchingOptions,
     tags: tuple[str, ...],
     given: Collection[str],
+    *,
+    allow_pickle: bool,
 ) -> PlanOptions:
     """Raises InvalidArgument as `refuse_beside_layout`."""
     refuse_beside_layout(given, flags.layout)
@@ -65,6 +67,7 @@ def plan_of(
         Storage(flags.tier, flags.precision),
         flags.verify_checksums,
         batching,
+        allow_pickle=allow_pickle,
     )
 
 

@@ -205,6 +205,25 @@ def test_base_paths_are_waited_for_in_files_and_by_the_originals_name(tmp_path: 
     assert parsed(f"--model_config_file={file}")[0].models.are_waited_for
 
 
+def test_a_function_of_pythons_is_served_only_if_it_is_allowed(tmp_path: Path) -> None:
+    file = tmp_path / "models.config"
+    platform = "python:my.module:load"
+    file.write_text(
+        "model_config_list { config {"
+        f' name: "a" base_path: "/m" model_platform: "{platform}" }} }}'
+    )
+    words = (f"--model_config_file={file}", "--allowed_python_servables=x:y,my.module:load")
+
+    assert parsed(*words)[0].models.python_servables == {"x:y", "my.module:load"}
+    with pytest.raises(PermissionDenied, match=r"model a: my\.module:load is not among"):
+        parsed(words[0])
+
+
+def test_pickles_are_read_only_if_that_is_allowed() -> None:
+    assert not options().defaults.plan.allow_pickle
+    assert options("--allow_pickle").defaults.plan.allow_pickle
+
+
 def test_resource_preserving_is_a_flag_of_ours() -> None:
     assert options("--resource_preserving").manager.policy is resource_preserving
 

@@ -16,7 +16,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import trustme
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import (
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
 
 from shardserve.cluster.cli import tensorflow_model_server
 from tests.cluster.conftest import ssl_config_text
@@ -24,6 +30,7 @@ from tests.cluster.servers import Server, model_server
 from tests.contract.models import export_half_plus_two
 
 MODEL = "half_plus_two"
+AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
 
 
 def run(*arguments: str) -> int:
@@ -163,10 +170,10 @@ def test_rest_is_served_over_tls_with_the_headers_and_the_page_that_were_asked_f
     connection.close()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "unix:{root}/s"])
-async def test_grpc_is_served_over_tls_on_port_and_socket(
+def secure_channel(
     served: tuple[Server, Path], authority: trustme.CA, address: str
-) -> None:
+) -> grpc.aio.Channel:
+    """To an address with "{port}" or "{root}" in it, with a certificate that is good."""
     started, root = served
     issued = authority.issue_cert("client")
     credentials = grpc.ssl_channel_credentials(
@@ -174,17 +181,98 @@ async def test_grpc_is_served_over_tls_on_port_and_socket(
         issued.private_key_pem.bytes(),
         issued.cert_chain_pems[0].bytes(),
     )
+    options = [("grpc.ssl_target_name_override", "localhost")]
+    return grpc.aio.secure_channel(
+        address.format(port=started.grpc, root=root), credentials, options
+    )
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "unix:{root}/s"])
+async def test_grpc_is_served_over_tls_on_port_and_socket(
+    served: tuple[Server, Path], authority: trustme.CA, address: str
+) -> None:
     request = predict_pb2.PredictRequest()
     request.model_spec.name = MODEL
     request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.float32([1, 2])))
-    where = address.format(port=started.grpc, root=root)
-    options = [("grpc.ssl_target_name_override", "localhost")]
-    async with (
-        asyncio.timeout(30),
-        grpc.aio.secure_channel(where, credentials, options) as channel,
-    ):
+    async with asyncio.timeout(30), secure_channel(served, authority, address) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         y = (await stub.Predict(request)).outputs["y"]
 
     assert y.tensor_content == np.float32([2.5, 3.0]).tobytes()
     assert not y.float_val
+
+
+@pytest.mark.parametrize(
+    ("path", "platform", "said"),
+    [
+        ("/etc", "tensorflow", "model evil: /etc is outside of --allowed_model_roots"),
+        ("{root}/out", "tensorflow", "/out is outside of --allowed_model_roots"),
+        ("{root}/../../x", "tensorflow", "is outside of --allowed_model_roots"),
+        ("{root}", "python:os:system", "os:system is not among --allowed_python_servables"),
+    ],
+)
+async def test_a_reload_request_leads_neither_out_of_the_roots_nor_to_code(
+    served: tuple[Server, Path], authority: trustme.CA, path: str, platform: str, said: str
+) -> None:
+    root = served[1]
+    if not (root / "out").is_symlink():
+        (root / "out").symlink_to("/etc")
+    request = model_management_pb2.ReloadConfigRequest()
+    request.config.model_config_list.config.add(
+        name="evil", base_path=path.format(root=root), model_platform=platform
+    )
+    async with asyncio.timeout(30), secure_channel(served, authority, "unix:{root}/s") as channel:
+        models = model_service_pb2_grpc.ModelServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await models.HandleReloadConfigRequest(request)
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert said in (refused.value.details() or "")
+
+        asked = get_model_status_pb2.GetModelStatusRequest()
+        asked.model_spec.name = MODEL
+        status = await models.GetModelStatus(asked)
+        assert [one.state for one in status.model_version_status] == [AVAILABLE]
+
+
+def config_text(*names: str, root: Path) -> str:
+    models = (
+        f'config {{ name: "{name}" base_path: "{root / name}" model_platform: "tensorflow" }}'
+        for name in names
+    )
+    return f"model_config_list {{ {' '.join(models)} }}"
+
+
+def test_a_file_of_models_is_followed_and_one_that_does_not_parse_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    for name in ("a", "b"):
+        export_half_plus_two(tmp_path / name / "1")
+    file = tmp_path / "models.config"
+    file.write_text(config_text("a", root=tmp_path))
+    flags = (f"--model_config_file={file}", "--model_config_file_poll_wait_seconds=0.05")
+    with model_server(*flags) as started:
+        assert started.is_ready(), started.said
+        assert started.process.stderr is not None
+
+        file.write_text("model_config_list {\n  nonsense: 1\n}")
+        for line in started.process.stderr:
+            if "models.config" in line and "2:3" in line:
+                break
+        assert status_of(started, "a") == 200
+        assert status_of(started, "b") == 404
+
+        file.write_text(config_text("a", "b", root=tmp_path))
+        while status_of(started, "b") != 200:
+            pass
+        assert status_of(started, "a") == 200
+        assert started.end(signal.SIGTERM) == 0
+
+
+def status_of(started: Server, model: str) -> int:
+    """Of a request to a model, over REST."""
+    connection = http.client.HTTPConnection("127.0.0.1", started.rest, timeout=30)
+    try:
+        connection.request("POST", f"/v1/models/{model}:predict", b'{"instances": [1]}')
+        return connection.getresponse().status
+    finally:
+        connection.close()
