@@ -7,6 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shardserve.cluster.model_config import parse_model_config
+from shardserve.cluster.model_options import ModelOptions, parse_model_options
+from shardserve.router.experiments import Experiment
+from shardserve.router.request_logging import RequestLogging
 from shardserve.shards.forms import parse_form
 from shardserve.shards.layout import Sharding
 from shardserve.shards.layout_file import parse_layout, to_layout
@@ -64,3 +68,12 @@ def test_the_stages_file_that_is_explained_is_one() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     file = parse_form(StagesFile, text, "docs/stages.md")
     assert file.regions.keys() == {"tower"}
+
+
+def test_the_model_files_that_are_explained_are_such_files() -> None:
+    page = (ROOT / "docs" / "rollout.md").read_text()
+    options, config = re.findall(r"```\n(.*?)```", page, re.DOTALL)
+    (ranker,) = parse_model_options(options, "docs", Path(), ModelOptions()).values()
+    assert ranker.experiment == Experiment(0.05, 0.1, "x-user")
+    (model,) = parse_model_config(config, "docs")
+    assert model.logging == RequestLogging(Path("ranker/requests"), 0.01)
