@@ -21,6 +21,7 @@ from shardserve.router.reload import Reload, refuse_reload
 from shardserve.router.rest import Rest
 from shardserve.router.servable import Servable
 from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
+from shardserve.router.tracing import traces_to
 from shardserve.router.warm_up import replay
 from shardserve.router.warm_up_options import WarmUpOptions
 from shardserve.shards.model import PlanOptions
@@ -126,6 +127,7 @@ class Serving:
         self._handlers = Handlers(
             runtime.catalog, runtime.threads, handler_options(options), metrics
         )
+        self._traces = traces_to(options.trace_endpoint)
         self.rest = Rest(
             self._handlers,
             metrics,
@@ -135,8 +137,9 @@ class Serving:
             collected,
             cors=options.cors,
             compress_from=options.compress_from,
+            traces=self._traces,
         )
-        self.prediction = PredictionHandlers(self._handlers, metrics, reload)
+        self.prediction = PredictionHandlers(self._handlers, metrics, reload, self._traces)
         self._doors = doors_of(options, self.rest, self.prediction)
 
     async def open(self) -> None:
@@ -150,4 +153,6 @@ class Serving:
         self.rest.drain()
         for door in self._doors:
             await door.stop()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
         await asyncio.to_thread(self._handlers.logs.close)

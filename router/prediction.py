@@ -24,9 +24,13 @@ from shardserve.router.metrics import Metrics
 from shardserve.router.model_specs import metric_name, peek_spec
 from shardserve.router.serialized_examples import ExamplesRequest, MultiInferenceRequest
 from shardserve.router.servable import RequestContext
+from shardserve.router.tracing import Ended, TracedContext, Traces, traced
 
 #: Requests from this size on are looked into for their model before they are parsed.
 LARGE_REQUEST = 4 << 10
+
+#: Characters of an error that a trace has.
+_MAX_TRACED = 1024
 
 _PACKAGE = "tensorflow.serving"
 
@@ -112,10 +116,13 @@ class PredictionHandlers:
         handlers: Handlers,
         metrics: Metrics,
         reload_models: reload.Reload = reload.refuse_reload,
+        traces: Traces | None = None,
     ) -> None:
+        """`traces` are told of requests."""
         self._handlers = handlers
         self._metrics = metrics
         self._reload_models = reload_models
+        self._traces = traces
         self._log = logs.logger(entrypoint="GRPC")
         self._answers: Mapping[str, Callable[[Any, RequestContext], Awaitable[bytes]]] = {
             "Predict": handlers.predict,
@@ -130,7 +137,7 @@ class PredictionHandlers:
 
     async def answer(self, rpc: Rpc, raw: bytes, context: RequestContext) -> bytes:
         """The serialised reply to a serialised request."""
-        call = _Call(rpc, context)
+        call = _Call(rpc, context if self._traces is None else traced(context))
         snapshot = self._handlers.catalog.enter() if rpc.asks_servables else None
         try:
             reply = await self._answer(call, raw)
@@ -144,7 +151,8 @@ class PredictionHandlers:
                 self._handlers.catalog.leave(snapshot)
         if rpc.is_counted:
             self._metrics.request(call.model, rpc.method, "GRPC", Code.OK, call.seconds())
-            self._metrics.stages(call.model, rpc.method, context.seconds)
+            self._metrics.stages(call.model, rpc.method, call.context.seconds)
+        self._trace(call, Code.OK)
         return reply
 
     async def _answer(self, call: _Call, raw: bytes) -> bytes:
@@ -185,7 +193,12 @@ class PredictionHandlers:
         )
         if call.rpc.is_counted:
             self._metrics.request(call.model, method, "GRPC", error.code, seconds)
+        self._trace(call, error.code, error.message)
         return error
+
+    def _trace(self, call: _Call, code: Code, message: str = "") -> None:
+        if self._traces is not None and isinstance(call.context, TracedContext):
+            self._traces.ended(call.context, call.ended(code, message))
 
 
 class _Call:
@@ -202,6 +215,18 @@ class _Call:
 
     def seconds(self) -> float:
         return time.perf_counter() - self.started
+
+    def ended(self, code: Code, message: str) -> Ended:
+        """Its end, for its trace."""
+        attributes: dict[str, str | int] = {
+            "rpc.system": "grpc",
+            "rpc.service": self.rpc.service,
+            "rpc.method": self.rpc.method,
+            "rpc.grpc.status_code": code.value,
+            "shardserve.model": self.model,
+        }
+        name = f"{self.rpc.service}/{self.rpc.method}"
+        return Ended(name, attributes, code, message[:_MAX_TRACED])
 
 
 def _model_of(request: Any) -> str:

@@ -23,6 +23,7 @@ from shardserve.router.readiness import READY_PATH, readiness
 from shardserve.router.routes import PREFIX, Route, route
 from shardserve.router.servable import RequestContext
 from shardserve.router.status_codes import HTTP_STATUS
+from shardserve.router.tracing import Ended, TracedContext, Traces, traced
 
 MONITORING_PATH = "/monitoring/prometheus/metrics"
 
@@ -61,13 +62,14 @@ class Rest:
         *,
         cors: bool = False,
         compress_from: int | None = None,
+        traces: Traces | None = None,
     ) -> None:
         """`timeout` is in seconds. The metrics page is of what is `collected`, of all routers, or
         of this process alone, and of what is `measured` on shards. `cors` lets pages of any origin
         read replies.
 
         Replies of at least `compress_from` bytes are compressed for clients that take gzip; None
-        compresses nothing.
+        compresses nothing. `traces` are told of requests.
         """
         self._handlers = handlers
         self._metrics = metrics
@@ -75,6 +77,7 @@ class Rest:
         self._monitoring_path = monitoring_path
         self._measured = measured
         self._collected = collected or metrics.snapshot
+        self._traces = traces
         self._always = (*_JSON, *(_CORS if cors else ()))
         self._compress_from = compress_from
         self._openapi = openapi()
@@ -97,6 +100,8 @@ class Rest:
         if path == READY_PATH and method in ("GET", "HEAD"):
             return self._ready()
         exchange = _Exchange(headers, self._timeout)
+        if self._traces is not None:
+            exchange.trace(method, path)
         snapshot = self._handlers.catalog.enter()
         try:
             exchange.route = route(method, path)
@@ -170,7 +175,7 @@ class Rest:
         return Response(200, (("content-type", CONTENT_TYPE),), body)
 
     def _failed(self, exchange: _Exchange, error: ServingError) -> Response:
-        seconds = self._count(exchange, error.code)
+        seconds = self._count(exchange, error.code, error.message)
         request_id = exchange.context.request_id
         logs.request_failed(
             self._log, request_id, exchange.model, exchange.api, error.code, error.message, seconds
@@ -182,18 +187,20 @@ class Rest:
     def _headers(self, exchange: _Exchange) -> Headers:
         return (*self._always, (logs.REQUEST_ID, exchange.context.request_id))
 
-    def _count(self, exchange: _Exchange, code: Code) -> float:
+    def _count(self, exchange: _Exchange, code: Code, message: str = "") -> float:
         seconds = time.perf_counter() - exchange.started
         self._metrics.request(exchange.model, exchange.api, "REST", code, seconds)
         if code is Code.OK and exchange.context.seconds:
             self._metrics.stages(exchange.model, exchange.api, exchange.context.seconds)
+        if self._traces is not None and isinstance(exchange.context, TracedContext):
+            self._traces.ended(exchange.context, exchange.ended(code, message))
         return seconds
 
 
 class _Exchange:
     """One request on its way."""
 
-    __slots__ = ("context", "route", "started")
+    __slots__ = ("asked", "context", "route", "started")
 
     def __init__(self, headers: RequestHeaders, timeout: float) -> None:
         self.started = time.perf_counter()
@@ -202,6 +209,25 @@ class _Exchange:
         self.context = RequestContext(request_id, deadline, headers=headers)
         #: None while, or because, the path means nothing.
         self.route: Route | None = None
+        #: Method and path, of one that is traced.
+        self.asked = ("", "")
+
+    def trace(self, method: str, path: str) -> None:
+        """Keep what its trace needs."""
+        self.asked = (method, path)
+        self.context = traced(self.context)
+
+    def ended(self, code: Code, message: str) -> Ended:
+        """Its end, for its trace."""
+        method, path = self.asked
+        attributes: dict[str, str | int] = {
+            "http.request.method": method,
+            "url.path": path.partition("?")[0][:_MAX_TRACED],
+            "http.response.status_code": 200 if code is Code.OK else HTTP_STATUS[code],
+            "shardserve.model": self.model,
+        }
+        name = f"{method} {self.route.action}" if self.route else method
+        return Ended(name, attributes, code, message[:_MAX_TRACED])
 
     @property
     def model(self) -> str:
@@ -213,6 +239,9 @@ class _Exchange:
         action = self.route.action if self.route else ""
         return action if action not in ("status", "metadata") else ""
 
+
+#: Characters of what clients sent that a trace has.
+_MAX_TRACED = 1024
 
 _JSON: Headers = (("content-type", "application/json"),)
 

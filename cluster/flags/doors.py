@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from shardserve.cluster.flags.runtime import Sessions
 from shardserve.cluster.options import DoorOptions
 from shardserve.router.tls import Tls
 from shardserve.router.tls_context import server_context
+from shardserve.router.tracing import endpoint_of
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,14 @@ class DoorFlags:
     enable_profiler: Annotated[
         bool, flag("TensorFlow's ProfilerService on gRPC, for TensorBoard.")
     ] = True
+    trace_endpoint: Annotated[
+        str | None,
+        flag(
+            "OTLP collector of requests' traces, by gRPC.",
+            metavar="URL",
+            show_default="OTEL_EXPORTER_OTLP_ENDPOINT, or none",
+        ),
+    ] = None
 
 
 def doors_of(flags: DoorFlags, sessions: Sessions, default_host: str) -> DoorOptions:
@@ -104,6 +114,7 @@ def doors_of(flags: DoorFlags, sessions: Sessions, default_host: str) -> DoorOpt
         grpc_channel_arguments=_channel_arguments(flags.grpc_channel_arguments),
         profiler=flags.enable_profiler,
         rest_max_requests=flags.rest_api_num_threads,
+        trace_endpoint=endpoint_of(flags.trace_endpoint, os.environ),
     )
 
 

@@ -31,7 +31,7 @@ SECONDS = 30.0
 
 @pytest.fixture(scope="module")
 def on_ray(tiny_dlrm: Path) -> Iterator[Server]:
-    with server(tiny_dlrm, "--shards=2", "--replicas=2") as started:
+    with server(tiny_dlrm, "--shards=2", "--replicas=2", "--routers=2") as started:
         assert started.is_ready(), started.said
         yield started
 
@@ -93,6 +93,36 @@ def test_the_metrics_page_of_either_engine_has_what_its_shards_tell(
     assert {(one.labels["model_name"], one.labels["tier"]) for one in resident} == {("m", "memory")}
     assert all(one.value > 0 and one.labels["table"] for one in resident)
     assert sum(one.value for one in found[":shardserve:looked_up_row_count"]) > 0
+
+
+def test_every_router_tells_what_all_of_them_have_counted(
+    on_ray: Server, example: tuple[list[Any], Any]
+) -> None:
+    url = f"http://127.0.0.1:{on_ray.rest}/monitoring/prometheus/metrics"
+    before = _counted(http(url, "GET", None)[2])
+    for _ in range(12):
+        predict_over_rest(f"127.0.0.1:{on_ray.rest}", "m", example[0])
+
+    # Connections of their own, which the system spreads over the routers.
+    pages = [http(url, "GET", None)[2] for _ in range(8)]
+
+    assert {_counted(page) for page in pages} == {before + 12}
+    assert all(len(_routers(page)) == 2 for page in pages)
+
+
+def _samples(page: bytes) -> list[Any]:
+    families = text_string_to_metric_families(page.decode())
+    return [sample for family in families for sample in family.samples]
+
+
+def _counted(page: bytes) -> float:
+    counted = (":tensorflow:serving:request_count_total", {"model_name": "m", "status": "OK"})
+    return next((one.value for one in _samples(page) if (one.name, one.labels) == counted), 0.0)
+
+
+def _routers(page: bytes) -> set[str]:
+    samples = _samples(page)
+    return {s.labels["router"] for s in samples if s.name == "process_resident_memory_bytes"}
 
 
 def test_the_local_engine_loads_no_ray(local: Server) -> None:

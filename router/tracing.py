@@ -1,0 +1,126 @@
+"""Traces of requests: what is recorded of one on its way, and who is told when it has ended.
+
+Off unless somebody asks for it; then a request costs one look at a None. `router/otel.py`, which
+knows OpenTelemetry, is imported only when it is on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from shardserve.batching.errors import Code, InvalidArgument
+from shardserve.router.servable import RequestContext
+
+#: As OpenTelemetry names them; the first that is set says where traces go.
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+class Spent(NamedTuple):
+    """A stage's time, told at `told`, both in nanoseconds; `told` is on `time.time_ns`."""
+
+    stage: str
+    duration: int
+    told: int
+
+
+class StageSpan(NamedTuple):
+    """When a stage ran, in nanoseconds of `time.time_ns`."""
+
+    stage: str
+    start: int
+    end: int
+
+
+@dataclass
+class TracedContext(RequestContext):
+    """A context that keeps when it was told of each stage. It began at `started`."""
+
+    started: int = field(default_factory=time.time_ns)
+    spent: list[Spent] = field(default_factory=list)
+
+    def spend(self, stage: str, seconds: float) -> None:
+        """See `RequestContext.spend`."""
+        super().spend(stage, seconds)
+        self.spent.append(Spent(stage, round(seconds * 1e9), time.time_ns()))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a request has ended: the `name` of what was asked, and OpenTelemetry's attributes."""
+
+    name: str
+    attributes: Mapping[str, str | int]
+    code: Code
+    message: str = ""
+
+
+class Traces(Protocol):
+    """Takes requests that have ended, and passes on those that are sampled. Never waits."""
+
+    def ended(self, context: TracedContext, ended: Ended) -> None:
+        """A request has ended, just now."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left, for some seconds at most. Blocks."""
+        ...
+
+
+def traced(context: RequestContext) -> TracedContext:
+    """The same request, from now on with a record of its stages."""
+    return TracedContext(
+        context.request_id,
+        context.deadline,
+        headers=context.headers,
+        chance=context.chance,
+    )
+
+
+def stage_spans(spent: Iterable[Spent], started: int) -> list[StageSpan]:
+    """When each stage ran. It ended when it was told of, or before the stage told of next began.
+
+    Stages are told of when they are over, some several at once, in their order. What took place at
+    the same time is laid end to end, and nothing begins before the request.
+    """
+    spans: list[StageSpan] = []
+    following: int | None = None
+    for stage, duration, told in reversed(list(spent)):
+        end = max(started, told if following is None else min(told, following))
+        following = max(started, end - duration)
+        spans.append(StageSpan(stage, following, end))
+    return spans[::-1]
+
+
+def endpoint_of(flag: str | None, environ: Mapping[str, str]) -> str | None:
+    """Where traces go, by the flag or OpenTelemetry's variables; None if nowhere.
+
+    Raises InvalidArgument for what is no URL, or a protocol that is not spoken here.
+    """
+    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    endpoint = flag or next((environ[name] for name in _ENDPOINTS if environ.get(name)), None)
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise InvalidArgument(f"a trace endpoint begins with http:// or https://, not {endpoint!r}")
+    protocol = environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
+    if endpoint and protocol != "grpc":
+        raise InvalidArgument(f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc, not {protocol!r}")
+    return endpoint or None
+
+
+def traces_to(endpoint: str | None) -> Traces | None:
+    """Sends traces to an OTLP collector's gRPC `endpoint`, such as "http://localhost:4317".
+
+    None for none. Raises InvalidArgument where the extra is not installed.
+    """
+    if endpoint is None:
+        return None
+    try:
+        from shardserve.router import otel  # noqa: PLC0415 (only where it is wanted)
+    except ImportError as error:
+        text = f"traces need `pip install 'shardserve[tracing]'`: {error}"
+        raise InvalidArgument(text) from error
+    traces: Any = otel.to_collector(endpoint)
+    return traces  # type: ignore[no-any-return]
