@@ -32,6 +32,7 @@ from shardserve.shards.model import ModelPlan, PlanOptions
 SECRET = bytes(range(32))
 #: So that a test that hangs says where.
 LONGEST_SECONDS = 60.0
+_RETRY_SECONDS = 0.2
 POLLING = ManagerOptions(poll_seconds=0.2)
 ONLY = VersionId("model", 1)
 
@@ -62,7 +63,7 @@ class ServerRun:
                 table = await self.catalog()
                 if old.isdisjoint(one.deployment for one in table.servings().values()):
                     return table
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(_RETRY_SECONDS)
 
     async def kill_controller(self) -> None:
         os.kill(await self.controller.pid.remote(), signal.SIGKILL)
@@ -90,8 +91,10 @@ class ModelRun(ServerRun):
             serving = table.servings().get(ONLY)
             if serving is not None and serving.routing.number != known:
                 return serving.routing
-            with suppress(RayError):
+            try:
                 table = await self.catalog(table.number)
+            except RayError:
+                await asyncio.sleep(_RETRY_SECONDS)
 
     async def process_of(self, seat: AnySeat) -> ActorProcess:
         process: ActorProcess = await self.controller.process_of.remote(ONLY, seat)
