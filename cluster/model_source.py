@@ -74,13 +74,18 @@ async def follow_file(
         return
     async with asyncio.TaskGroup() as group:
         before: tuple[tuple[ConfiguredModel, ...], asyncio.Task[None]] | None = None
+        problem = ""
         while True:
             await pause(source.poll_seconds)
             try:
                 found = await asyncio.to_thread(source.read_again)
             except ServingError as error:
-                logger.error("the configuration stays as it is: %s", error.message)
+                # The same is found at every poll.
+                if error.message != problem:
+                    logger.error("the configuration stays as it is: %s", error.message)
+                problem = error.message
                 continue
+            problem = ""
             if before is None or before[1].done() or before[0] != found:
                 before = found, group.create_task(_configure(configure, found))
 
