@@ -97,7 +97,7 @@ class LocalServer:
         except Exception as error:
             raise start_error(error) from error
         self._manager.started()
-        self._begin(follow_file(self._source, self._manager.configure))
+        self._begin(follow_file(self._source, self._manager.configure, self._shown))
 
     async def open(self) -> None:
         """Open the doors. Raises Unavailable, naming the address, for a port that is taken."""
