@@ -85,16 +85,18 @@ class ModelRun(ServerRun):
         return plan
 
     async def table(self, known: int = -1) -> RoutingTable:
-        """The table after that of the number `known`."""
-        table = await self.catalog()
+        """The table after that of the number `known`, through deaths of the controller."""
+        number = -1
         while True:
+            try:
+                table = await self.catalog(number)
+            except RayError:
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            number = table.number
             serving = table.servings().get(ONLY)
             if serving is not None and serving.routing.number != known:
                 return serving.routing
-            try:
-                table = await self.catalog(table.number)
-            except RayError:
-                await asyncio.sleep(_RETRY_SECONDS)
 
     async def process_of(self, seat: AnySeat) -> ActorProcess:
         process: ActorProcess = await self.controller.process_of.remote(ONLY, seat)
@@ -108,8 +110,7 @@ class ModelRun(ServerRun):
         """The first complete table of the controller that Ray made anew."""
         table = before
         while not table.is_complete or set(table.addresses) & set(before.addresses):
-            with suppress(RayError):
-                table = await self.table(table.number)
+            table = await self.table(table.number)
         return table
 
     async def table_in_which(self, seat: AnySeat, instance: str) -> RoutingTable:

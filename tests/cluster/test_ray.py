@@ -167,7 +167,7 @@ async def test_a_killed_replica_costs_no_answer(tiny_dlrm: Path) -> None:
 async def test_a_killed_controller_places_the_model_again_and_routers_find_it(
     tiny_dlrm: Path,
 ) -> None:
-    async with running(tiny_dlrm / "1", CUT) as run:
+    async with running(tiny_dlrm / "1", CUT, seconds=110.0) as run:
         await run.finished_start()
         async with routed(run) as servable:
             load = Load(servable, await predict(servable))
