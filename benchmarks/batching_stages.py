@@ -3,14 +3,14 @@
 Two models: the example DLRM, and one of uneven stages (`benchmarks.uneven_model`). Each server is
 started anew for each of its turns, and measured alone: the highest rate at which the 99th
 percentile of the latencies, counted from the intended time of sending, stays within `BOUND` and
-every reply is TensorFlow's; the 99th percentile at half of what the unbatched server promises; and
-for the stages, what is answered rightly and in time, a second, at up to three times the load that
-saturates it, with a deadline of `BOUND` on every request. Either way to batch has the best of its
-settings, found in this run.
+every reply is TensorFlow's; the 99th percentile at half of what the unbatched server promises (of
+what it does in a closed loop, if it promises nothing); and for the stages, what is answered rightly
+and in time, a second, at up to three times the load that saturates it, with a deadline of `BOUND`
+on every request. Either way to batch has the best of its settings, found in this run.
 
 Settings: `model=DIR`, the example model's base path (`.cache/dlrm`); `uneven=DIR`, the other's
-(`.cache/uneven`); both are built if they are missing; `rounds=N`, for the model of uneven stages; `only=uneven`, to
-leave the other out.
+(`.cache/uneven`); both are built if they are missing; `rounds=N`, for the model of uneven stages;
+`only=uneven`, to leave the other out.
 """
 
 from __future__ import annotations
@@ -144,12 +144,12 @@ class Stand:
             record.capacities.append(capacity)
             record.rates.append(rate)
             if way.name == UNBATCHED:
-                self.common.setdefault(model.name, rate / 2)
-            if common := self.common[model.name]:
-                at = generator.open_loop(
-                    common, 2 * self._seconds, 10 * BOUND, seed=len(record.rates)
-                )
-                record.half_load.append(at.percentile(99))
+                # One that keeps the bound at no rate that was tried still has a half load.
+                self.common.setdefault(model.name, (rate or capacity) / 2)
+            at = generator.open_loop(
+                self.common[model.name], 2 * self._seconds, 100 * BOUND, seed=len(record.rates)
+            )
+            record.half_load.append(at.percentile(99))
         self.watch.say(f"{model.name}, {way.name} {way}: {rate:.0f}/s of {capacity:.0f}/s")
 
     @contextmanager

@@ -15,8 +15,8 @@ from shardserve.router.servable import Array, RequestContext, Servable, Signatur
 class AdmittingServable:
     """A `Servable` that refuses what it could not answer in time, and so answers the others.
 
-    How many may be under way is found by how those of each signature fare. Requests without a deadline are always
-    admitted. All come from one event loop.
+    How many may be under way is found by how those of each signature fare. Requests without a
+    deadline are always admitted. All come from one event loop.
     """
 
     def __init__(self, servable: Servable) -> None:
