@@ -10,6 +10,7 @@ A protocol of our own on httptools took 56 us: not worth owning an HTTP server f
 from __future__ import annotations
 
 import asyncio
+import http
 import math
 import socket
 from typing import Any
@@ -56,7 +57,7 @@ class HttpDoor:
         self.port = port
         config = uvicorn.Config(
             _Application(rest, max_body),
-            http=_BoundedProtocol,
+            http=_Protocol,
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -99,20 +100,54 @@ class HttpDoor:
         self._ticking = None
 
 
-class _BoundedProtocol(HttpToolsProtocol):
-    """Hangs up on endless headers, which httptools would collect."""
+class _Protocol(HttpToolsProtocol):
+    """Hangs up on endless headers, which httptools would collect.
+
+    What `Rest.refusal` refuses by its head is answered at once: a task, a cycle and a body that is
+    read and parsed would cost an overloaded server many times what the refusal does.
+    """
 
     _in_head = False
     _head = 0
+    #: Of a request that has been refused, the body is passed over.
+    _refused = False
 
     def on_message_begin(self) -> None:
         self._in_head = True
         self._head = 0
+        self._refused = False
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        super().on_headers_complete()
+        refusal = self._refusal()
+        if refusal is None:
+            super().on_headers_complete()
+        else:
+            self._refused = True
+            self.transport.write(refusal)
+
+    def on_body(self, body: bytes) -> None:
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._refused:
+            super().on_message_complete()
+        elif not self.parser.should_keep_alive():
+            self.transport.close()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _refusal(self) -> bytes | None:
+        """The reply in full. None where it is to be found, or where others are to come before."""
+        if self.expect_100_continue or not (self.cycle is None or self.cycle.response_complete):
+            return None
+        application: _Application = self.config.app  # type: ignore[assignment]
+        method = self.parser.get_method().decode("ascii")
+        return application.refusal(method, self.url, _Headers(self.headers))
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -148,6 +183,11 @@ class _Application:
     def __init__(self, rest: Answers, max_body: int) -> None:
         self._rest = rest
         self._max_body = max_body
+
+    def refusal(self, method: str, url: bytes, headers: _Headers) -> bytes | None:
+        """The reply, in full, to a request that is refused by its head; None for all others."""
+        response = self._rest.refusal(method, url.decode("latin-1"), headers)
+        return None if response is None else _encoded(response)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -243,3 +283,12 @@ def _start(response: Response) -> dict[str, Any]:
     ]
     headers.append((b"content-length", b"%d" % len(response.body)))
     return {"type": "http.response.start", "status": response.status, "headers": headers}
+
+
+def _encoded(response: Response) -> bytes:
+    """A whole reply, as it goes over the wire."""
+    status = http.HTTPStatus(response.status)
+    head = [f"HTTP/1.1 {status.value} {status.phrase}"]
+    head += [f"{name}: {value}" for name, value in response.headers]
+    head += [f"content-length: {len(response.body)}", "", ""]
+    return "\r\n".join(head).encode("latin-1") + response.body
