@@ -1,0 +1,131 @@
+"""Which stages take less time than handing them to a thread does, so that nothing is handed over.
+
+Two things make a stage brief: its operations are such that its time depends on nothing but the
+shapes of what it gets, and runs with just these shapes were quick. No request can make the event
+loop wait then, whatever values it sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.framework.function_pb2 import FunctionDef
+from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+from shardserve.router.servable import Array
+from shardserve.shards.cut.bodies import functions_of, is_compiled
+
+#: What handing over takes, about: the waiting of two threads for each other, with the work of both.
+BRIEF_SECONDS = 50e-6
+
+#: Runs with the same shapes before their time is believed.
+ENOUGH_RUNS = 3
+
+#: Combinations of shapes that are known of a stage. Clients choose them: it is bounded.
+MAX_SHAPES = 256
+
+#: The weight of the latest run in the average.
+_LATEST = 1 / 8
+
+_CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+
+#: No loops, nothing that waits, and nothing that sizes its output by the values of an input.
+_BY_SHAPES = frozenset(
+    """
+    Identity IdentityN StopGradient PreventGradient Snapshot NoOp Const Placeholder PlaceholderV2
+    PlaceholderWithDefault VarHandleOp ReadVariableOp Variable VariableV2 DisableCopyOnRead
+    HashTable HashTableV2 LookupTableFind LookupTableFindV2 Gather GatherV2 GatherNd ResourceGather
+    Reshape ExpandDims Squeeze Pack Unpack Concat ConcatV2 Split SplitV Slice StridedSlice
+    Transpose Shape ShapeN Size Rank Cast Bitcast ZerosLike OnesLike Select SelectV2 ClipByValue
+    Add AddV2 AddN Sub Mul Div DivNoNan RealDiv TruncateDiv FloorDiv FloorMod Mod Maximum Minimum
+    Neg Abs Sign Reciprocal Square Sqrt Rsqrt SquaredDifference Exp Expm1 Log Log1p Pow Erf Round
+    Rint Floor Ceil Sin Cos Tanh Sigmoid Softplus Softsign Relu Relu6 LeakyRelu Elu Selu Softmax
+    LogSoftmax L2Loss BiasAdd MatMul BatchMatMul BatchMatMulV2 Einsum FusedBatchNormV3
+    Sum Mean Prod Max Min All Any ArgMax ArgMin Cumsum
+    Equal NotEqual Less LessEqual Greater GreaterEqual LogicalAnd LogicalOr LogicalNot
+    """.split()
+)
+
+
+class RunTimes:
+    """What the runs of one stage have taken, by the shapes of its feeds.
+
+    For one event loop. Feeds of strings have no time of their own: nobody knows how long they are.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Average] = {}
+
+    def of(self, values: Sequence[Array]) -> Average | None:
+        """Those with such feeds, which may have been none; None for strings."""
+        shapes = values[0].shape if len(values) == 1 else tuple([value.shape for value in values])
+        average = self._known.get(shapes)
+        return self._first(shapes, values) if average is None else average
+
+    def _first(self, shapes: Any, values: Sequence[Array]) -> Average | None:
+        if any(value.dtype.hasobject for value in values):
+            return None
+        if len(self._known) >= MAX_SHAPES:
+            self._known.clear()
+        return self._known.setdefault(shapes, Average())
+
+
+class Average:
+    """A moving average of seconds, of runs that take about the same."""
+
+    __slots__ = ("_runs", "_seconds")
+
+    def __init__(self) -> None:
+        self._runs = 0
+        self._seconds = 0.0
+
+    @property
+    def is_brief(self) -> bool:
+        return self._runs >= ENOUGH_RUNS and self._seconds <= BRIEF_SECONDS
+
+    def add(self, seconds: float) -> None:
+        weight = _LATEST if self._runs else 1.0
+        self._seconds += (seconds - self._seconds) * weight
+        self._runs += 1
+
+
+def takes_time_by_shapes(
+    graph: tf.Graph, feeds: Iterable[str], fetches: Iterable[str], targets: Iterable[str]
+) -> bool:
+    """Whether the time of this part of a graph depends on nothing but the shapes of its feeds."""
+    fed = set(feeds)
+    pending = [graph.get_operation_by_name(name) for name in targets]
+    pending += [graph.get_tensor_by_name(name).op for name in fetches if name not in fed]
+    seen = set(pending)
+    while pending:
+        operation = pending.pop()
+        if operation.type in _CALLS:
+            if not _call_goes_by_shapes(operation.node_def, graph):
+                return False
+        elif operation.type not in _BY_SHAPES:
+            return False
+        inputs = [tensor.op for tensor in operation.inputs if tensor.name not in fed]
+        needed = {*inputs, *operation.control_inputs} - seen
+        seen |= needed
+        pending += needed
+    return True
+
+
+def _call_goes_by_shapes(call: NodeDef, graph: tf.Graph) -> bool:
+    """As `takes_time_by_shapes`, of a call; what XLA compiles takes seconds now and then."""
+    functions: dict[str, FunctionDef] = {}
+    pending = [call]
+    while pending:
+        node = pending.pop()
+        for name in functions_of(node):
+            function = graph._get_function(name)  # noqa: SLF001 (as_graph_def copies everything)
+            if function is None:
+                return False
+            if name not in functions:
+                functions[name] = function.cached_definition
+                pending += functions[name].node_def
+        if is_compiled(node, functions) or node.op not in _BY_SHAPES | _CALLS:
+            return False
+    return True
