@@ -7,7 +7,7 @@ loop wait then, whatever values it sends.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import tensorflow as tf
@@ -45,7 +45,7 @@ _BY_SHAPES = frozenset(
     LogSoftmax L2Loss BiasAdd MatMul BatchMatMul BatchMatMulV2 Einsum FusedBatchNormV3
     Sum Mean Prod Max Min All Any ArgMax ArgMin Cumsum
     Equal NotEqual Less LessEqual Greater GreaterEqual LogicalAnd LogicalOr LogicalNot
-    """.split()
+    """.split()  # noqa: SIM905 (a table to read)
 )
 
 
@@ -92,9 +92,16 @@ class Average:
 
 
 def takes_time_by_shapes(
-    graph: tf.Graph, feeds: Iterable[str], fetches: Iterable[str], targets: Iterable[str]
+    graph: tf.Graph,
+    functions: Set[str],
+    feeds: Iterable[str],
+    fetches: Iterable[str],
+    targets: Iterable[str],
 ) -> bool:
-    """Whether the time of this part of a graph depends on nothing but the shapes of its feeds."""
+    """Whether the time of this part of a graph depends on nothing but the shapes of its feeds.
+
+    `functions` are those of the graph's of which that is known.
+    """
     fed = set(feeds)
     pending = [graph.get_operation_by_name(name) for name in targets]
     pending += [graph.get_tensor_by_name(name).op for name in fetches if name not in fed]
@@ -102,7 +109,7 @@ def takes_time_by_shapes(
     while pending:
         operation = pending.pop()
         if operation.type in _CALLS:
-            if not _call_goes_by_shapes(operation.node_def, graph):
+            if operation.get_attr("f").name not in functions:
                 return False
         elif operation.type not in _BY_SHAPES:
             return False
@@ -113,19 +120,24 @@ def takes_time_by_shapes(
     return True
 
 
-def _call_goes_by_shapes(call: NodeDef, graph: tf.Graph) -> bool:
-    """As `takes_time_by_shapes`, of a call; what XLA compiles takes seconds now and then."""
-    functions: dict[str, FunctionDef] = {}
-    pending = [call]
-    while pending:
-        node = pending.pop()
-        for name in functions_of(node):
-            function = graph._get_function(name)  # noqa: SLF001 (as_graph_def copies everything)
-            if function is None:
-                return False
-            if name not in functions:
-                functions[name] = function.cached_definition
-                pending += functions[name].node_def
-        if is_compiled(node, functions) or node.op not in _BY_SHAPES | _CALLS:
-            return False
-    return True
+def functions_by_shapes(library: Iterable[FunctionDef]) -> Set[str]:
+    """The names of the functions whose time depends on nothing but the shapes of their arguments.
+
+    What XLA compiles is none: it takes seconds now and then.
+    """
+    functions = {function.signature.name: function for function in library}
+    found: set[str] = set()
+    # Callers after what they call: each round finds those whose calls are all known.
+    while added := {
+        name
+        for name, function in functions.items()
+        if name not in found and all(_is_by_shapes(n, functions, found) for n in function.node_def)
+    }:
+        found |= added
+    return found
+
+
+def _is_by_shapes(node: NodeDef, functions: Mapping[str, FunctionDef], found: Set[str]) -> bool:
+    if node.op not in _CALLS:
+        return node.op in _BY_SHAPES
+    return set(functions_of(node)) <= found and not is_compiled(node, functions)

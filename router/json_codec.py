@@ -11,6 +11,7 @@ import numpy as np
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.router.json_dense import accepted_prefix, dense, is_base64
+from shardserve.router.json_number_lists import NumberLists, number_lists
 from shardserve.router.json_strict import decode_columns, decode_rows
 from shardserve.router.json_text import (
     may_repeat_a_key,
@@ -30,11 +31,14 @@ class Form(enum.Enum):
     COLUMNS = "inputs"
 
 
+_FORMS = {form.value: form for form in Form}
+
+
 @dataclass(frozen=True)
 class PredictBody:
     """A request body, parsed but for its tensors, which need the signature's types.
 
-    `content` is the value of "instances" or "inputs".
+    `content` is the value of "instances" or "inputs", as Python has it or as `NumberLists`.
     """
 
     signature_name: str
@@ -44,6 +48,13 @@ class PredictBody:
 
 def parse_predict(body: bytes) -> PredictBody:
     """Raises InvalidArgument, in TensorFlow Serving's words, unless `body` is a predict request."""
+    numbers = number_lists(body, _FORMS)
+    if numbers is not None:
+        return PredictBody(numbers.signature_name, _FORMS[numbers.key], numbers)
+    return _parse_values(body)
+
+
+def _parse_values(body: bytes) -> PredictBody:
     document = parse_object(body)
     if may_repeat_a_key(body, _count_keys(document)):
         document = parse_exactly(body)
@@ -62,6 +73,22 @@ def decode_predict(body: PredictBody, signature: Signature) -> dict[str, Array]:
         name = body.signature_name or "DEFAULT"
         raise InvalidArgument(f"Failed to get input map for signature: {name}")
     kinds = _kinds(signature)
+    if isinstance(body.content, NumberLists):
+        return _numbers(body.content, kinds)
+    return _values(body, kinds)
+
+
+def _numbers(lists: NumberLists, kinds: Mapping[str, TensorType]) -> dict[str, Array]:
+    if len(kinds) == 1:
+        [(alias, kind)] = kinds.items()
+        with np.errstate(over="ignore"):
+            array = lists.as_array(kind)
+        if array is not None:
+            return {alias: array}
+    return _values(_parse_values(lists.body), kinds)
+
+
+def _values(body: PredictBody, kinds: Mapping[str, TensorType]) -> dict[str, Array]:
     decode = _rows if body.form is Form.ROWS else _columns
     with np.errstate(over="ignore"):
         return decode(body.content, kinds)

@@ -9,7 +9,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -226,6 +226,8 @@ class TensorFlowRunner:
     ) -> None:
         self.threads = threads
         self.graph = graph if graph is not None else tf.Graph()
+        #: Functions of the graph whose time is known to depend on shapes alone; see `brief`.
+        self.functions_by_shapes: Set[str] = frozenset()
         #: Whether a stage runs on the thread that calls, so that its time is that thread's.
         self._runs_on_caller = parallelism.inter_op_threads < 0
         self.session = tf.compat.v1.Session(graph=self.graph, config=parallelism.config())
@@ -252,7 +254,7 @@ class TensorFlowRunner:
             where = f"{', '.join(feeds)} -> {', '.join(fetches)}"
             raise InvalidArgument(f"cannot compile {where}: {error}") from error
         foreseen = self._runs_on_caller and takes_time_by_shapes(
-            self.graph, feeds, fetches, targets
+            self.graph, self.functions_by_shapes, feeds, fetches, targets
         )
         times = RunTimes() if foreseen else None
         return Stage(tuple(feeds), tuple(fetches), dtypes, call, times)
