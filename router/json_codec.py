@@ -32,6 +32,7 @@ class Form(enum.Enum):
 
 
 _FORMS = {form.value: form for form in Form}
+_ROWS, _COLUMNS = _FORMS
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,12 @@ def parse_predict(body: bytes) -> PredictBody:
 
 def _parse_values(body: bytes) -> PredictBody:
     document = parse_object(body)
-    if may_repeat_a_key(body, _count_keys(document)):
+    # There is a colon for each key.
+    if body.count(b":") > len(document) and may_repeat_a_key(body, _count_keys(document)):
         document = parse_exactly(body)
     name = signature_name_of(document)
-    form = _form(document)
-    return PredictBody(name, form, document[form.value])
+    key = _key(document)
+    return PredictBody(name, _FORMS[key], document[key])
 
 
 def decode_predict(body: PredictBody, signature: Signature) -> dict[str, Array]:
@@ -96,8 +98,8 @@ def _values(body: PredictBody, kinds: Mapping[str, TensorType]) -> dict[str, Arr
 
 def _count_keys(document: dict[str, Any]) -> int:
     """Keys in a predict request: its own, and those of the objects that hold named tensors."""
-    columns = document.get(Form.COLUMNS.value)
-    rows = document.get(Form.ROWS.value)
+    columns = document.get(_COLUMNS)
+    rows = document.get(_ROWS)
     keys = len(document)
     if isinstance(columns, dict) and not is_base64(columns):
         keys += len(columns)
@@ -106,18 +108,19 @@ def _count_keys(document: dict[str, Any]) -> int:
     return keys
 
 
-def _form(document: dict[str, Any]) -> Form:
-    given = [form for form in Form if form.value in document]
-    if not given:
-        raise InvalidArgument("Missing 'inputs' or 'instances' key")
-    if len(given) > 1:
+def _key(document: dict[str, Any]) -> str:
+    """Which of the two keys the tensors are below."""
+    if _ROWS not in document:
+        if _COLUMNS not in document:
+            raise InvalidArgument("Missing 'inputs' or 'instances' key")
+        return _COLUMNS
+    if _COLUMNS in document:
         raise InvalidArgument(
             f"JSON Value: {shown(document)} Not formatted correctly expecting only one of "
             "'inputs' or 'instances' keys to exist "
         )
-    if given[0] is Form.ROWS:
-        _check_instances(document, document[Form.ROWS.value])
-    return given[0]
+    _check_instances(document, document[_ROWS])
+    return _ROWS
 
 
 def _check_instances(document: dict[str, Any], rows: Any) -> None:
