@@ -10,12 +10,17 @@ A protocol of our own on httptools took 56 us: not worth owning an HTTP server f
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import socket
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from shardserve.router.listening import ANY_HOST, BACKLOG, listen
 from shardserve.router.rest import Response, Rest
@@ -87,7 +92,10 @@ class HttpDoor:
 
 
 class _BoundedProtocol(HttpToolsProtocol):
-    """Hangs up on endless headers, which httptools would collect."""
+    """Hangs up on endless headers, which httptools would collect.
+
+    Tells the application which exchange it answers, so that it can write its reply at once.
+    """
 
     _in_head = False
     _head = 0
@@ -100,6 +108,9 @@ class _BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        super()._start_asgi_task(cycle, functools.partial(app, cycle))
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -130,19 +141,26 @@ class _ClientGone(Exception):
 
 
 class _Application:
-    """ASGI onto `Rest`."""
+    """uvicorn onto `Rest`: ASGI, but for the reply, of which there is only ever one piece.
+
+    Writing it costs a third of what the two messages of ASGI do, and a tenth of a small request.
+    """
 
     def __init__(self, rest: Rest, max_body: int) -> None:
         self._rest = rest
         self._max_body = max_body
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(
+        self, cycle: RequestResponseCycle, scope: Any, receive: Any, send: Any
+    ) -> None:
         try:
             response = await self._respond(scope, receive)
         except _ClientGone:
             return
-        await send(_start(response))
-        await send({"type": "http.response.body", "body": response.body})
+        if cycle.flow.write_paused and not cycle.disconnected:
+            await cycle.flow.drain()
+        if not cycle.disconnected:
+            _complete(cycle, response)
 
     async def _respond(self, scope: Any, receive: Any) -> Response:
         headers = _Headers(scope["headers"])
@@ -224,9 +242,16 @@ def _path(scope: Any) -> str:
     return f"{path}?{query.decode('latin-1')}" if query else path
 
 
-def _start(response: Response) -> dict[str, Any]:
-    headers = [
-        (name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers
-    ]
-    headers.append((b"content-length", b"%d" % len(response.body)))
-    return {"type": "http.response.start", "status": response.status, "headers": headers}
+def _complete(cycle: RequestResponseCycle, response: Response) -> None:
+    """Write all of a response, and end the exchange as the last of ASGI's messages would."""
+    lines = [f"{name}: {value}\r\n" for name, value in response.headers]
+    if not cycle.keep_alive:
+        lines.append("connection: close\r\n")
+    lines.append(f"content-length: {len(response.body)}\r\n\r\n")
+    body = b"" if cycle.scope["method"] == "HEAD" else response.body
+    cycle.transport.write(STATUS_LINE[response.status] + "".join(lines).encode("latin-1") + body)
+    cycle.response_started = cycle.response_complete = True
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import simdjson
@@ -17,7 +18,11 @@ from shardserve.router.tensor_types import TensorType
 _BYTES_IN_A_LIST = 128
 
 #: How simdjson names what holds numbers of numpy's kinds; it takes nothing that does not fit.
-_HELD_AS = {"f": ("d", np.float64), "i": ("i", np.int64), "u": ("u", np.uint64)}
+_HELD_AS: Mapping[str, tuple[Literal["d", "i", "u"], type]] = {
+    "f": ("d", np.float64),
+    "i": ("i", np.int64),
+    "u": ("u", np.uint64),
+}
 
 _SIGNATURE_NAME = "signature_name"
 
@@ -38,7 +43,7 @@ class NumberLists:
             return None
         letter, wide = _HELD_AS[held.kind]
         try:
-            flat = np.frombuffer(self.lists.as_buffer(of_type=letter), wide)
+            flat: Array = np.frombuffer(self.lists.as_buffer(of_type=letter), wide)
         except (TypeError, ValueError):
             return None
         shape = _shape(self.lists, self.body)
@@ -78,7 +83,8 @@ def _shape(lists: simdjson.Array, body: bytes) -> tuple[int, ...] | None:
     A list among numbers is seen by there being more lists in the body.
     """
     shape: list[int] = []
-    level, count = [lists], 0
+    level: list[Any] = [lists]
+    count = 0
     while set(map(type, level)) == {simdjson.Array} and len(shape) < MAX_RANK:
         sizes = set(map(len, level))
         if len(sizes) != 1 or 0 in sizes:
