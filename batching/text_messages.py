@@ -1,4 +1,4 @@
-"""Text-format files of messages that no Python package has: TensorFlow Serving's, and our own.
+"""Messages that no Python package has, and text-format files of messages.
 
 The messages are made here, in a pool of their own, so that they cannot clash with a package's.
 """
@@ -27,6 +27,7 @@ _KINDS = {
     "string": _Field.TYPE_STRING,
     "bool": _Field.TYPE_BOOL,
     "int64": _Field.TYPE_INT64,
+    "bytes": _Field.TYPE_BYTES,
 }
 #: Messages around one value, so that one that is not set is told from a zero.
 _WRAPPERS = frozenset({"Int64Value", "StringValue", "BoolValue"})

@@ -23,6 +23,7 @@ from shardserve.batching.errors import ServingError, Unavailable
 from shardserve.router import logs
 from shardserve.router.listening import ANY_HOST
 from shardserve.router.prediction import RPCS, PredictionHandlers, Rpc
+from shardserve.router.profiler import Profiler
 from shardserve.router.servable import RequestContext
 from shardserve.router.status_codes import GRPC_STATUS, grpc_message
 
@@ -49,11 +50,19 @@ _GRPC_SERVICES = (health.SERVICE_NAME, reflection.SERVICE_NAME)
 class GrpcDoor:
     """Serves RPCs on a port until stopped; several processes may share the port."""
 
-    def __init__(self, handlers: PredictionHandlers, host: str = ANY_HOST, port: int = 0) -> None:
+    def __init__(
+        self,
+        handlers: PredictionHandlers,
+        host: str = ANY_HOST,
+        port: int = 0,
+        profiler: Profiler | None = None,
+    ) -> None:
+        """With a `profiler` the process can be traced through this door."""
         self.host = host
         #: Where it listens; once started, the real one if it was 0.
         self.port = port
         self._handlers = handlers
+        self._profiler = profiler
         self._server: Any = None
         self._health = health.aio.HealthServicer()
 
@@ -61,6 +70,8 @@ class GrpcDoor:
         """Accept calls from now on, on the running loop. Raises Unavailable without the port."""
         server = grpc.aio.server(options=_OPTIONS)
         server.add_generic_rpc_handlers(_services(self._handlers))
+        if self._profiler is not None:
+            server.add_generic_rpc_handlers((self._profiler.handler(_untracked),))
         await self._add_health(server)
         reflection.enable_server_reflection((*_SERVICES, *_GRPC_SERVICES), server)
         address = f"{self.host or '[::]'}:{self.port}"
@@ -108,6 +119,22 @@ def _method(handlers: PredictionHandlers, rpc: Rpc) -> Callable[[bytes, Any], Aw
         except ServingError as error:
             failure = error
         servicer.set_trailing_metadata(((logs.REQUEST_ID, context.request_id),))
+        await servicer.abort(GRPC_STATUS[failure.code], grpc_message(failure.message))
+        raise AssertionError("abort returned")
+
+    return call
+
+
+def _untracked(
+    answer: Callable[[bytes], Awaitable[bytes]],
+) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    """Of what is no request for a model: neither logged nor counted."""
+
+    async def call(raw: bytes, servicer: Any) -> bytes:
+        try:
+            return await answer(raw)
+        except ServingError as error:
+            failure = error
         await servicer.abort(GRPC_STATUS[failure.code], grpc_message(failure.message))
         raise AssertionError("abort returned")
 
