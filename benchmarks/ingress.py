@@ -7,7 +7,7 @@ server runs at a time; each is started anew for each of its turns, one reply of 
 checked, and each wire is warmed up.
 
 `--set rounds=N` and `--set seconds=N` (whole seconds of each load) make it shorter or longer: about
-15 minutes as it is, 6 with one round. `--set only=a,b` leaves all subjects out but those.
+15 minutes as it is, 6 with one round. `--set "only=A;B"` leaves all subjects out but those.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def run(options: Options) -> Report:
         return Report("ingress", [missing("all", why_not)], _claims(None))
     seconds = int(options.settings.get("seconds", 1 if options.quick else SECONDS))
     rounds = int(options.settings.get("rounds", 1 if options.quick else ROUNDS))
-    only = options.settings.get("only", ",".join(SUBJECTS)).split(",")
+    only = options.settings.get("only", ";".join(SUBJECTS)).split(";")
     with unwinding_on_sigterm(), TemporaryDirectory(prefix="in-") as directory:
         stand = Stand(Path(directory), seconds)
         if (why_not := triton_missing()) is not None:

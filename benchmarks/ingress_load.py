@@ -56,8 +56,9 @@ def rest(url: str, body: bytes, clients: int, seconds: int, directory: Path) -> 
         raise LoadError(f"{url}: {bad.group()}")
     return Load(
         float(_found(r"Requests/sec:\s+([\d.]+)", out)),
-        _seconds(_found(r"50%\s+(\S+)", out)),
-        _seconds(_found(r"99%\s+(\S+)", out)),
+        # At the start of a line: other lines may end in such a share.
+        _seconds(_found(r"\n +50% +(\S+)", out)),
+        _seconds(_found(r"\n +99% +(\S+)", out)),
     )
 
 

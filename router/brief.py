@@ -7,7 +7,7 @@ loop wait then, whatever values it sends.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 import tensorflow as tf
@@ -15,7 +15,7 @@ from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from shardserve.router.servable import Array
-from shardserve.shards.cut.bodies import functions_of, is_compiled
+from shardserve.shards.cut.bodies import COMPILED, functions_of
 
 #: What handing over takes, about: the waiting of two threads for each other, with the work of both.
 BRIEF_SECONDS = 50e-6
@@ -109,7 +109,7 @@ def takes_time_by_shapes(
     while pending:
         operation = pending.pop()
         if operation.type in _CALLS:
-            if operation.get_attr("f").name not in functions:
+            if not _calls_only(operation.node_def, functions):
                 return False
         elif operation.type not in _BY_SHAPES:
             return False
@@ -125,19 +125,26 @@ def functions_by_shapes(library: Iterable[FunctionDef]) -> Set[str]:
 
     What XLA compiles is none: it takes seconds now and then.
     """
-    functions = {function.signature.name: function for function in library}
+    unknown = {f.signature.name: f for f in library if not _is_compiled(f)}
     found: set[str] = set()
     # Callers after what they call: each round finds those whose calls are all known.
-    while added := {
-        name
-        for name, function in functions.items()
-        if name not in found and all(_is_by_shapes(n, functions, found) for n in function.node_def)
-    }:
+    while added := {name for name, function in unknown.items() if _goes_by_shapes(function, found)}:
         found |= added
+        for name in added:
+            del unknown[name]
     return found
 
 
-def _is_by_shapes(node: NodeDef, functions: Mapping[str, FunctionDef], found: Set[str]) -> bool:
-    if node.op not in _CALLS:
-        return node.op in _BY_SHAPES
-    return set(functions_of(node)) <= found and not is_compiled(node, functions)
+def _goes_by_shapes(function: FunctionDef, functions: Set[str]) -> bool:
+    return all(
+        _calls_only(node, functions) if node.op in _CALLS else node.op in _BY_SHAPES
+        for node in function.node_def
+    )
+
+
+def _calls_only(call: NodeDef, functions: Set[str]) -> bool:
+    return functions >= set(functions_of(call)) and not _is_compiled(call)
+
+
+def _is_compiled(one: NodeDef | FunctionDef) -> bool:
+    return COMPILED in one.attr and bool(one.attr[COMPILED].b)

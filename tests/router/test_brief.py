@@ -10,7 +10,13 @@ import pytest
 import tensorflow as tf
 
 from shardserve.batching.errors import DeadlineExceeded, InvalidArgument, Unavailable
-from shardserve.router.brief import BRIEF_SECONDS, ENOUGH_RUNS, MAX_SHAPES, RunTimes
+from shardserve.router.brief import (
+    BRIEF_SECONDS,
+    ENOUGH_RUNS,
+    MAX_SHAPES,
+    RunTimes,
+    functions_by_shapes,
+)
 from shardserve.router.servable import RequestContext
 from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFlowRunner
 from shardserve.router.whole import WholeServable
@@ -100,6 +106,19 @@ def test_calls_are_looked_into(half_plus_two: WholeServable, mixed: WholeServabl
     assert half_plus_two.stage_of("serving_default", ["x"], ["y"]).times is not None
     assert mixed.stage_of("look_up", ["ids"], ["rows"]).times is not None
     assert mixed.stage_of("count", ["rounds"], ["done"]).times is None
+
+
+def test_what_xla_compiles_is_never_brief() -> None:
+    def is_brief(*, compiled: bool) -> bool:
+        @tf.function(jit_compile=compiled)
+        def double(x: tf.Tensor) -> tf.Tensor:
+            return x * 2.0
+
+        definition = double.get_concrete_function(tf.TensorSpec([None], tf.float32)).function_def
+        return definition.signature.name in functions_by_shapes([definition])
+
+    assert is_brief(compiled=False)
+    assert not is_brief(compiled=True)
 
 
 def test_strings_have_no_time_of_their_own(runner: TensorFlowRunner) -> None:
