@@ -29,6 +29,9 @@ MAX_SHAPES = 256
 #: The weight of the latest run in the average.
 _LATEST = 1 / 8
 
+#: What a run counts at most: that the system took the core away says nothing of the stage.
+_MOST = 2 * BRIEF_SECONDS
+
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 
 #: No loops, nothing that waits, and nothing that sizes its output by the values of an input.
@@ -87,7 +90,7 @@ class Average:
 
     def add(self, seconds: float) -> None:
         weight = _LATEST if self._runs else 1.0
-        self._seconds += (seconds - self._seconds) * weight
+        self._seconds += (min(seconds, _MOST) - self._seconds) * weight
         self._runs += 1
 
 
