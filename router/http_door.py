@@ -4,7 +4,8 @@ Chosen by measurement: prototypes with half-plus-two through all of our code, in
 cores, median requests/s at 32 connections and least CPU of the process for one: granian embedded
 10,100 and 75 us, uvicorn with httptools 9,600 and 75 us, aiohttp 7,700 and 92 us; median time at
 one connection 144, 132 and 162 us. granian also hides whether a path's slash was percent-encoded.
-A protocol of our own on httptools took 56 us: not worth owning an HTTP server for.
+A protocol of our own on httptools took 56 us: not worth owning an HTTP server for. Only the reply
+is written past ASGI: a request takes 90 us of processor so, and 105 us with ASGI's two messages.
 """
 
 from __future__ import annotations
@@ -141,10 +142,7 @@ class _ClientGone(Exception):
 
 
 class _Application:
-    """uvicorn onto `Rest`: ASGI, but for the reply, of which there is only ever one piece.
-
-    Writing it costs a third of what the two messages of ASGI do, and a tenth of a small request.
-    """
+    """uvicorn onto `Rest`: ASGI, but for the reply, of which there is only ever one piece."""
 
     def __init__(self, rest: Rest, max_body: int) -> None:
         self._rest = rest
