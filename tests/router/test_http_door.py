@@ -51,6 +51,9 @@ class Echo:
             padding = b" " * (4 << 20)
         return Response(200, (("x-path", path),), json.dumps(text).encode() + padding)
 
+    def refusal(self, method: str, path: str, headers: Any) -> Response | None:
+        return None
+
     def refused(self, status: int, message: str) -> Response:
         return Response(status, (), message.encode())
 
@@ -230,7 +233,7 @@ async def test_who_waits_to_be_told_with_too_much_is_refused_at_once(door: HttpD
 class Refusing(Echo):
     """Refuses by their heads requests for /busy."""
 
-    def refusal(self, method: str, path: str, request_id: str | None) -> Response | None:
+    def refusal(self, method: str, path: str, headers: Any) -> Response | None:
         if path != "/busy":
             return None
         found = (("content-type", "application/json"), ("x-request-id", request_id or ""))
