@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf import json_format
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
@@ -72,8 +72,8 @@ def _json(message: Message) -> str:
     return json.dumps(_with_maps_sorted(fields, message.DESCRIPTOR), indent=1, ensure_ascii=False)
 
 
-def _with_maps_sorted(fields: Any, of: Descriptor) -> Any:
-    """A message's fields, or what stands for a message of a well-known type, as it is."""
+def _with_maps_sorted(fields: Any, of: Any) -> Any:
+    """A message's fields by its descriptor; a well-known type that is no object stays as it is."""
     if not isinstance(fields, dict):
         return fields
     return {name: _value_sorted(value, of.fields_by_name[name]) for name, value in fields.items()}
