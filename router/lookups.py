@@ -92,8 +92,8 @@ def _gather(lookup: Lookup, table: Table, ids: Array) -> Prepared:
 
 def _segments(lookup: Lookup, table: Table, ids: Array, known: Mapping[str, Array]) -> Prepared:
     assert lookup.segments is not None
-    segments = _int64(known[lookup.segments])
-    if segments.shape != ids.shape:
+    segments, of_each = _int64(known[lookup.segments]), _of_each(lookup, ids, known)
+    if segments.shape != of_each.ids.shape:
         raise InvalidArgument(_at(lookup, "segment_ids and indices should have same size."))
     bad = first_descent(segments)
     if bad >= 0:
@@ -108,44 +108,60 @@ def _segments(lookup: Lookup, table: Table, ids: Array, known: Mapping[str, Arra
     if count * table.row_bytes > MAX_RESULT_BYTES:
         raise ResourceExhausted(_at(lookup, f"{count} segments take more memory than allowed"))
     of_id = segments.astype(np.int32, copy=False)
-    weights = _weights(lookup, table, ids, known)
     sizes = np.bincount(of_id, minlength=count)
-    shape = (count, *table.row_shape)
-    return Prepared(lookup, ids, Bags(of_id, count, weights), count, sizes, shape)
+    counted, bags = _bags(lookup, table, of_each, of_id, count)
+    return Prepared(lookup, counted, bags, count, sizes, (count, *table.row_shape))
 
 
 def _reduced(lookup: Lookup, table: Table, ids: Array, known: Mapping[str, Array]) -> Prepared:
-    weights = None
-    if lookup.weights is not None:
-        spread = known[lookup.weights][..., 0]
-        ids, weights = _broadcast(lookup, ids, spread)
-        ids = _int64(ids)
-        weights = np.ascontiguousarray(weights, table.dtype).reshape(-1)
-    *outer, length = ids.shape
+    of_each = _of_each(lookup, ids, known)
+    *outer, length = of_each.ids.shape
     count = math.prod(outer)
     of_id = np.repeat(np.arange(count, dtype=np.int32), length)
+    counted, bags = _bags(lookup, table, of_each, of_id, count)
     kept = (1,) if lookup.keep_dims else ()
     shape = (*outer, *kept, *table.row_shape)
-    bags = Bags(of_id, count, weights)
-    return Prepared(lookup, ids.reshape(-1), bags, count, int(length), shape)
+    return Prepared(lookup, counted, bags, count, int(length), shape)
 
 
-def _weights(lookup: Lookup, table: Table, ids: Array, known: Mapping[str, Array]) -> Array | None:
-    if lookup.weights is None:
-        return None
-    flat = known[lookup.weights].reshape(-1)
-    _, weights = _broadcast(lookup, ids, flat)
-    return np.ascontiguousarray(weights, table.dtype)
+@dataclass(frozen=True, slots=True)
+class _OfEach:
+    """Ids of any shape, and of that shape the weights and the mask, where the lookup has them."""
+
+    ids: Array
+    weights: Array | None
+    mask: Array | None
 
 
-def _broadcast(lookup: Lookup, ids: Array, weights: Array) -> tuple[Array, Array]:
+def _of_each(lookup: Lookup, ids: Array, known: Mapping[str, Array]) -> _OfEach:
+    """All broadcast to one shape; weights and mask come with a last axis, of size one, besides."""
+    factors = [known[name][..., 0] for name in (lookup.weights, lookup.mask) if name is not None]
+    wide = iter(_broadcast(lookup, ids, *factors) if factors else (ids,))
+    ids = next(wide)
+    weights = None if lookup.weights is None else next(wide)
+    return _OfEach(ids, weights, None if lookup.mask is None else next(wide))
+
+
+def _bags(
+    lookup: Lookup, table: Table, of_each: _OfEach, of_id: Array, count: int
+) -> tuple[Array, Bags]:
+    """The ids that count, flat, and their bags: the rows of the others are not even asked for."""
+    ids, weights = _int64(of_each.ids).reshape(-1), None
+    if of_each.weights is not None:
+        weights = np.ascontiguousarray(of_each.weights, table.dtype).reshape(-1)
+    if of_each.mask is None:
+        return ids, Bags(of_id, count, weights)
+    counts = of_each.mask.reshape(-1) != lookup.mask_drops
+    weights = None if weights is None else weights[counts]
+    return ids[counts], Bags(of_id[counts], count, weights)
+
+
+def _broadcast(lookup: Lookup, *arrays: Array) -> tuple[Array, ...]:
     try:
-        wide = np.broadcast_arrays(ids, weights)
+        return np.broadcast_arrays(*arrays)
     except ValueError:
-        raise InvalidArgument(
-            _at(lookup, f"Incompatible shapes: {_dims(ids)} vs. {_dims(weights)}")
-        ) from None
-    return wide[0], wide[1]
+        shapes = " vs. ".join(map(_dims, arrays))
+        raise InvalidArgument(_at(lookup, f"Incompatible shapes: {shapes}")) from None
 
 
 def _taken(lookup: Lookup, ids: Array, positions: Array) -> Array:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import tensorflow as tf
 
 from shardserve.batching.errors import FailedPrecondition, error_of
+from shardserve.batching.memory import collections_paused
 from shardserve.router.session import TensorFlowRunner
 from shardserve.shards.cut.cut import CutModel
 from shardserve.shards.cut.saved_model import checkpoint_prefix
 
 
+@collections_paused()
 def graph_of(cut: CutModel) -> tf.Graph:
     """The graph that the cut left."""
     graph = tf.Graph()

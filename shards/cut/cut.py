@@ -10,6 +10,7 @@ from pathlib import Path
 from tensorflow.core.framework import graph_pb2
 
 from shardserve.batching.errors import InvalidArgument
+from shardserve.batching.memory import collections_paused
 from shardserve.shards.cut.call_outs import CallOut
 from shardserve.shards.cut.calling import add_call_outs
 from shardserve.shards.cut.decided import CutRule, CutTable, Decided, WholeVariable, by_output
@@ -150,6 +151,7 @@ class CutModel:
         return {**self._calls, **self.loops.calls}
 
 
+@collections_paused()
 def cut_saved_model(
     directory: Path,
     rule: CutRule,

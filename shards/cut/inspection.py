@@ -7,17 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.framework import dtypes
 
 from shardserve.shards.bundle import open_bundle
 from shardserve.shards.cut.call_outs import REQUEST
 from shardserve.shards.cut.cut import CutModel, CutTable, WholeVariable, cut_saved_model
-from shardserve.shards.cut.graph import Graph
+from shardserve.shards.cut.graph import Graph, tensor
 from shardserve.shards.cut.lookups import Lookup, Motif
 from shardserve.shards.cut.planning import cut_rule, table_sources
 from shardserve.shards.cut.reasons import POOLED, POOLING
 from shardserve.shards.cut.saved_model import checkpoint_prefix
+from shardserve.shards.cut.scaling import SCALING
 from shardserve.shards.cut.scorings import AnyLookup, Scoring
 from shardserve.shards.layout_file import read_layout_file
 from shardserve.shards.model import PlanOptions
@@ -142,6 +144,8 @@ def _not_pooled(lookup: Lookup, table: Table, graph: Graph) -> Iterator[str]:
     """What makes less of a gather's rows, but in the dense stage."""
     readers = graph.consumers(lookup.output)
     for node, _ in readers:
+        if node.op in SCALING:
+            yield from _not_scaled(lookup, node, graph)
         if node.op not in POOLING:
             continue
         if node.op not in POOLED:
@@ -153,6 +157,17 @@ def _not_pooled(lookup: Lookup, table: Table, graph: Graph) -> Iterator[str]:
         yield f"{lookup.node}: rows are gathered and not pooled: {node.op} {node.name} {why}"
 
 
+def _not_scaled(lookup: Lookup, node: NodeDef, graph: Graph) -> Iterator[str]:
+    """What makes less of rows that were multiplied or selected from before."""
+    for pool, _ in graph.consumers(tensor(node.name)):
+        if pool.op in POOLED:
+            yield (
+                f"{lookup.node}: rows are gathered and not pooled: between them and {pool.op} "
+                f"{pool.name}, {node.op} {node.name} is no weight and no mask of one element for "
+                "each row, known before the rows are, or not the only reader"
+            )
+
+
 def _node(lookup: AnyLookup) -> str:
     return lookup.node if isinstance(lookup, Scoring) else lookup.output.removesuffix(":0")
 
@@ -162,8 +177,9 @@ def _motif(lookup: AnyLookup) -> str:
         return str(lookup)
     if lookup.motif is Motif.GATHER:
         return "gather"
+    masked = "masked " if lookup.mask is not None else ""
     weighted = "weighted " if lookup.weights is not None else ""
-    return f"{weighted}{lookup.motif.value} {lookup.combiner.value}"
+    return f"{masked}{weighted}{lookup.motif.value} {lookup.combiner.value}"
 
 
 def _form(table: Table) -> str:

@@ -10,8 +10,10 @@ class Motif(enum.StrEnum):
     """The graph pattern that a lookup replaces; `T` is the table, lower case are tensors.
 
     GATHER           gather(T, ids)                                     ids of any shape
-    SEGMENT_POOL     segment_<combiner>(gather(T, ids) [* weights], segments)
-    REDUCE_POOL      reduce_<combiner>(gather(T, ids) [* weights], last axis of ids)
+    SEGMENT_POOL     segment_<combiner>(rows, segments)
+    REDUCE_POOL      reduce_<combiner>(rows, last axis of ids)
+
+    rows             gather(T, ids) [* weights], or where(mask, gather(T, ids) [* weights], zeros)
     """
 
     GATHER = "gather"
@@ -43,7 +45,9 @@ class Lookup:
     is set, the elements of `ids` at the positions `take`. SEGMENT_POOL reads `segments`, one for
     each id, never falling, and `num_segments` (a scalar) where the node has it; otherwise the last
     segment tells their number. `weights` has one element for each id, whatever its shape, or
-    broadcasts to that. With `keep_dims` a REDUCE_POOL keeps the pooled axis, of size one.
+    broadcasts to that; so has `mask` (bool), of which rows that are not true count as zeros, or,
+    with `mask_drops`, those that are. With `keep_dims` a REDUCE_POOL keeps the pooled axis, of size
+    one.
 
     `node` is the gather that reads the table, for error texts; `bad_ids` is how it words them.
     """
@@ -58,11 +62,14 @@ class Lookup:
     segments: str | None = None
     num_segments: str | None = None
     weights: str | None = None
+    mask: str | None = None
+    mask_drops: bool = False
     keep_dims: bool = False
     bad_ids: BadIds = BadIds.GATHER
 
     @property
     def operands(self) -> tuple[str, ...]:
         """The tensors that must be known before the lookup can be made."""
-        named = (self.ids, self.take, self.segments, self.num_segments, self.weights)
+        factors = (self.weights, self.mask)
+        named = (self.ids, self.take, self.segments, self.num_segments, *factors)
         return tuple(tensor for tensor in named if tensor is not None)

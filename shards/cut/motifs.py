@@ -15,6 +15,7 @@ from shardserve.shards.cut.bodies import runs_functions
 from shardserve.shards.cut.graph import LOOP_OR_BRANCH, data_inputs, tensor
 from shardserve.shards.cut.lookups import BadIds, Combiner, Lookup, Motif
 from shardserve.shards.cut.reasons import unmatched
+from shardserve.shards.cut.scaling import ScalingFinder
 from shardserve.shards.cut.score_motifs import ScoreFinder
 from shardserve.shards.cut.scorings import AnyLookup
 from shardserve.shards.cut.shapes import ShapedGraph
@@ -100,6 +101,7 @@ class MotifFinder:
         self._live = live
         self._conditional = graph.conditional
         self._scores = ScoreFinder(graph, live)
+        self._scaling = ScalingFinder(graph, live)
 
     def uses(
         self,
@@ -194,11 +196,10 @@ class MotifFinder:
 
     def _pooled(self, gather: NodeDef, table: TableNode) -> Lookup | None:
         """The pooled lookup that this gather is the only source of, if it is one."""
-        use = self._only_use(tensor(gather.name))
-        if use is None or table.dtype not in _SPARSE_DTYPES:
+        if table.dtype not in _SPARSE_DTYPES:
             return None
         ids = data_inputs(gather)[1]
-        consumer, slot = use
+        consumer, slot = self._only_use(tensor(gather.name)) or (gather, -1)
         if consumer.op in _SPARSE_SEGMENT and slot == 0:
             take = data_inputs(consumer)[1]
             base, position, bad_ids = self._composed(ids, take)
@@ -215,27 +216,21 @@ class MotifFinder:
     def _weighted(
         self, rows: NodeDef, table: TableNode, gather: NodeDef, ids: str
     ) -> Lookup | None:
-        """Rows, maybe times one weight for each, then summed over segments or over an axis."""
-        use = self._only_use(tensor(rows.name))
-        if use is None:
+        """Rows, maybe weighted or masked, then summed over segments or over an axis."""
+        scaled = self._scaling.of(tensor(rows.name), table.shape)
+        use = self._only_use(scaled.rows)
+        if use is None or use[1] != 0:
             return None
-        consumer, slot = use
-        weights = None
-        if consumer.op == "Mul":
-            weights = data_inputs(consumer)[1 - slot]
-            use = self._only_use(tensor(consumer.name))
-            if use is None or not self._one_per_row(weights, rows, table):
-                return None
-            consumer, slot = use
-        if slot != 0:
-            return None
+        consumer = use[0]
         lookup = Lookup(
             output=tensor(consumer.name),
             table=table.name,
             node=gather.name,
             motif=Motif.GATHER,
             ids=ids,
-            weights=weights,
+            weights=scaled.weights,
+            mask=scaled.mask,
+            mask_drops=scaled.mask_drops,
         )
         if consumer.op in _SEGMENT and self._rows_rank(rows, table) == 1:
             return replace(
@@ -286,10 +281,7 @@ class MotifFinder:
         return ids, take, BadIds.GATHER
 
     def _only_use(self, tensor_name: str) -> tuple[NodeDef, int] | None:
-        uses = self._consumers(tensor_name)
-        if len(uses) != 1 or self._fetched(tensor_name) or uses[0][0].name in self._conditional:
-            return None
-        return uses[0]
+        return self._scaling.only_use(tensor_name)
 
     def _rows_rank(self, rows: NodeDef, table: TableNode) -> int | None:
         """The rank of the ids behind a gather's result."""
@@ -307,30 +299,3 @@ class MotifFinder:
         if at < 0:
             return at == -(table.row_rank + 1)
         return rank is not None and at == rank - 1
-
-    def _one_per_row(self, weights: str, rows: NodeDef, table: TableNode) -> bool:
-        """Whether the weights are [..., 1] over whole rows, and no wider than the rows are."""
-        if table.row_rank != 1:
-            return False
-        if self._spread_over_ones(weights):
-            return True
-        shape, rank = self._graph.shape(weights), self._graph.rank(tensor(rows.name))
-        return shape is not None and len(shape) == rank and shape[-1] == 1
-
-    def _spread_over_ones(self, weights: str) -> bool:
-        """The form that embedding_lookup_sparse makes: reshape(w, concat(shape(w), ones))."""
-        graph = self._graph
-        node = graph.node(graph.resolve(weights))
-        if node.op != "Reshape":
-            return False
-        source, shape = data_inputs(node)
-        concat = graph.node(graph.resolve(shape))
-        if concat.op != "ConcatV2" or graph.rank(source) not in (None, 1):
-            return False
-        head, tail = (graph.node(graph.resolve(t)) for t in data_inputs(concat)[:2])
-        return (
-            head.op == "Shape"
-            and graph.resolve(data_inputs(head)[0]) == graph.resolve(source)
-            and tail.op == "Fill"
-            and graph.constant(data_inputs(tail)[1]) == 1
-        )

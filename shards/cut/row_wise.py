@@ -118,12 +118,17 @@ class RowWise:
             return _alike(where, list(kinds.values()))
         if (self._graph.rank(lookup.ids) or 0) < 2:
             return Mixed(f"{where} pools ids that are not known to have a dimension besides rows")
-        if lookup.weights is None or isinstance(kinds[lookup.weights], Rows):
-            return _alike(where, list(kinds.values()))
-        weights = self._graph.shape(lookup.weights)
-        if weights is not None and (len(weights) < 3 or weights[0] == 1):
-            return kinds[lookup.ids]
-        return Mixed(f"{where} has weights that are not known to be of its rows")
+        factors = [name for name in (lookup.weights, lookup.mask) if name is not None]
+        for name in factors:
+            if not isinstance(kinds[name], Rows) and not self._is_of_all_rows(name):
+                return Mixed(f"{where} has weights or a mask that are not known to be of its rows")
+        of_rows = [kinds[name] for name in factors if isinstance(kinds[name], Rows)]
+        return _alike(where, [kinds[lookup.ids], *of_rows])
+
+    def _is_of_all_rows(self, factor: str) -> bool:
+        """Whether a fixed factor is the same for each row of the ids."""
+        shape = self._graph.shape(factor)
+        return shape is not None and (len(shape) < 3 or shape[0] == 1)
 
     def _of_scoring(self, scoring: Scoring, kinds: Mapping[str, RowKind]) -> RowKind:
         where = f"the product {scoring.product}"

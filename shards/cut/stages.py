@@ -187,6 +187,7 @@ def _with_operands(call: AnyCall, known: Mapping[str, str]) -> AnyCall:
         segments=renamed(call.segments),
         num_segments=renamed(call.num_segments),
         weights=renamed(call.weights),
+        mask=renamed(call.mask),
     )
 
 
