@@ -117,12 +117,12 @@ async def test_a_path_seen_before_is_refused_by_its_head_while_its_servable_refu
     metrics = Metrics(CollectorRegistry())
     rest = Rest(served, metrics, timeout=5.0)
     path = "/v1/models/m:predict"
-    assert rest.refusal("POST", path, None) is None
+    assert rest.refusal("POST", path, {}) is None
     answered = await rest.handle("POST", path, {}, b'{"instances": [1.0]}')
     assert answered.status == 200
-    assert rest.refusal("POST", path, None) is None
+    assert rest.refusal("POST", path, {}) is None
     draining.stopped = True
-    refused = rest.refusal("POST", path, "mine")
+    refused = rest.refusal("POST", path, {REQUEST_ID: "mine"})
     assert refused is not None
     assert (refused.status, json.loads(refused.body)) == (
         503,
@@ -139,4 +139,4 @@ async def test_what_asks_for_no_prediction_is_never_refused_by_its_head(
     draining.stopped = True
     for method, path in (("GET", "/v1/models/m"), ("POST", "/v1/models/other:predict")):
         await rest.handle(method, path, {}, b'{"instances": [1.0]}')
-        assert rest.refusal(method, path, None) is None
+        assert rest.refusal(method, path, {}) is None

@@ -236,7 +236,8 @@ class Refusing(Echo):
     def refusal(self, method: str, path: str, headers: Any) -> Response | None:
         if path != "/busy":
             return None
-        found = (("content-type", "application/json"), ("x-request-id", headers.get("x-request-id") or ""))
+        given = headers.get("x-request-id") or ""
+        found = (("content-type", "application/json"), ("x-request-id", given))
         return Response(503, found, b'{"error": "busy"}')
 
 
