@@ -294,8 +294,9 @@ async def test_a_model_of_another_kind_has_versions_warm_up_and_experiments(
     for version in (1, 2):
         write_number(tmp_path / "m", version, 10.0 * version)
     warm_up(tmp_path / "m" / "2", [1])
-    platform = f"python:{__name__}:load"
-    models = Models((config_of(tmp_path / "m", platform=platform, policy=Latest(2)),))
+    where = f"{__name__}:load"
+    config = config_of(tmp_path / "m", platform=f"python:{where}", policy=Latest(2))
+    models = Models((config,), python_servables=frozenset({where}))
     defaults = replace(CUT, experiment=Experiment(canary=1.0))
     async with serve(models, defaults) as client:
         await client.until("m", {1: State.AVAILABLE, 2: State.AVAILABLE})
