@@ -22,6 +22,8 @@ from shardserve.batching.ragged import (
 from shardserve.batching.tasks import Batch, Priority
 from shardserve.batching.tensors import Array, check_rows, fold, join, split, unfold
 
+_HIGH = Priority.HIGH
+
 TensorBatch: TypeAlias = Batch[Sequence[Array]]
 
 
@@ -66,7 +68,7 @@ class TensorStage:
             name, parameters, self._run_batch, self._join_results
         )
         self._stage = self._batcher.stage
-        self._queues = self._stage.by_priority
+        self._high, self._low = self._stage.by_priority
 
     async def __call__(
         self,
@@ -103,7 +105,7 @@ class TensorStage:
         device = self._device
         reply = device.new_future()
         call = Call(reply, tensors, form.size, deadline, nbytes, context)
-        queue = self._queues[priority].get(form.likeness)
+        queue = (self._high if priority is _HIGH else self._low).get(form.likeness)
         if queue is None:
             queue = self._stage.queue(form.likeness, priority)
         actions = device.scheduler.offer(queue, call, monotonic())

@@ -3,15 +3,20 @@
 Half-plus-two and the same of 1,000 numbers, one example a request, from 1, 32 and 128 connections
 in a closed loop; the load comes from wrk and h2load. Bare echoes, on the HTTP and the gRPC server
 that our doors are built on and behind Ray Serve's ingress, are what can be reached at all. One
-server runs at a time; each is started anew for each of its turns, and one reply of each kind is
-checked.
+server runs at a time; each is started anew for each of its turns, one reply of each kind is
+checked, and each wire is warmed up.
+
+`--set rounds=N` and `--set seconds=N` (whole seconds of each load) make it shorter or longer: about
+15 minutes as it is, 6 with one round. `--set "only=A;B"` leaves all subjects out but those.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,8 +43,9 @@ from benchmarks.serving_subjects import triton_missing
 CLIENTS = (1, 32, 128)
 #: At which servers are compared.
 COMPARED = 32
-SECONDS = 3.0
+SECONDS = 2
 ROUNDS = 3
+WARM_UP_SECONDS = 1
 START_SECONDS = 120.0
 REST, GRPC = "REST", "gRPC"
 
@@ -52,7 +58,7 @@ class Stand:
     """What was measured: by subject, model, wire and clients, a load for each round."""
 
     directory: Path
-    seconds: float
+    seconds: int
     watch: Watch = field(default_factory=Watch)
     loads: dict[Case, list[Load]] = field(default_factory=lambda: defaultdict(list))
     absent: dict[str, str] = field(default_factory=dict)
@@ -66,6 +72,8 @@ class Stand:
         try:
             with ServerProcess(server.command, directory / "log", server.env) as process:
                 process.wait_until(lambda: answers(server, model), START_SECONDS)
+                for _, load in _loads(server, COMPARED, WARM_UP_SECONDS, directory):
+                    load()
                 for clients in CLIENTS:
                     self._measure(name, model, server, clients, directory)
         except (DidNotStart, LoadError) as error:
@@ -75,16 +83,8 @@ class Stand:
     def _measure(
         self, name: str, model: Arithmetic, server: Server, clients: int, directory: Path
     ) -> None:
-        if server.rest:
-            one = server.rest
-            load = ingress_load.rest(one.url, one.body, clients, self.seconds, directory)
-            self._note(name, model, REST, clients, load)
-        if server.grpc:
-            call = server.grpc
-            load = ingress_load.grpc(
-                call.port, call.method, call.message, clients, self.seconds, directory
-            )
-            self._note(name, model, GRPC, clients, load)
+        for wire, load in _loads(server, clients, self.seconds, directory):
+            self._note(name, model, wire, clients, load())
 
     def _note(self, name: str, model: Arithmetic, wire: str, clients: int, load: Load) -> None:
         self.loads[name, model.name, wire, clients].append(load)
@@ -96,21 +96,37 @@ class Stand:
         return statistics.median(load.rate for load in loads) if loads else None
 
 
+def _loads(
+    server: Server, clients: int, seconds: int, directory: Path
+) -> Iterator[tuple[str, Callable[[], Load]]]:
+    """By the wires that the server has, what puts a load on it."""
+    if server.rest:
+        one = server.rest
+        yield REST, partial(ingress_load.rest, one.url, one.body, clients, seconds, directory)
+    if server.grpc:
+        call = server.grpc
+        message = (call.method, call.message)
+        yield GRPC, partial(ingress_load.grpc, call.port, *message, clients, seconds, directory)
+
+
 def run(options: Options) -> Report:
     """Measure. Ends every server that it started, also when it is interrupted."""
     why_not = ingress_load.tools_missing()
     if why_not is not None:
         return Report("ingress", [missing("all", why_not)], _claims(None))
+    seconds = int(options.settings.get("seconds", 1 if options.quick else SECONDS))
+    rounds = int(options.settings.get("rounds", 1 if options.quick else ROUNDS))
+    only = options.settings.get("only", ";".join(SUBJECTS)).split(";")
     with unwinding_on_sigterm(), TemporaryDirectory(prefix="in-") as directory:
-        stand = Stand(Path(directory), 1.0 if options.quick else SECONDS)
+        stand = Stand(Path(directory), seconds)
         if (why_not := triton_missing()) is not None:
             stand.absent[TRITON] = why_not
-        for turn in range(1 if options.quick else ROUNDS):
+        for turn in range(rounds):
             for name, subject in list(SUBJECTS.items())[:: -1 if turn % 2 else 1]:
                 for model in MODELS:
-                    if name not in stand.absent:
+                    if name in only and name not in stand.absent:
                         stand.turn(name, subject, model)
-    return Report("ingress", _rows(stand), _claims(stand), _notes())
+    return Report("ingress", _rows(stand), _claims(stand), _notes(rounds, seconds))
 
 
 def _rows(stand: Stand) -> list[Row]:
@@ -156,9 +172,9 @@ def _claims(stand: Stand | None) -> list[Claim]:
     return claims
 
 
-def _notes() -> list[str]:
+def _notes(rounds: int, seconds: int) -> list[str]:
     return [
-        f"Rates are compared at {COMPARED} clients; medians of {ROUNDS} rounds of {SECONDS:g} s",
+        f"Rates are compared at {COMPARED} clients; medians of {rounds} rounds of {seconds} s",
         "wrk and h2load run on the servers' own cores, and take a good part of one",
         "TensorFlow Serving, measured on such a machine: 18,474 half-plus-two REST requests/s",
     ]

@@ -38,28 +38,32 @@ def tools_missing() -> str | None:
     return None
 
 
-def rest(url: str, body: bytes, clients: int, seconds: float, directory: Path) -> Load:
-    """POST `body` from `clients` connections, one request at a time on each."""
+def rest(url: str, body: bytes, clients: int, seconds: int, directory: Path) -> Load:
+    """POST `body` from `clients` connections, one request at a time on each.
+
+    wrk knows whole seconds only.
+    """
     script = directory / "post.lua"
     script.write_text(
         f'wrk.method = "POST"\nwrk.body = {_lua(body)}\n'
         'wrk.headers["Content-Type"] = "application/json"\n'
     )
     out = _run(
-        "wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "--latency", "--timeout=10s",
+        "wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--latency", "--timeout=10s",
         f"-s{script}", url,
     )  # fmt: skip
     if bad := re.search(r"Non-2xx or 3xx responses: \d+|Socket errors: .*", out):
         raise LoadError(f"{url}: {bad.group()}")
     return Load(
         float(_found(r"Requests/sec:\s+([\d.]+)", out)),
-        _seconds(_found(r"50%\s+(\S+)", out)),
-        _seconds(_found(r"99%\s+(\S+)", out)),
+        # At the start of a line: other lines may end in such a share.
+        _seconds(_found(r"\n +50% +(\S+)", out)),
+        _seconds(_found(r"\n +99% +(\S+)", out)),
     )
 
 
 def grpc(
-    port: int, method: str, message: bytes, clients: int, seconds: float, directory: Path
+    port: int, method: str, message: bytes, clients: int, seconds: int, directory: Path
 ) -> Load:
     """Call a unary method from `clients` connections, one call at a time on each.
 
@@ -71,7 +75,7 @@ def grpc(
     log = directory / "h2load.log"
     log.unlink(missing_ok=True)
     out = _run(
-        "h2load", f"-c{clients}", "-m1", "-t1", f"-D{seconds:g}", f"-d{data}",
+        "h2load", f"-c{clients}", "-m1", "-t1", f"-D{seconds}", f"-d{data}",
         f"--log-file={log}", "-Hcontent-type: application/grpc", "-Hte: trailers",
         f"http://127.0.0.1:{port}{method}",
     )  # fmt: skip
@@ -79,7 +83,7 @@ def grpc(
         raise LoadError(f"{method}: {_found(r'(requests: .*)', out)}")
     micros = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
     if not micros:
-        raise LoadError(f"{method}: no reply in {seconds:g} s")
+        raise LoadError(f"{method}: no reply in {seconds} s")
     return Load(
         float(_found(r"([\d.]+) req/s", out)),
         micros[len(micros) // 2] / 1e6,

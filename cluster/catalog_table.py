@@ -69,13 +69,15 @@ class CatalogTable:
     """Every model that is or was configured. The number rises with every change.
 
     `opens` once the models of the start are served, so that doors may open. All routers are asked
-    for their metrics by a new number in `collect`.
+    for their metrics by a new number in `collect`. `problems` are for whoever watches: what is
+    wrong with the configuration file and with base paths.
     """
 
     number: int
     models: Mapping[str, ModelEntry] = field(default_factory=dict)
     opens: bool = False
     collect: int = 0
+    problems: tuple[str, ...] = ()
 
     def servings(self) -> dict[VersionId, Serving]:
         """The versions that routers are to have."""
@@ -98,6 +100,7 @@ def following(
     table: CatalogTable,
     models: Mapping[str, ModelEntry],
     *,
+    problems: tuple[str, ...] = (),
     opens: bool | None = None,
     collect: int | None = None,
 ) -> CatalogTable:
@@ -105,6 +108,7 @@ def following(
     after = replace(
         table,
         models=models,
+        problems=problems,
         opens=table.opens if opens is None else opens,
         collect=table.collect if collect is None else collect,
     )
@@ -133,8 +137,8 @@ def catalog_of(
 
 
 def table_changes(before: CatalogTable, after: CatalogTable) -> list[str]:
-    """What became of versions and their actors between two tables, a line for each that changed."""
-    lines = []
+    """What became of versions and their actors between two tables, and what new problems are."""
+    lines = [f"problem: {one}" for one in after.problems if one not in before.problems]
     for name, model in after.models.items():
         known = before.models.get(name, ModelEntry())
         for version, entry in model.versions.items():

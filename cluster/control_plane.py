@@ -21,7 +21,7 @@ from shardserve.cluster.configured import ConfiguredModel
 from shardserve.cluster.kept import Kept
 from shardserve.cluster.manager import Manager
 from shardserve.cluster.model_source import ModelSource, follow_file
-from shardserve.cluster.model_views import ModelView, start_error, warnings_of
+from shardserve.cluster.model_views import ModelView, problems_of, start_error, warnings_of
 from shardserve.cluster.options import Application
 from shardserve.cluster.progress import Failure, Start, failure_of, started
 from shardserve.cluster.published import Published
@@ -29,6 +29,7 @@ from shardserve.cluster.ray_deployer import RayDeployer
 from shardserve.cluster.router_metrics import RouterMetrics
 from shardserve.cluster.router_watch import RouterWatch
 from shardserve.cluster.run import Run
+from shardserve.cluster.site import Site
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +52,8 @@ class ControlPlane:
         self.routers = RouterWatch(run.routers)
         self.metrics = RouterMetrics()
         self._views: Mapping[str, ModelView] = {}
-        self.deployer = RayDeployer(
-            run.name,
-            secret,
-            self.routers,
-            self._publish,
-            can_grow=run.can_grow,
-            room_for=run.routers,
-        )
+        site = Site(run.name, secret, can_grow=run.can_grow, routers=run.routers)
+        self.deployer = RayDeployer(site, self.routers, self._publish)
         roots = run.models.roots
         self._manager = Manager(self.deployer, run.manager, self._changed, roots=roots)
         self._tasks = [
@@ -78,6 +73,11 @@ class ControlPlane:
         except ServingError as error:
             return failure_of(error)
         return None
+
+    def router_failed(self, failure: Failure) -> None:
+        """A router cannot start; that is the end of a start."""
+        logger.error("a router cannot start: %s", failure.message)
+        self._progress(failure=failure)
 
     def left(self, router: str) -> None:
         """A router goes, and has nothing any more."""
@@ -108,7 +108,7 @@ class ControlPlane:
             polling = asyncio.ensure_future(self._manager.run())
             self._tasks.append(polling)
             await self._begin()
-            await follow_file(self._source, self._configure_from_file)
+            await follow_file(self._source, self._configure_from_file, self._publish_all)
             await polling
         except Exception:
             logger.critical("the controller ends, to be made anew", exc_info=True)
@@ -157,12 +157,18 @@ class ControlPlane:
 
     def _publish(self, *, opens: bool | None = None, collect: int | None = None) -> int:
         models = entries(self._views, self.deployer.servings)
-        table = following(self.catalog.latest, models, opens=opens, collect=collect)
+        problems = tuple(filter(None, (self._source.problem, *problems_of(self._views))))
+        table = following(
+            self.catalog.latest, models, problems=problems, opens=opens, collect=collect
+        )
         for line in table_changes(self.catalog.latest, table):
             logger.info("table %d: %s", table.number, line)
         self.catalog.publish(table)
         self._progress(versions=self.deployer.progress, warnings=warnings_of(self._views))
         return table.number
+
+    def _publish_all(self) -> None:
+        self._publish()
 
     def _progress(self, **changed: object) -> None:
         self.start.publish(started(self.start.latest, **changed))

@@ -82,6 +82,10 @@ class Controller:
         """A router has something new to say."""
         self._plane.routers.heard(router, report)
 
+    async def router_failed(self, failure: Failure) -> None:
+        """A router cannot start."""
+        self._plane.router_failed(failure)
+
     async def left(self, router: str) -> None:
         """A router goes, and has nothing any more."""
         self._plane.left(router)

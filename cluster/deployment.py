@@ -8,40 +8,24 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import ray
 from ray.exceptions import RayError
 
-from shardserve.batching.errors import ResourceExhausted, Unavailable
+from shardserve.batching.errors import Unavailable
 from shardserve.cluster import fleet, progress
 from shardserve.cluster.base_paths import digest_of
 from shardserve.cluster.catalog_table import Serving
 from shardserve.cluster.configured import Wanted
 from shardserve.cluster.credentials import shard_credentials, stage_credentials
-from shardserve.cluster.placement import (
-    ROUTER_CPUS,
-    Bundle,
-    Seat,
-    bundles_for,
-    seats,
-    shortage_of,
-)
-from shardserve.cluster.planning import plan_remotely
 from shardserve.cluster.progress import Failure, Progress
 from shardserve.cluster.published import Published
 from shardserve.cluster.shard_actor import ShardSpec
 from shardserve.cluster.shard_measures import labelled, routed
+from shardserve.cluster.site import Site
 from shardserve.cluster.stage_actor import StageSpec
-from shardserve.cluster.stage_placement import (
-    AnySeat,
-    StageSeat,
-    stage_bundles,
-    stage_seats,
-    stage_shortage,
-)
+from shardserve.cluster.stage_placement import AnySeat, StageSeat
 from shardserve.cluster.stream_actor import ActorProcess, Post
 from shardserve.cluster.table import RoutingTable, changes, empty_table, lost, registered
 from shardserve.shards.address import Address
@@ -56,22 +40,6 @@ _STOP_SECONDS = 8.0
 MAX_STARTS = 3
 
 
-@dataclass(frozen=True)
-class Site:
-    """What is the same for all deployments of a run.
-
-    `run` is the name of its controller, too. `room` is what its nodes have for a deployment now,
-    besides what others of the run have taken; None where the cluster grows as it is asked to. One
-    deployment after the other is `placing` where room is counted: no two count on the same.
-    """
-
-    run: str
-    secret: bytes
-    room: Callable[[], Sequence[Mapping[str, float]]] | None
-    placing: asyncio.Lock
-    routers: int = 0
-
-
 class Deployment:
     """Brought up once, and ended once. `changed` is called when its table or progress has changed.
 
@@ -83,10 +51,8 @@ class Deployment:
         self.token = secrets.token_hex(4)
         self.wanted = wanted
         self.progress = Progress()
-        self.bundles: tuple[tuple[str, Bundle], ...] = ()
         self._site = site
         self._changed = changed
-        self._group = f"{site.run}/{wanted.id.model}/{wanted.id.version}"
         self._post = Post(site.run, self.token)
         self._tables: asyncio.Future[Published[RoutingTable]] = asyncio.Future()
         self._plan: asyncio.Future[ModelPlan] = asyncio.Future()
@@ -111,15 +77,18 @@ class Deployment:
 
         Raises the `ServingError` for which that cannot be. Whoever calls it calls `end`, too.
         """
-        plan = await self._make_plan()
         digest = await asyncio.to_thread(digest_of, self.wanted.directory)
+        plan = await self._site.planner.plan(self.wanted, self._post)
         self._fingerprint = _fingerprint(plan, digest)
         self._plan.set_result(plan)
         # Routers may know tables of an earlier deployment: none has the numbers of this one.
         first = empty_table(plan, number=time.time_ns() // 1_000_000)
         self._tables.set_result(Published(first))
-        await self._place(plan)
+        placed = await self._site.place(plan, self._post, self._waits_for)
+        self._actors = placed.actors
         self._note(progress.loading(self.progress))
+        if not placed.actors:
+            self._came_up.set_result(None)
         failure = await self._came_up
         if failure is not None:
             raise failure.error()
@@ -153,8 +122,7 @@ class Deployment:
         await self.stop()
         for watch in self._watches.values():
             watch.cancel()
-        self.bundles = ()
-        await asyncio.to_thread(fleet.release, self._group)
+        await self._site.release(self.wanted.id.model, self.wanted.id.version)
 
     async def plan(self) -> ModelPlan:
         """The plan, once it is made."""
@@ -219,39 +187,8 @@ class Deployment:
             watch = asyncio.ensure_future(self._watch(seat, address.instance))
             self._watches[address.instance] = watch
 
-    async def _make_plan(self) -> ModelPlan:
-        planning = plan_remotely.remote(self.wanted, self._post)
-        try:
-            planned: ModelPlan | Failure = await planning
-        except asyncio.CancelledError:
-            ray.cancel(planning, force=True)
-            raise
-        if isinstance(planned, Failure):
-            raise planned.error()
-        return planned
-
-    async def _place(self, plan: ModelPlan) -> None:
-        places, stages = seats(plan.layout), stage_seats(plan.stage_groups)
-        if not places and not stages:
-            self._came_up.set_result(None)
-            self._note(progress.placing(self.progress, plan, ""))
-            return
-        shards = _shard_bundles(plan, places)
-        bundles = (*shards, *stage_bundles(plan.stage_groups))
-        async with contextlib.nullcontext() if self._site.room is None else self._site.placing:
-            await self._check_room(plan, shards)
-            group = await asyncio.to_thread(fleet.reserve, self._group, bundles)
-            placed = await fleet.place(group, places, stages, bundles, self._post)
-            self._actors = placed.actors
-            self.bundles = tuple(zip(placed.nodes, bundles, strict=True))
-
-    async def _check_room(self, plan: ModelPlan, shards: Sequence[Bundle]) -> None:
-        nodes = await asyncio.to_thread(self._site.room or _whole_nodes)
-        others = (*shards, Bundle(ROUTER_CPUS * self._site.routers, 0))
-        lacking = shortage_of(shards, nodes) or stage_shortage(plan.stage_groups, others, nodes)
-        if lacking is not None and self._site.room is not None:
-            raise ResourceExhausted(lacking)
-        self._note(progress.placing(self.progress, plan, lacking or ""))
+    def _waits_for(self, lacking: str) -> None:
+        self._note(progress.placing(self.progress, self._plan.result(), lacking))
 
     async def _watch(self, seat: AnySeat, instance: str) -> None:
         actor = self._actors[seat]
@@ -280,21 +217,6 @@ class Deployment:
         if now is not self.progress:
             self.progress = now
             self._changed()
-
-
-def _whole_nodes() -> Sequence[Mapping[str, float]]:
-    return list(fleet.node_resources().values())
-
-
-def _shard_bundles(plan: ModelPlan, places: Sequence[Seat]) -> tuple[Bundle, ...]:
-    if not places:
-        return ()
-    shards = range(plan.layout.shards)
-    return bundles_for(
-        places,
-        [plan.memory_of_shard(shard) for shard in shards],
-        [plan.layout.gpus_of_shard(shard) for shard in shards],
-    )
 
 
 def _fingerprint(plan: ModelPlan, files: str) -> str:

@@ -16,11 +16,10 @@ from shardserve.cluster.local_deployer import LocalDeployer
 from shardserve.cluster.manager import Manager
 from shardserve.cluster.model_source import ModelSource, follow_file
 from shardserve.cluster.model_views import ModelView, start_error, warnings_of
-from shardserve.cluster.options import ServeOptions, ports_by_flag
-from shardserve.cluster.ports import check_free
+from shardserve.cluster.options import ServeOptions
 from shardserve.cluster.progress import Start, started
 from shardserve.cluster.serving import Serving, start_runtime
-from shardserve.cluster.start_checks import check_start, example_of, served_of
+from shardserve.cluster.start_checks import check_addresses, check_start, example_of, served_of
 from shardserve.cluster.stop_signals import SIGNALS
 from shardserve.cluster.versions import VersionId
 from shardserve.router import logs
@@ -35,7 +34,7 @@ def serve(options: ServeOptions, console: Console) -> None:
     """
     logs.configure()
     check_start(options)
-    check_free(options.doors.host, ports_by_flag(options))
+    check_addresses(options)
     uvloop.run(_serve(options, console))
     console.print("stopped")
 
@@ -97,7 +96,7 @@ class LocalServer:
         except Exception as error:
             raise start_error(error) from error
         self._manager.started()
-        self._begin(follow_file(self._source, self._manager.configure))
+        self._begin(follow_file(self._source, self._manager.configure, self._shown))
 
     async def open(self) -> None:
         """Open the doors. Raises Unavailable, naming the address, for a port that is taken."""

@@ -7,73 +7,20 @@ tell); this is between them. One for all models, on one event loop.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-from shardserve.batching.errors import Aborted, Cancelled, ServingError, error_of
-from shardserve.cluster.base_paths import Found, look
-from shardserve.cluster.configured import ConfiguredModel, Wanted
+from shardserve.batching.errors import Aborted, ServingError
+from shardserve.cluster.base_paths import look
+from shardserve.cluster.configured import ConfiguredModel
 from shardserve.cluster.labels import check_labels
-from shardserve.cluster.lifecycle import (
-    CANCELLED,
-    Action,
-    CancelLoad,
-    Lifecycle,
-    Load,
-    Unload,
-    WakeAt,
-)
+from shardserve.cluster.lifecycle import Lifecycle
+from shardserve.cluster.managed_model import Deployer, ManagedModel, Surroundings
 from shardserve.cluster.model_config import check_platforms
-from shardserve.cluster.model_roots import check_directory
 from shardserve.cluster.model_views import ModelView, NotAvailable, failures_of
 from shardserve.cluster.options import ManagerOptions
-from shardserve.cluster.progress import failure_of
-from shardserve.cluster.versions import VersionId
 
-logger = logging.getLogger(__name__)
-
-
-class Deployer(Protocol):
-    """Does what takes time. Each call is a task of its own."""
-
-    async def load(self, wanted: Wanted) -> None:
-        """Return when requests can be answered. Raises a `ServingError`, and then holds nothing.
-
-        A cancelled load ends soon, and holds nothing either.
-        """
-        ...
-
-    async def unload(self, version: VersionId) -> None:
-        """Send no more requests there, let those under way end, and free what it held."""
-        ...
-
-
-@dataclass
-class _Managed:
-    """A model that is, or was, configured: its lifecycle remembers it."""
-
-    model: ConfiguredModel
-    lifecycle: Lifecycle
-    is_configured: bool = False
-    is_settled: bool = False
-    labels: Mapping[str, int] = field(default_factory=dict)
-    directories: dict[int, Path] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
-
-    def view(self) -> ModelView:
-        return ModelView(
-            self.lifecycle.versions,
-            self.labels,
-            self.model.options.experiment,
-            self.model.config.logging,
-            self.is_configured,
-            self.is_settled,
-            self.problems,
-        )
+__all__ = ["Deployer", "Manager"]
 
 
 class Manager:
@@ -90,16 +37,13 @@ class Manager:
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         roots: Sequence[Path] = (),
     ) -> None:
-        self._roots = roots
-        self._deployer = deployer
         self._options = options
         self._changed = changed
         self._pause = pause
-        self._models: dict[str, _Managed] = {}
+        self._models: dict[str, ManagedModel] = {}
         self._configured: tuple[ConfiguredModel, ...] = ()
         self._loads = asyncio.Semaphore(max(1, options.initial_loads))
-        self._under_way: dict[VersionId, asyncio.Task[None]] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._surroundings = Surroundings(deployer, lambda: self._loads, roots, self._tell)
         self._progressed = asyncio.Event()
 
     @property
@@ -118,8 +62,9 @@ class Manager:
         versions all failed, FailedPrecondition for a label whose version does not answer; the other
         models and labels stand then. Aborted if another configuration comes before all that.
         """
-        configs = [model.config for model in models]
-        check_platforms([model.config for model in self._configured], configs)
+        check_platforms(
+            [model.config for model in self._configured], [model.config for model in models]
+        )
         self._adopt(tuple(models))
         adopted()
         mine = self._configured
@@ -138,10 +83,9 @@ class Manager:
         found = await asyncio.to_thread(look, [model.config for model in looked_at.values()])
         for name, one in found.items():
             managed = self._models[name]
+            # It may have been configured anew meanwhile.
             if managed.is_configured and managed.model == looked_at[name]:
-                self._note_problems(managed, one)
-                if one.error is None:
-                    self._want(managed, one)
+                managed.want(one)
 
     async def run(self) -> None:
         """Poll for ever. With `poll_seconds` of 0 or less nothing is polled."""
@@ -156,51 +100,34 @@ class Manager:
     async def close(self) -> None:
         """Unload everything, and return when it is gone."""
         self._adopt(())
-        while self._under_way:
-            await asyncio.wait(self._under_way.values())
-        self._stop_timer()
+        while tasks := [task for one in self._models.values() for task in one.under_way]:
+            await asyncio.wait(tasks)
+        await self.abandon()
 
     async def abandon(self) -> None:
         """Begin nothing more, and end what is under way. What is loaded stays."""
-        self._stop_timer()
-        tasks = list(self._under_way.values())
-        self._under_way.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(one.abandon() for one in self._models.values()))
 
     def _adopt(self, models: tuple[ConfiguredModel, ...]) -> None:
         wanted = {model.name: model for model in models}
         for name, managed in self._models.items():
             if managed.is_configured and name not in wanted:
-                managed.is_configured = managed.is_settled = False
-                managed.labels = {}
-                self._perform(managed, managed.lifecycle.want({}, self._now()))
+                managed.end()
         for name, model in wanted.items():
-            managed = self._models.setdefault(name, _Managed(model, self._new_lifecycle()))
+            if name not in self._models:
+                self._models[name] = self._new_model(model)
+            managed = self._models[name]
             managed.model, managed.is_configured = model, True
         if models != self._configured:
             self._configured = models
         self._tell()
 
-    def _new_lifecycle(self) -> Lifecycle:
+    def _new_model(self, model: ConfiguredModel) -> ManagedModel:
+        options = self._options
         # All that may load at once may be versions of one model.
-        most = max(1, self._options.loads, self._options.initial_loads)
-        return Lifecycle(self._options.policy, self._options.retries, most)
-
-    def _want(self, managed: _Managed, found: Found) -> None:
-        managed.directories.update(found.directories)
-        self._perform(managed, managed.lifecycle.want(found.files, self._now()))
-
-    def _note_problems(self, managed: _Managed, found: Found) -> None:
-        """Log what is new: the same is found at every poll."""
-        problems = found.problems if found.error is None else (found.error,)
-        for problem in problems:
-            if problem not in managed.problems:
-                logger.warning("%s", problem)
-        if problems != managed.problems:
-            managed.problems = problems
-            self._tell()
+        most = max(1, options.loads, options.initial_loads)
+        lifecycle = Lifecycle(options.policy, options.retries, most)
+        return ManagedModel(model, lifecycle, self._surroundings)
 
     async def _settle(self, models: tuple[ConfiguredModel, ...]) -> list[ServingError]:
         """Wait for each of these models, and assign its labels; what was refused of them."""
@@ -209,8 +136,7 @@ class Manager:
         while waiting:
             if self._configured is not models:
                 raise Aborted("another configuration came before this one was served")
-            settled = [model for model in waiting if self._can_settle(model)]
-            for model in settled:
+            for model in [model for model in waiting if self._can_settle(model)]:
                 waiting.remove(model)
                 refusals += self._assign_labels(self._models[model.name])
             if waiting:
@@ -220,9 +146,10 @@ class Manager:
     def _can_settle(self, model: ConfiguredModel) -> bool:
         return self._models[model.name].view().can_settle(model.config.labels)
 
-    def _assign_labels(self, managed: _Managed) -> Iterable[ServingError]:
+    def _assign_labels(self, managed: ManagedModel) -> Iterable[ServingError]:
         """All of the model's labels, or none of them, with the error."""
         config = managed.model.config
+        refused: tuple[ServingError, ...] = ()
         try:
             check_labels(
                 config.name,
@@ -231,96 +158,14 @@ class Manager:
                 managed.labels,
                 allow_unavailable=self._options.allow_labels_for_unavailable,
             )
-        except ServingError as error:
-            return (error,)
-        else:
             managed.labels = dict(config.labels)
-            return ()
-        finally:
-            managed.is_settled = True
-            self._tell()
-
-    def _perform(self, managed: _Managed, actions: Sequence[Action]) -> None:
-        for action in actions:
-            match action:
-                case Load(version):
-                    self._start(managed, version, self._load(managed, version))
-                case Unload(version):
-                    self._start(managed, version, self._unload(managed, version))
-                case CancelLoad(version):
-                    self._under_way[VersionId(managed.model.name, version)].cancel()
-                case WakeAt(time):
-                    self._set_timer(time)
-        if any(not isinstance(action, WakeAt) for action in actions):
-            self._tell()
-
-    def _start(self, managed: _Managed, version: int, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._under_way[VersionId(managed.model.name, version)] = task
-        task.add_done_callback(partial(self._ended, managed, version))
-
-    def _ended(self, managed: _Managed, version: int, task: asyncio.Task[None]) -> None:
-        """A load that was cancelled before its first step has told nobody."""
-        if self._under_way.get(VersionId(managed.model.name, version)) is task:
-            self._load_failed(managed, version, Cancelled(CANCELLED))
-
-    async def _load(self, managed: _Managed, version: int) -> None:
-        model = managed.model
-        name = VersionId(model.name, version)
-        directory = managed.directories[version]
-        wanted = Wanted(name, directory, model.config.platform, model.options)
-        try:
-            check_directory(model.name, directory, self._roots)
-            async with self._loads:
-                await self._deployer.load(wanted)
-        except asyncio.CancelledError:
-            if name in self._under_way:
-                self._load_failed(managed, version, Cancelled(CANCELLED))
-        except Exception as error:
-            failure = failure_of(error)
-            logger.exception("version %d of model %s cannot be loaded", version, model.name)
-            self._load_failed(managed, version, error_of(failure.code, failure.message))
-        else:
-            del self._under_way[name]
-            self._perform(managed, managed.lifecycle.loaded(version, self._now()))
-            self._tell()
-
-    def _load_failed(self, managed: _Managed, version: int, error: ServingError) -> None:
-        del self._under_way[VersionId(managed.model.name, version)]
-        self._perform(managed, managed.lifecycle.failed(version, error, self._now()))
+        except ServingError as error:
+            refused = (error,)
+        managed.is_settled = True
         self._tell()
-
-    async def _unload(self, managed: _Managed, version: int) -> None:
-        name = VersionId(managed.model.name, version)
-        try:
-            await self._deployer.unload(name)
-        except Exception:
-            # Whatever is left of it is not served any more.
-            logger.exception("version %d of model %s was not unloaded well", version, name.model)
-        del self._under_way[name]
-        self._perform(managed, managed.lifecycle.unloaded(version, self._now()))
-        self._tell()
+        return refused
 
     def _tell(self) -> None:
         self._changed(self.models)
         self._progressed.set()
         self._progressed = asyncio.Event()
-
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    def _set_timer(self, when: float) -> None:
-        if self._timer is not None:
-            if self._timer.when() <= when:
-                return
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(when, self._tick)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _tick(self) -> None:
-        self._timer = None
-        for managed in self._models.values():
-            self._perform(managed, managed.lifecycle.tick(self._now()))

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from shardserve.batching.errors import ServingError
+from shardserve.batching.errors import Aborted, ServingError
 from shardserve.cluster.configured import ConfiguredModel, configured
 from shardserve.cluster.log_root import with_log_prefix
 from shardserve.cluster.model_config import ModelConfig, parse_reload, read_model_config
@@ -27,6 +27,8 @@ class ModelSource:
     def __init__(self, models: Models, defaults: ModelOptions) -> None:
         self._models = models
         self._defaults = defaults
+        #: What is wrong with the file, "" if nothing is.
+        self.problem = ""
 
     @property
     def poll_seconds(self) -> float:
@@ -50,6 +52,15 @@ class ModelSource:
         """What a reload request asks for, a serialised `ModelServerConfig`."""
         return self._with_options(parse_reload(config))
 
+    def note(self, problem: str) -> bool:
+        """Whether this is news of the file; it is logged then."""
+        if problem == self.problem:
+            return False
+        self.problem = problem
+        if problem:
+            logger.error("configuration file: %s", problem)
+        return True
+
     def _with_options(self, configs: Sequence[ModelConfig]) -> tuple[ConfiguredModel, ...]:
         check_roots(configs, self._models.roots)
         for config in configs:
@@ -64,12 +75,20 @@ class ModelSource:
 async def follow_file(
     source: ModelSource,
     configure: Configure,
+    changed: Callable[[], None] = lambda: None,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Read the file every so often, for ever, and configure what it says; what is wrong is logged.
+    """Read the file every so often, for ever, and configure what it says.
 
-    What was served goes on meanwhile. With no file, or none that is to be polled, it does nothing.
+    What is wrong is logged, and is the source's `problem` until it is put right; `changed` is
+    called then. What was served goes on meanwhile. With no file, or none that is to be polled, it
+    does nothing.
     """
+
+    def note(problem: str) -> None:
+        if source.note(problem):
+            changed()
+
     if not source.is_polled:
         return
     async with asyncio.TaskGroup() as group:
@@ -79,14 +98,20 @@ async def follow_file(
             try:
                 found = await asyncio.to_thread(source.read_again)
             except ServingError as error:
-                logger.error("the configuration stays as it is: %s", error.message)
+                note(error.message)
                 continue
             if before is None or before[1].done() or before[0] != found:
-                before = found, group.create_task(_configure(configure, found))
+                before = found, group.create_task(_configure(configure, found, note))
 
 
-async def _configure(configure: Configure, models: Sequence[ConfiguredModel]) -> None:
+async def _configure(
+    configure: Configure, models: Sequence[ConfiguredModel], note: Callable[[str], None]
+) -> None:
     try:
         await configure(models)
+    except Aborted:
+        return  # What came instead has its own word.
     except ServingError as error:
-        logger.error("configuration file: %s", error.message)
+        note(error.message)
+    else:
+        note("")

@@ -95,5 +95,9 @@ def warnings_of(views: Mapping[str, ModelView]) -> tuple[str, ...]:
         for version, one in view.versions.items()
         if one.phase is Phase.RETRYING and one.error is not None
     ]
-    problems = [problem for view in views.values() for problem in view.problems]
-    return (*problems, *retried)
+    return (*problems_of(views), *retried)
+
+
+def problems_of(views: Mapping[str, ModelView]) -> tuple[str, ...]:
+    """What is wrong with base paths."""
+    return tuple(problem for view in views.values() for problem in view.problems)

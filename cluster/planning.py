@@ -1,6 +1,8 @@
-"""Plans a version in a process of its own, which ends and takes TensorFlow's memory with it."""
+"""Plans versions in processes of their own, which end and take TensorFlow's memory with them."""
 
 from __future__ import annotations
+
+import asyncio
 
 import ray
 
@@ -9,6 +11,29 @@ from shardserve.cluster.configured import Wanted
 from shardserve.cluster.progress import Failure, failure_of
 from shardserve.cluster.stream_actor import NAMESPACE, Post
 from shardserve.shards.model import TENSORFLOW, ModelPlan
+
+#: Each is a process that loads TensorFlow.
+_AT_A_TIME = 4
+
+
+class Planner:
+    """Plans a few versions at a time. Belongs to one event loop."""
+
+    def __init__(self, at_a_time: int = _AT_A_TIME) -> None:
+        self._turns = asyncio.Semaphore(at_a_time)
+
+    async def plan(self, wanted: Wanted, post: Post) -> ModelPlan:
+        """The plan of a version. Raises as `plan_version` does; a cancelled one ends at once."""
+        async with self._turns:
+            planning = plan_remotely.remote(wanted, post)
+            try:
+                planned: ModelPlan | Failure = await planning
+            except asyncio.CancelledError:
+                ray.cancel(planning, force=True)
+                raise
+        if isinstance(planned, Failure):
+            raise planned.error()
+        return planned
 
 
 @ray.remote(num_cpus=0, max_calls=1)

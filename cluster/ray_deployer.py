@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 from shardserve.batching.errors import NotFound
-from shardserve.cluster import fleet
 from shardserve.cluster.catalog_table import Serving
 from shardserve.cluster.configured import Wanted
-from shardserve.cluster.deployment import Deployment, Site
-from shardserve.cluster.placement import left_over
+from shardserve.cluster.deployment import Deployment
 from shardserve.cluster.progress import Progress
 from shardserve.cluster.router_watch import RouterWatch
+from shardserve.cluster.site import Site
 from shardserve.cluster.versions import VersionId
 from shardserve.shards.measures import Measure
 
@@ -21,24 +20,19 @@ class RayDeployer:
     """The deployments of a run, at most one of each version.
 
     `publish` tells routers and whoever watches what has changed; it returns the number of the table
-    that says so. `room_for` are the routers that need room besides.
+    that says so.
     """
 
     def __init__(
         self,
-        run: str,
-        secret: bytes,
+        site: Site,
         routers: RouterWatch,
         publish: Callable[[], int],
-        *,
-        can_grow: bool,
-        room_for: int,
     ) -> None:
         self._routers = routers
         self._publish = publish
         self._deployments: dict[VersionId, Deployment] = {}
-        room = None if can_grow else self._room
-        self._site = Site(run, secret, room, asyncio.Lock(), room_for)
+        self._site = site
 
     @property
     def servings(self) -> dict[VersionId, Serving]:
@@ -100,7 +94,3 @@ class RayDeployer:
 
     def _tell(self) -> None:
         self._publish()
-
-    def _room(self) -> Sequence[Mapping[str, float]]:
-        taken = [placed for one in list(self._deployments.values()) for placed in one.bundles]
-        return left_over(fleet.node_resources(), taken)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import secrets
+from pathlib import Path
 
 from rich.console import Console
 
 from shardserve.cluster import environment
 from shardserve.cluster.console import announce, start_display
 from shardserve.cluster.environment import IngressPorts
-from shardserve.cluster.options import ServeOptions, ports_by_flag
-from shardserve.cluster.ports import check_free, free_ports
+from shardserve.cluster.options import ServeOptions
+from shardserve.cluster.ports import free_ports
 from shardserve.cluster.private_directory import remove_sockets
 from shardserve.cluster.processes import adopt_orphans, end_descendants
-from shardserve.cluster.start_checks import check_start, example_of, served_of
+from shardserve.cluster.start_checks import check_addresses, check_start, example_of, served_of
 from shardserve.cluster.stop_signals import Stopped, StopSignals
 from shardserve.router import logs
 
@@ -45,12 +46,19 @@ def serve(options: ServeOptions, console: Console) -> None:
         run.end()
         end_descendants(_GRACE_SECONDS)
         remove_sockets(name)
+        _remove_door(options)
+
+
+def _remove_door(options: ServeOptions) -> None:
+    """The socket of a router that was ended by Ray, which asks it nothing before."""
+    if options.ray.address is None and options.doors.grpc_socket:
+        Path(options.doors.grpc_socket).unlink(missing_ok=True)
 
 
 def _prepare(options: ServeOptions) -> None:
     if options.ray.address is not None:
         environment.apply(environment.join_settings(), os.environ)
         return
-    check_free(options.doors.host, ports_by_flag(options))
+    check_addresses(options)
     environment.apply(environment.local_settings(IngressPorts(*free_ports(4))), os.environ)
     adopt_orphans()

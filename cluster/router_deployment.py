@@ -16,10 +16,10 @@ from ray.exceptions import RayError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shardserve.batching.errors import Unavailable
+from shardserve.batching.errors import ServingError, Unavailable
 from shardserve.cluster.catalog_table import CatalogTable
 from shardserve.cluster.options import Application
-from shardserve.cluster.progress import Failure
+from shardserve.cluster.progress import Failure, failure_of
 from shardserve.cluster.stream_actor import NAMESPACE
 from shardserve.router import logs
 from shardserve.shards.measures import Measure
@@ -49,7 +49,11 @@ class Router:
         self._controller: Any = ray.get_actor(application.controller, NAMESPACE)
         # TensorFlow takes seconds to import.
         await asyncio.to_thread(_import_tensorflow)
-        await self._start(application)
+        try:
+            await self._start(application)
+        except ServingError as error:
+            await self._controller.router_failed.remote(failure_of(error))
+            raise
 
     async def _start(self, application: Application) -> None:
         from shardserve.cluster.ingress_requests import Ingress  # noqa: PLC0415 (TensorFlow)

@@ -10,9 +10,11 @@ from shardserve.cluster.catalog_table import ModelEntry
 from shardserve.cluster.console import Served
 from shardserve.cluster.example import Example, find_example
 from shardserve.cluster.model_config import TENSORFLOW
-from shardserve.cluster.options import ServeOptions
+from shardserve.cluster.options import ServeOptions, ports_by_flag
+from shardserve.cluster.ports import check_free
 from shardserve.cluster.versions import latest
 from shardserve.router.catalog import State
+from shardserve.router.listening import claim_socket
 from shardserve.shards.layout_file import read_layout_file
 
 
@@ -29,6 +31,13 @@ def check_start(options: ServeOptions) -> None:
         read_layout_file(options.defaults.plan.layout_file)
     if options.example is not None and not options.example.is_file():
         raise NotFound(f"--print_example={options.example}: no such file")
+
+
+def check_addresses(options: ServeOptions) -> None:
+    """Raise FailedPrecondition or Unavailable for a port or a socket that somebody listens on."""
+    check_free(options.doors.host, ports_by_flag(options))
+    if options.doors.grpc_socket:
+        claim_socket(options.doors.grpc_socket)
 
 
 def served_of(models: Mapping[str, ModelEntry]) -> list[Served]:

@@ -15,8 +15,8 @@ from shardserve.router.servable import Array, RequestContext, Servable, Signatur
 class AdmittingServable:
     """A `Servable` that refuses what it could not answer in time, and so answers the others.
 
-    How long requests of each signature take is measured. Requests without a deadline are always
-    admitted. All come from one event loop.
+    How many may be under way is found by how those of each signature fare. Requests without a
+    deadline are always admitted. All come from one event loop.
     """
 
     def __init__(self, servable: Servable) -> None:
@@ -50,11 +50,11 @@ class AdmittingServable:
             results = await self.servable.run(signature, inputs, outputs, context)
         except (DeadlineExceeded, ResourceExhausted):
             # It took all of its time, and that says as much as an answer does.
-            self._observe(in_flight, started, signature)
+            self._observe(in_flight, started, context.deadline, context.deadline, signature)
             raise
         finally:
             admission.end()
-        self._observe(in_flight, started, signature)
+        self._observe(in_flight, started, context.deadline, time.monotonic(), signature)
         return results
 
     def stage_counts(self) -> Mapping[str, StageCounts]:
@@ -66,6 +66,8 @@ class AdmittingServable:
         """See `Servable.close`."""
         await self.servable.close()
 
-    def _observe(self, in_flight: int, started: float, signature: str) -> None:
-        now = time.monotonic()
-        self._admission.observe(in_flight, now - started, now, signature)
+    def _observe(
+        self, in_flight: int, started: float, deadline: float, ended: float, kind: str
+    ) -> None:
+        if deadline != math.inf:
+            self._admission.observe(in_flight, started, deadline, ended, kind)

@@ -11,6 +11,7 @@ import numpy as np
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.router.json_dense import accepted_prefix, dense, is_base64
+from shardserve.router.json_number_lists import NumberLists, number_lists
 from shardserve.router.json_strict import decode_columns, decode_rows
 from shardserve.router.json_text import (
     may_repeat_a_key,
@@ -30,11 +31,15 @@ class Form(enum.Enum):
     COLUMNS = "inputs"
 
 
+_FORMS = {form.value: form for form in Form}
+_ROWS, _COLUMNS = _FORMS
+
+
 @dataclass(frozen=True)
 class PredictBody:
     """A request body, parsed but for its tensors, which need the signature's types.
 
-    `content` is the value of "instances" or "inputs".
+    `content` is the value of "instances" or "inputs", as Python has it or as `NumberLists`.
     """
 
     signature_name: str
@@ -44,12 +49,20 @@ class PredictBody:
 
 def parse_predict(body: bytes) -> PredictBody:
     """Raises InvalidArgument, in TensorFlow Serving's words, unless `body` is a predict request."""
+    numbers = number_lists(body, _FORMS)
+    if numbers is not None:
+        return PredictBody(numbers.signature_name, _FORMS[numbers.key], numbers)
+    return _parse_values(body)
+
+
+def _parse_values(body: bytes) -> PredictBody:
     document = parse_object(body)
-    if may_repeat_a_key(body, _count_keys(document)):
+    # There is a colon for each key.
+    if body.count(b":") > len(document) and may_repeat_a_key(body, _count_keys(document)):
         document = parse_exactly(body)
     name = signature_name_of(document)
-    form = _form(document)
-    return PredictBody(name, form, document[form.value])
+    key = _key(document)
+    return PredictBody(name, _FORMS[key], document[key])
 
 
 def decode_predict(body: PredictBody, signature: Signature) -> dict[str, Array]:
@@ -62,6 +75,22 @@ def decode_predict(body: PredictBody, signature: Signature) -> dict[str, Array]:
         name = body.signature_name or "DEFAULT"
         raise InvalidArgument(f"Failed to get input map for signature: {name}")
     kinds = _kinds(signature)
+    if isinstance(body.content, NumberLists):
+        return _numbers(body.content, kinds)
+    return _values(body, kinds)
+
+
+def _numbers(lists: NumberLists, kinds: Mapping[str, TensorType]) -> dict[str, Array]:
+    if len(kinds) == 1:
+        [(alias, kind)] = kinds.items()
+        with np.errstate(over="ignore"):
+            array = lists.as_array(kind)
+        if array is not None:
+            return {alias: array}
+    return _values(_parse_values(lists.body), kinds)
+
+
+def _values(body: PredictBody, kinds: Mapping[str, TensorType]) -> dict[str, Array]:
     decode = _rows if body.form is Form.ROWS else _columns
     with np.errstate(over="ignore"):
         return decode(body.content, kinds)
@@ -69,8 +98,8 @@ def decode_predict(body: PredictBody, signature: Signature) -> dict[str, Array]:
 
 def _count_keys(document: dict[str, Any]) -> int:
     """Keys in a predict request: its own, and those of the objects that hold named tensors."""
-    columns = document.get(Form.COLUMNS.value)
-    rows = document.get(Form.ROWS.value)
+    columns = document.get(_COLUMNS)
+    rows = document.get(_ROWS)
     keys = len(document)
     if isinstance(columns, dict) and not is_base64(columns):
         keys += len(columns)
@@ -79,18 +108,19 @@ def _count_keys(document: dict[str, Any]) -> int:
     return keys
 
 
-def _form(document: dict[str, Any]) -> Form:
-    given = [form for form in Form if form.value in document]
-    if not given:
-        raise InvalidArgument("Missing 'inputs' or 'instances' key")
-    if len(given) > 1:
+def _key(document: dict[str, Any]) -> str:
+    """Which of the two keys the tensors are below."""
+    if _ROWS not in document:
+        if _COLUMNS not in document:
+            raise InvalidArgument("Missing 'inputs' or 'instances' key")
+        return _COLUMNS
+    if _COLUMNS in document:
         raise InvalidArgument(
             f"JSON Value: {shown(document)} Not formatted correctly expecting only one of "
             "'inputs' or 'instances' keys to exist "
         )
-    if given[0] is Form.ROWS:
-        _check_instances(document, document[Form.ROWS.value])
-    return given[0]
+    _check_instances(document, document[_ROWS])
+    return _ROWS
 
 
 def _check_instances(document: dict[str, Any], rows: Any) -> None:

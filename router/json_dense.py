@@ -62,11 +62,22 @@ def dense(value: Any, kind: TensorType) -> Array | None:
         array = np.array(flat, accept.held)
     except OverflowError:
         return None
-    if accept.bounds is not None and array.size and not _within(array, *accept.bounds):
+    numbers = fitted(array, kind)
+    return None if numbers is None else numbers.reshape(shape)
+
+
+def held_by(kind: TensorType) -> np.dtype[Any] | None:
+    """What numbers of the type are read into at first; None where JSON has none of it."""
+    accept = _ACCEPT.get(kind.name)
+    return None if accept is None else accept.held
+
+
+def fitted(numbers: Array, kind: TensorType) -> Array | None:
+    """Numbers of the kind that holds the type, as the type; None where some are out of bounds."""
+    bounds = _ACCEPT[kind.name].bounds
+    if bounds is not None and numbers.size and not _within(numbers, *bounds):
         return None
-    if array.dtype != kind.numpy:
-        array = array.astype(kind.numpy)
-    return array.reshape(shape)
+    return numbers if numbers.dtype == kind.numpy else numbers.astype(kind.numpy)
 
 
 def dense_prefix(values: list[Any], kind: TensorType, shape: tuple[int, ...]) -> tuple[int, Array]:

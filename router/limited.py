@@ -15,6 +15,8 @@ class Answers(Protocol):
         self, method: str, path: str, headers: RequestHeaders, body: bytes
     ) -> Response: ...
 
+    def refusal(self, method: str, path: str, headers: RequestHeaders) -> Response | None: ...
+
     def refused(self, status: int, message: str) -> Response: ...
 
 
@@ -33,6 +35,10 @@ class LimitedRest:
     ) -> Response:
         async with self._turns:
             return await self._rest.handle(method, path, headers, body)
+
+    def refusal(self, method: str, path: str, headers: RequestHeaders) -> Response | None:
+        """As `Rest.refusal`: what is refused takes no turn."""
+        return self._rest.refusal(method, path, headers)
 
     def refused(self, status: int, message: str) -> Response:
         return self._rest.refused(status, message)

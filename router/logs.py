@@ -7,6 +7,7 @@ import logging
 import re
 import secrets
 import sys
+import time
 from typing import Any
 
 import structlog
@@ -26,6 +27,12 @@ _NUMBERS = itertools.count(1)
 
 #: Failures that are the server's rather than the request's.
 _OURS = frozenset({Code.UNKNOWN, Code.INTERNAL, Code.DATA_LOSS, Code.UNAVAILABLE})
+
+
+#: Of the lines of one second, about failures that an overloaded server has by the thousand.
+MAX_OVERLOAD_LINES = 10
+
+_OVERLOAD = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED})
 
 
 def configure(level: str = "info") -> None:
@@ -69,7 +76,16 @@ def request_id(given: str | None) -> str:
 def request_failed(
     log: Any, request: str, model: str, api: str, code: Code, message: str, seconds: float
 ) -> None:
-    """The one line about a request that failed; one that succeeds leaves none."""
+    """The one line about a request that failed; one that succeeds leaves none.
+
+    Of those that an overloaded server refuses, or answers too late, there are no more than
+    `MAX_OVERLOAD_LINES` a second; the next says how many were `left_out`.
+    """
+    left_out = {}
+    if code in _OVERLOAD:
+        if not _LINES.may_write(time.monotonic()):
+            return
+        left_out = _LINES.take_left_out()
     write = log.warning if code in _OURS else log.info
     write(
         "request failed",
@@ -79,7 +95,37 @@ def request_failed(
         code=code.name,
         message=message[:MAX_MESSAGE],
         seconds=round(seconds, 6),
+        **left_out,
     )
+
+
+class LineLimit:
+    """Lets so many lines a second be written, and counts the others. Pure."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._second = -1
+        self._written = 0
+        self._left_out = 0
+
+    def may_write(self, now: float) -> bool:
+        """Whether one more line may be written at `now`, in seconds."""
+        second = int(now)
+        if second != self._second:
+            self._second, self._written = second, 0
+        self._written += 1
+        if self._written <= self._most:
+            return True
+        self._left_out += 1
+        return False
+
+    def take_left_out(self) -> dict[str, int]:
+        """What a line says of those left out before it."""
+        count, self._left_out = self._left_out, 0
+        return {"left_out": count} if count else {}
+
+
+_LINES = LineLimit(MAX_OVERLOAD_LINES)
 
 
 def _level(name: str) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
@@ -34,7 +35,7 @@ def metadata_of(
     response.model_spec.name = servable.name
     response.model_spec.version.value = servable.version
     signatures = get_model_metadata_pb2.SignatureDefMap.FromString(servable.signature_def_map)
-    response.metadata[_SIGNATURE_DEF].Pack(signatures)
+    response.metadata[_SIGNATURE_DEF].Pack(signatures, deterministic=True)
     return response
 
 
@@ -64,7 +65,27 @@ def status_json(response: get_model_status_pb2.GetModelStatusResponse) -> bytes:
 
 
 def _json(message: Message) -> str:
+    """The same text in every process: maps come in an order of the process' own."""
     fields: dict[str, Any] = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return json.dumps(fields, indent=1, ensure_ascii=False)
+    return json.dumps(_with_maps_sorted(fields, message.DESCRIPTOR), indent=1, ensure_ascii=False)
+
+
+def _with_maps_sorted(fields: Any, of: Any) -> Any:
+    """A message's fields by its descriptor; a well-known type that is no object stays as it is."""
+    if not isinstance(fields, dict):
+        return fields
+    return {name: _value_sorted(value, of.fields_by_name[name]) for name, value in fields.items()}
+
+
+def _value_sorted(value: Any, of: FieldDescriptor) -> Any:
+    inner = of.message_type
+    if inner is None:
+        return value
+    if inner.GetOptions().map_entry:
+        entry = inner.fields_by_name["value"]
+        return {key: _value_sorted(value[key], entry) for key in sorted(value)}
+    if isinstance(value, list):
+        return [_with_maps_sorted(one, inner) for one in value]
+    return _with_maps_sorted(value, inner)

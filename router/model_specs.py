@@ -37,6 +37,8 @@ def spec_from(spec: model_pb2.ModelSpec) -> ModelSpec:
 
 def metric_name(name: str) -> str:
     """A model's name, of those that clients made up too, as metrics and logs may have it."""
+    if name.isascii() and len(name) <= _MAX_NAME:
+        return name
     return name[:_MAX_NAME].encode("utf-8", "replace").decode()
 
 

@@ -49,21 +49,23 @@ def decode_inputs(
 
     Raises InvalidArgument, naming the input, for missing, surplus, malformed and mistyped ones.
     """
-    _check_count(protos.keys(), signature)
+    # A proto's map compares its keys in Python.
+    given = set(protos)
+    _check_count(given, signature)
     inputs = {}
     for place, (alias, info) in enumerate(signature.inputs.items()):
-        if alias in protos:
+        if alias in given:
             inputs[alias] = decode_input(alias, protos[alias])
             _check_type(place, inputs[alias], info.dtype)
         elif alias in signature.defaults:
             inputs[alias] = signature.defaults[alias]
         else:
-            raise InvalidArgument(_missing(alias, info.tensor, protos.keys(), signature))
-    if not inputs.keys() >= protos.keys():
-        used = inputs.keys() & protos.keys()
+            raise InvalidArgument(_missing(alias, info.tensor, given, signature))
+    if not given <= inputs.keys():
+        used = given & inputs.keys()
         raise InvalidArgument(
             f"Inputs contains invalid name. Used request inputs: {_joined(used)}, "
-            f"request input: {_joined(protos)}"
+            f"request input: {_joined(given)}"
         )
     return inputs
 

@@ -43,6 +43,10 @@ class RequestSteps:
         admit(servable, context.deadline)
         return servable
 
+    def admit(self, spec: ModelSpec, deadline: float) -> None:
+        """As `resolve`, where nothing is known of a request but its model and its deadline."""
+        admit(self.catalog.resolve(spec), deadline)
+
     def resolve_for_body(
         self,
         spec: ModelSpec,

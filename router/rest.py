@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Protocol
 
-from shardserve.batching.errors import Cancelled, Code, Internal, ServingError
+from shardserve.batching.errors import Cancelled, Code, Internal, ServingError, Unavailable
 from shardserve.router import logs
 from shardserve.router.handlers import Handlers
 from shardserve.router.json_encode import encode_error
@@ -26,6 +26,9 @@ from shardserve.router.status_codes import HTTP_STATUS
 from shardserve.router.tracing import Ended, TracedContext, Traces, traced
 
 MONITORING_PATH = "/monitoring/prometheus/metrics"
+
+#: Paths whose meaning is remembered.
+MAX_ROUTES = 256
 
 #: Bytes that a compressed body may become.
 MAX_INFLATED = 100_000_000
@@ -82,6 +85,8 @@ class Rest:
         self._compress_from = compress_from
         self._openapi = openapi()
         self._is_draining = False
+        #: Of POST requests, by path, as they came.
+        self._routes: dict[str, Route] = {}
         self._log = logs.logger(entrypoint="REST")
 
     async def handle(
@@ -104,7 +109,7 @@ class Rest:
             exchange.trace(method, path)
         snapshot = self._handlers.catalog.enter()
         try:
-            exchange.route = route(method, path)
+            exchange.route = self._route(method, path)
             reply = await self._answer(exchange, headers, body)
         except ServingError as error:
             return self._failed(exchange, error)
@@ -123,10 +128,40 @@ class Rest:
         """Be ready no more: whoever sends requests is to send them elsewhere. They are answered."""
         self._is_draining = True
 
+    def refusal(self, method: str, path: str, headers: RequestHeaders) -> Response | None:
+        """The response to a request that would not be answered in time, known by its head alone.
+
+        None where that is not known: `handle` then answers, whatever the answer is. Cheap.
+        """
+        if method != "POST":
+            return None
+        asked = self._routes.get(path)
+        if asked is None:
+            return None
+        deadline = time.monotonic() + self._timeout
+        try:
+            self._handlers.steps.admit(asked.spec, deadline)
+        except Unavailable as error:
+            exchange = _Exchange(headers, 0.0)
+            exchange.route = asked
+            return self._failed(exchange, error)
+        except ServingError:
+            return None
+        return None
+
     def refused(self, status: int, message: str) -> Response:
         """The response to a request that the door does not even read to its end."""
         self._metrics.request("", "", "REST", Code.INVALID_ARGUMENT, 0.0)
         return Response(status, self._always, encode_error(message))
+
+    def _route(self, method: str, path: str) -> Route:
+        found = route(method, path)
+        if method == "POST":
+            # Clients choose the paths.
+            if len(self._routes) >= MAX_ROUTES:
+                self._routes.clear()
+            self._routes[path] = found
+        return found
 
     async def _answer(self, exchange: _Exchange, headers: RequestHeaders, body: bytes) -> bytes:
         asked = exchange.route

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -22,6 +23,9 @@ _GET = re.compile(
     rf"/v1/models(?:/(?P<name>[^/:]+))?{_WHICH}(?:/(?P<action>metadata))?", re.IGNORECASE
 )
 
+#: Characters of a path that is kept with what it means.
+_LONGEST_KEPT = 256
+
 #: All that is of the API, in any case.
 PREFIX = "/v1/"
 
@@ -39,6 +43,10 @@ def route(method: str, path: str) -> Route:
 
     Raises InvalidArgument for what is not a request under /v1/, NotFound for what is elsewhere.
     """
+    return _kept_route(method, path) if len(path) <= _LONGEST_KEPT else _route(method, path)
+
+
+def _route(method: str, path: str) -> Route:
     pattern = {"POST": _POST, "GET": _GET}.get(method)
     match = pattern.fullmatch(path) if pattern else None
     if match is None:
@@ -51,6 +59,10 @@ def route(method: str, path: str) -> Route:
     # Only the lower-case word asks for metadata; any other case is the status page.
     asked = action if method == "POST" or action == "metadata" else "status"
     return Route(asked, ModelSpec(_decoded(name), _number(version), label and _decoded(label)))
+
+
+#: Clients ask for the same few paths again and again.
+_kept_route = functools.lru_cache(maxsize=1024)(_route)
 
 
 def _unmatched(method: str, path: str) -> InvalidArgument | NotFound:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 
 from shardserve.batching.errors import DeadlineExceeded, InvalidArgument, Unavailable, error_of
+from shardserve.router.brief import Average, RunTimes, takes_time_by_shapes
 from shardserve.router.servable import Array, RequestContext
 
 #: How long a thread may keep the others from running Python. A stage that is done otherwise waits
@@ -67,12 +68,16 @@ def start_tensorflow(parallelism: Parallelism) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A part of a graph, compiled: values for `feeds` in, values of `fetches` out, in order."""
+    """A part of a graph, compiled: values for `feeds` in, values of `fetches` out, in order.
+
+    `times` is there where its time may be foreseen.
+    """
 
     feeds: tuple[str, ...]
     fetches: tuple[str, ...]
     dtypes: tuple[np.dtype[Any], ...]
     call: Callable[..., list[Any]]
+    times: RunTimes | None = None
 
     def __call__(self, *values: Array) -> list[Array]:
         """Run on this very thread. Raises a `ServingError` with TensorFlow's code and words."""
@@ -130,8 +135,7 @@ class StageThreads:
         whose result is then dropped; the waiting is spent on "queue" and the work on `spend`, or,
         where that is None, on what `work` itself says.
         """
-        if self._closed:
-            raise Unavailable("the server is shutting down")
+        self.check_open()
         loop = asyncio.get_running_loop()
         job = _Job(work, loop, context.deadline if context else math.inf)
         self._jobs.put(job)
@@ -145,6 +149,11 @@ class StageThreads:
                 context.spend("queue", job.started - job.queued)
                 if spend is not None:
                     context.spend(spend, job.finished - job.started)
+
+    def check_open(self) -> None:
+        """Raises Unavailable after `close`."""
+        if self._closed:
+            raise Unavailable("the server is shutting down")
 
     def close(self) -> None:
         """Finish what is queued, then end the threads. Later jobs are refused."""
@@ -226,6 +235,10 @@ class TensorFlowRunner:
     ) -> None:
         self.threads = threads
         self.graph = graph if graph is not None else tf.Graph()
+        #: Functions of the graph whose time is known to depend on shapes alone; see `brief`.
+        self.functions_by_shapes: Set[str] = frozenset()
+        #: Whether a stage runs on the thread that calls, so that its time is that thread's.
+        self._runs_on_caller = parallelism.inter_op_threads < 0
         self.session = tf.compat.v1.Session(graph=self.graph, config=parallelism.config())
         self._stages: weakref.WeakSet[Stage] = weakref.WeakSet()
 
@@ -252,7 +265,11 @@ class TensorFlowRunner:
         except (KeyError, ValueError, TypeError) as error:
             where = f"{', '.join(feeds)} -> {', '.join(fetches)}"
             raise InvalidArgument(f"cannot compile {where}: {error}") from error
-        stage = Stage(tuple(feeds), tuple(fetches), dtypes, call)
+        foreseen = self._runs_on_caller and takes_time_by_shapes(
+            self.graph, self.functions_by_shapes, feeds, fetches, targets
+        )
+        times = RunTimes() if foreseen else None
+        stage = Stage(tuple(feeds), tuple(fetches), dtypes, call, times)
         self._stages.add(stage)
         return stage
 
@@ -261,11 +278,38 @@ class TensorFlowRunner:
     ) -> list[Array]:
         """`stage` on `values`, in the order of its feeds, each of its feed's dtype exactly.
 
-        Strings are object arrays of bytes. Arrays must not change until this returns, nor after it
-        raised for a deadline or a cancellation. Raises as `Stage` and `StageThreads.run` do.
+        On a stage thread, or here where that is quicker. Strings are object arrays of bytes. Arrays
+        must not change until this returns, nor after it raised for a deadline or a cancellation.
+        Raises as `Stage` and `StageThreads.run` do.
         """
-        result: list[Array] = await self.threads.run(lambda: stage(*values), context, spend)
+        average = None if stage.times is None else stage.times.of(values)
+        if average is None:
+            result: list[Array] = await self.threads.run(lambda: stage(*values), context, spend)
+            return result
+        if average.is_brief:
+            return self._run_here(stage, values, context, spend, average)
+        result, seconds = await self.threads.run(lambda: _timed(stage, values), context, spend)
+        average.add(seconds)
         return result
+
+    def _run_here(
+        self,
+        stage: Stage,
+        values: Sequence[Array],
+        context: RequestContext,
+        spend: str,
+        average: Average,
+    ) -> list[Array]:
+        self.threads.check_open()
+        started = time.monotonic()
+        if started >= context.deadline:
+            raise DeadlineExceeded(TIMED_OUT)
+        try:
+            return stage(*values)
+        finally:
+            seconds = time.monotonic() - started
+            average.add(seconds)
+            context.spend(spend, seconds)
 
     def close(self) -> None:
         """Free the session, and what it holds with it; closing it again does nothing.
@@ -281,3 +325,9 @@ class TensorFlowRunner:
         for stage in self._stages:
             object.__setattr__(stage, "call", _closed)
         self.session = None
+
+
+def _timed(stage: Stage, values: Sequence[Array]) -> tuple[list[Array], float]:
+    """What the stage returns, and the seconds it has taken of this thread, not those it waited."""
+    started = time.thread_time()
+    return stage(*values), time.thread_time() - started

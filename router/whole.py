@@ -12,6 +12,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 
 from shardserve.batching.errors import DataLoss
 from shardserve.batching.stage import StageCounts
+from shardserve.router.brief import functions_by_shapes
 from shardserve.router.once import OnceCache
 from shardserve.router.proto_codec import TensorError, decode_tensor
 from shardserve.router.saved_model import load_into
@@ -46,6 +47,7 @@ class WholeServable:
         self.signatures: Mapping[str, Signature] = signatures_of(meta_graph)
         self.signature_def_map = signature_def_map_of(meta_graph)
         self._runner = runner
+        runner.functions_by_shapes = functions_by_shapes(meta_graph.graph_def.library.function)
         self._stages: OnceCache[_Ends, Stage] = OnceCache(
             runner.threads, lambda ends: runner.make_callable(*ends), MAX_STAGES
         )

@@ -14,7 +14,8 @@ from shardserve.shards.cut.graph import Graph, split, tensor
 from shardserve.shards.cut.op_outputs import output_name, output_slot
 from shardserve.shards.cut.shapes import ShapedGraph
 
-_COMPILED = "_XlaMustCompile"
+#: The attribute of what XLA is to compile as one.
+COMPILED = "_XlaMustCompile"
 
 #: The operations that run functions on their own inputs; how many inputs come before those.
 _OFFSETS = {
@@ -45,7 +46,7 @@ def is_compiled(node: NodeDef, functions: Mapping[str, FunctionDef]) -> bool:
         node.attr,
         *(functions[f.name].attr for f in _run_by(node) if f.name in functions),
     ]
-    return any(_COMPILED in one and one[_COMPILED].b for one in attributes)
+    return any(COMPILED in one and one[COMPILED].b for one in attributes)
 
 
 def argument_of(node: NodeDef, slot: int) -> int:

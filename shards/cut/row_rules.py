@@ -330,16 +330,16 @@ _RULES: dict[str, Rule] = {
         "Tanh Sin Cos Erf Relu Relu6 Elu Selu LeakyRelu Softplus Softsign Floor Ceil Round Rint "
         "LogicalNot Invert IsNan IsInf IsFinite ZerosLike OnesLike Bucketize AsString StringLower "
         "StringUpper StringStrip StringLength StringToHashBucketFast StringToHashBucketStrong "
-        "StringToHashBucket StringToNumber RegexReplace StaticRegexReplace RegexFullMatch "
-        "StaticRegexFullMatch EncodeBase64 DecodeBase64 Conv2D DepthwiseConv2dNative MaxPool "
-        "AvgPool",
+        "StringToHashBucket StringToNumber UnicodeTranscode RegexReplace StaticRegexReplace "
+        "RegexFullMatch StaticRegexFullMatch EncodeBase64 DecodeBase64 Conv2D "
+        "DepthwiseConv2dNative MaxPool AvgPool",
         _same,
     ),
     **_ops(
         "Add AddV2 AddN Sub Mul RealDiv Div DivNoNan MulNoNan FloorDiv FloorMod Mod TruncateDiv "
         "TruncateMod Maximum Minimum Pow SquaredDifference Xlogy Atan2 Equal NotEqual Less "
         "LessEqual Greater GreaterEqual LogicalAnd LogicalOr BitwiseAnd BitwiseOr BitwiseXor "
-        "LeftShift RightShift SelectV2 StringJoin BiasAdd ClipByValue",
+        "LeftShift RightShift SelectV2 StringJoin Substr BiasAdd ClipByValue",
         _elementwise,
     ),
     **_ops("Select", _select),

@@ -38,7 +38,7 @@ class Simulation:
         for seconds, rate in rates:
             ends = now + seconds
             while (now := now + self._rng.exponential(1 / rate)) < ends:
-                self._at(now, self._offer)
+                self.at(now, self._offer)
         while self._events:
             time, _, event = heapq.heappop(self._events)
             event(time)
@@ -46,7 +46,7 @@ class Simulation:
     def p99(self, since: float, until: float) -> float:
         return float(np.percentile([s for t, s in self.latencies if since <= t < until], 99))
 
-    def _at(self, time: float, event: Callable[[float], None]) -> None:
+    def at(self, time: float, event: Callable[[float], None]) -> None:
         heapq.heappush(self._events, (time, next(self._numbers), event))
 
     def _offer(self, now: float) -> None:
@@ -59,9 +59,9 @@ class Simulation:
                 case Run(batch):
                     self.sizes.append(batch.size)
                     done = now + self.takes(batch.size)
-                    self._at(done, lambda time, batch=batch: self._finish(batch, time))
+                    self.at(done, lambda time, batch=batch: self._finish(batch, time))
                 case WakeAt(time):
-                    self._at(max(now, time), lambda time: self._perform(self.core.tick(time), time))
+                    self.at(max(now, time), lambda time: self._perform(self.core.tick(time), time))
 
     def _finish(self, batch, now: float) -> None:
         self.latencies += [(now, now - task.payload) for task in batch.tasks]
@@ -121,3 +121,17 @@ def test_the_size_leaves_time_for_a_batch_before():
     slow = simulated([(4, 300)], lambda rows: 0.001 + rows * 0.001)
     assert slow.stage.size <= 14
     assert slow.p99(1, 4) <= TARGET
+
+
+def test_it_finds_back_from_a_stall_that_filled_the_queue() -> None:
+    parameters = BatchingParameters(
+        max_batch_size=64,
+        batch_timeout_micros=Auto(round(TARGET * 1e6)),
+        max_enqueued_batches=100_000,
+    )
+    slower = [1.0]
+    simulation = Simulation(parameters, lambda rows: slower[0] * line(rows))
+    simulation.at(2.0, lambda _: slower.__setitem__(0, 30.0))
+    simulation.at(3.0, lambda _: slower.__setitem__(0, 1.0))
+    simulation.run([(12.0, 3000.0)])
+    assert simulation.p99(10.0, 12.0) <= TARGET

@@ -32,6 +32,7 @@ from shardserve.shards.model import ModelPlan, PlanOptions
 SECRET = bytes(range(32))
 #: So that a test that hangs says where.
 LONGEST_SECONDS = 60.0
+_RETRY_SECONDS = 0.2
 POLLING = ManagerOptions(poll_seconds=0.2)
 ONLY = VersionId("model", 1)
 
@@ -62,7 +63,7 @@ class ServerRun:
                 table = await self.catalog()
                 if old.isdisjoint(one.deployment for one in table.servings().values()):
                     return table
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(_RETRY_SECONDS)
 
     async def kill_controller(self) -> None:
         os.kill(await self.controller.pid.remote(), signal.SIGKILL)
@@ -84,14 +85,18 @@ class ModelRun(ServerRun):
         return plan
 
     async def table(self, known: int = -1) -> RoutingTable:
-        """The table after that of the number `known`."""
-        table = await self.catalog()
+        """The table after that of the number `known`, through deaths of the controller."""
+        number = -1
         while True:
+            try:
+                table = await self.catalog(number)
+            except RayError:
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            number = table.number
             serving = table.servings().get(ONLY)
             if serving is not None and serving.routing.number != known:
                 return serving.routing
-            with suppress(RayError):
-                table = await self.catalog(table.number)
 
     async def process_of(self, seat: AnySeat) -> ActorProcess:
         process: ActorProcess = await self.controller.process_of.remote(ONLY, seat)
@@ -105,8 +110,7 @@ class ModelRun(ServerRun):
         """The first complete table of the controller that Ray made anew."""
         table = before
         while not table.is_complete or set(table.addresses) & set(before.addresses):
-            with suppress(RayError):
-                table = await self.table(table.number)
+            table = await self.table(table.number)
         return table
 
     async def table_in_which(self, seat: AnySeat, instance: str) -> RoutingTable:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 from hypothesis import given
@@ -61,6 +62,7 @@ def test_the_number_rises_exactly_when_something_has_changed() -> None:
     assert following(after, dict(models)) is after
     assert following(after, models, opens=True).number == 9
     assert following(after, models, collect=1).number == 9
+    assert following(after, models, problems=("no such path",)).number == 9
 
 
 def test_requests_find_what_is_offered_whatever_its_state_and_labels_and_experiments() -> None:
@@ -89,4 +91,7 @@ def test_changes_name_the_version_and_the_actor() -> None:
         f"m version 1: shard 0 replica 0 is at {AT}",
     ]
     assert table_changes(CatalogTable(0), before) == ["m version 1: LOADING"]
+    assert table_changes(before, replace(before, problems=("no such path",))) == [
+        "problem: no such path"
+    ]
     assert before.servings() == {ONE: Serving("d", "f", EMPTY)}

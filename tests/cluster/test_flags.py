@@ -161,7 +161,7 @@ def test_defaults_are_the_originals_but_for_those_that_are_documented() -> None:
     assert taken.models.configs[0].name == "default"
     assert (taken.doors.host, taken.doors.grpc_port, taken.doors.rest_port) == ("", 8500, 0)
     assert taken.manager.retries == Retries(5, 60.0)
-    assert (taken.manager.loads, taken.manager.poll_seconds) == (1, 1.0)
+    assert (taken.manager.loads, taken.manager.poll_seconds) == (4, 1.0)
     assert taken.warm_up.enabled
     assert taken.doors.monitoring.path == "/monitoring/prometheus/metrics"
 

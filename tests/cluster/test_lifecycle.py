@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from shardserve.batching.errors import Code, Unavailable
+from shardserve.batching.errors import Code, Unavailable, error_of
 from shardserve.cluster.lifecycle import (
+    PASSING,
     CancelLoad,
     Lifecycle,
     Load,
@@ -219,3 +220,24 @@ def test_all_go_when_none_is_wanted(policy, wanted) -> None:
         lifecycle.loaded(action.version, 0.0)
     gone = {a.version for a in lifecycle.want({}, 1.0) if isinstance(a, Unload)}
     assert gone == set(wanted)
+
+
+@pytest.mark.parametrize("code", Code)
+def test_only_what_may_pass_by_itself_is_tried_again(code: Code) -> None:
+    lifecycle = Lifecycle(retries=Retries(most=1, interval=10.0))
+    lifecycle.want({1: "files"}, now=0.0)
+
+    actions = lifecycle.failed(1, error_of(code, "no"), now=1.0)
+
+    passing = code in PASSING or code is Code.OK  # What has no code is UNKNOWN.
+    assert actions == ([WakeAt(11.0)] if passing else [])
+    assert lifecycle.versions[1].phase is (Phase.RETRYING if passing else Phase.ENDED)
+
+
+def test_what_failed_for_good_is_tried_again_when_its_files_change() -> None:
+    lifecycle = Lifecycle()
+    lifecycle.want({1: "broken"}, now=0.0)
+    lifecycle.failed(1, error_of(Code.DATA_LOSS, "cut off"), now=1.0)
+
+    assert lifecycle.want({1: "broken"}, now=2.0) == []
+    assert lifecycle.want({1: "mended"}, now=3.0) == [Load(1)]

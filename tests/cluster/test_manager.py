@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from shardserve.batching.errors import (
+    Aborted,
     Code,
     FailedPrecondition,
     InvalidArgument,
@@ -17,6 +18,7 @@ from shardserve.cluster.lifecycle import Phase, Retries
 from shardserve.cluster.manager import Manager
 from shardserve.cluster.model_config import All, ModelConfig
 from shardserve.cluster.model_options import ModelOptions
+from shardserve.cluster.model_views import warnings_of
 from shardserve.cluster.options import ManagerOptions
 from shardserve.cluster.versions import VersionId
 
@@ -212,3 +214,63 @@ async def test_every_change_is_told(tmp_path) -> None:
         Phase.UNLOADING,
         Phase.ENDED,
     ]
+
+
+async def test_a_newer_configuration_overtakes_one_that_is_still_waited_for(tmp_path) -> None:
+    manager = Manager(Deployer(), OPTIONS)
+    missing = model(tmp_path, "missing")
+    first = asyncio.ensure_future(manager.configure([missing]))
+    await until(lambda: manager.models.get("missing"))
+    await manager.configure([model(tmp_path, "there", 1)])
+    with pytest.raises(Aborted, match="another configuration"):
+        await first
+    assert available(manager) == {"missing": set(), "there": {1}}
+    assert not manager.models["missing"].is_configured
+    await manager.close()
+
+
+async def test_the_same_configuration_again_overtakes_nobody(tmp_path) -> None:
+    manager = Manager(Deployer(), OPTIONS)
+    missing = model(tmp_path, "missing")
+    both = [asyncio.ensure_future(manager.configure([missing])) for _ in range(2)]
+    await until(lambda: manager.models.get("missing"))
+    model(tmp_path, "missing", 1)
+    await manager.poll()
+    await asyncio.gather(*both)
+    await manager.close()
+
+
+async def test_a_reload_can_bring_a_version_and_its_label(tmp_path) -> None:
+    manager = Manager(Deployer(), OPTIONS)
+    await manager.configure([model(tmp_path, "a", 1, 2, labels={"stable": 2})])
+    both = model(tmp_path, "a", policy=All(), labels={"stable": 2, "old": 1})
+    await manager.configure([both])
+    assert manager.models["a"].labels == {"stable": 2, "old": 1}
+    await manager.close()
+
+
+async def test_a_model_that_failed_before_fails_no_later_configuration(tmp_path) -> None:
+    deployer = Deployer()
+    deployer.failing = {3: "no such table"}
+    manager = Manager(deployer, OPTIONS)
+    broken = model(tmp_path, "m", 3)
+    with pytest.raises(Unknown):
+        await manager.configure([broken])
+    await manager.configure([broken, model(tmp_path, "ok", 1)])
+    assert available(manager) == {"m": set(), "ok": {1}}
+    await manager.close()
+
+
+async def test_problems_and_attempts_that_failed_are_told_to_whoever_waits(tmp_path) -> None:
+    deployer = Deployer()
+    deployer.failing = {1: "not yet"}
+    options = ManagerOptions(retries=Retries(most=5, interval=1000.0), poll_seconds=0.0)
+    manager = Manager(deployer, options)
+    configs = [model(tmp_path, "missing"), model(tmp_path, "late", 1)]
+    configuring = asyncio.ensure_future(manager.configure(configs))
+    await until(lambda: len(warnings_of(manager.models)) == 2)
+    missing, late = warnings_of(manager.models)
+    assert str(tmp_path / "missing") in missing
+    assert late == "late version 1 cannot be loaded, and will be tried again: not yet"
+    configuring.cancel()
+    await manager.close()

@@ -7,6 +7,7 @@ import http.client
 import importlib.metadata
 import json
 import signal
+import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from tensorflow_serving.apis import (
 )
 
 from shardserve.cluster.cli import tensorflow_model_server
+from shardserve.cluster.ports import free_ports
 from tests.cluster.conftest import ssl_config_text
 from tests.cluster.servers import Server, model_server
 from tests.contract.models import export_half_plus_two
@@ -71,6 +73,20 @@ def test_what_keeps_it_from_serving_is_one_line_on_standard_output(
     assert out.startswith(f"Failed to start server. Error: {said}")
     assert out.count("\n") == 1
     assert err == ""
+
+
+def test_a_socket_on_which_somebody_listens_is_refused_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        port = f"--port={free_ports(1)[0]}"
+        assert run("--model_base_path=/m", port, f"--grpc_socket_path={path}") == 255
+
+    said = f"UNAVAILABLE: cannot listen on {path}: somebody else does"
+    assert capsys.readouterr().out == f"Failed to start server. Error: {said}\n"
 
 
 def test_a_value_that_is_none_ends_it_and_an_unknown_flag_does_not(

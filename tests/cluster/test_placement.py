@@ -13,6 +13,7 @@ from shardserve.cluster.placement import (
     assign_alike,
     bundle_for,
     bundles_for,
+    left_over,
     seats,
     shortage,
     shortage_of,
@@ -147,3 +148,14 @@ def test_each_seat_gets_a_bundle_like_the_one_it_needs(
 
     assert sorted(chosen.values()) == list(range(len(places)))
     assert all(bundles[chosen[seat]].gpus == gpus[seat.shard] for seat in places)
+
+
+def test_what_others_have_taken_is_not_there_for_the_next() -> None:
+    nodes = {"a": {"CPU": 4.0, "memory": 100.0, "GPU": 1.0}, "b": {"CPU": 4.0, "memory": 100.0}}
+    taken = [("a", Bundle(1.0, 70, gpus=1)), ("b", Bundle(0.5, 20)), ("gone", Bundle(1.0, 10))]
+
+    left = left_over(nodes, taken)
+
+    assert left == [{"CPU": 3.0, "memory": 30.0, "GPU": 0.0}, {"CPU": 3.5, "memory": 80.0}]
+    assert shortage(Bundle(0.1, 50), 1, left) is None
+    assert shortage(Bundle(0.1, 50), 2, left) is not None

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shardserve.batching.driver import BatchDevice
 from shardserve.batching.errors import InvalidArgument
-from shardserve.cluster.options import DoorOptions
-from shardserve.cluster.serving import load_servable
+from shardserve.cluster.loading import load_servable
+from shardserve.cluster.serving import Runtime
 from shardserve.router.servable import RequestContext
 from shardserve.router.session import StageThreads
 from shardserve.shards.cut.planning import plan_model
@@ -49,7 +50,7 @@ def options(tmp_path: Path, text: str = STAGES) -> PlanOptions:
 async def test_the_step_and_the_loop_answer_alike(encoder, tmp_path, text):
     plan = plan_model("m", 1, encoder, options(tmp_path, text))
     threads = StageThreads(2)
-    servable = load_servable(plan, [], threads, DoorOptions())
+    servable = load_servable(plan, [], Runtime(threads, BatchDevice(2)))
     x = np.random.default_rng(1).normal(size=(2, 9, WIDTH)).astype(np.float32)
     context = RequestContext("test", math.inf)
     stepped = await servable.run("encode", {"x": x}, ["output", "steps"], context)

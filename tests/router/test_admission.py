@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -14,9 +15,11 @@ from tensorflow_serving.apis import model_pb2, predict_pb2
 from shardserve.batching.errors import InvalidArgument, NotFound, Unavailable
 from shardserve.router.catalog import Catalog, Model, ModelSpec, State, Version
 from shardserve.router.handlers import Handlers
+from shardserve.router.logs import REQUEST_ID
 from shardserve.router.metrics import Metrics
 from shardserve.router.model_specs import peek_spec
 from shardserve.router.prediction import LARGE_REQUEST, RPCS, PredictionHandlers
+from shardserve.router.rest import Rest
 from shardserve.router.servable import Array, RequestContext, Signature, TensorInfo
 from shardserve.router.session import StageThreads
 
@@ -106,3 +109,34 @@ def test_the_model_that_a_request_begins_with_is_found(
 def test_any_bytes_begin_with_a_model_or_do_not(raw: bytes) -> None:
     assert peek_spec(raw) is None or isinstance(peek_spec(raw), ModelSpec)
     assert peek_spec(b"\x12" + raw) is None
+
+
+async def test_a_path_seen_before_is_refused_by_its_head_while_its_servable_refuses(
+    served: Handlers, draining: Draining
+) -> None:
+    metrics = Metrics(CollectorRegistry())
+    rest = Rest(served, metrics, timeout=5.0)
+    path = "/v1/models/m:predict"
+    assert rest.refusal("POST", path, {}) is None
+    answered = await rest.handle("POST", path, {}, b'{"instances": [1.0]}')
+    assert answered.status == 200
+    assert rest.refusal("POST", path, {}) is None
+    draining.stopped = True
+    refused = rest.refusal("POST", path, {REQUEST_ID: "mine"})
+    assert refused is not None
+    assert (refused.status, json.loads(refused.body)) == (
+        503,
+        {"error": "the server is shutting down"},
+    )
+    assert (REQUEST_ID, "mine") in refused.headers
+    assert b'request_count{model_name="m",status="UNAVAILABLE"} 1' in metrics.page([])
+
+
+async def test_what_asks_for_no_prediction_is_never_refused_by_its_head(
+    served: Handlers, draining: Draining
+) -> None:
+    rest = Rest(served, Metrics(CollectorRegistry()))
+    draining.stopped = True
+    for method, path in (("GET", "/v1/models/m"), ("POST", "/v1/models/other:predict")):
+        await rest.handle(method, path, {}, b'{"instances": [1.0]}')
+        assert rest.refusal(method, path, {}) is None

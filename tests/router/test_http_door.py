@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import itertools
 import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -49,6 +50,9 @@ class Echo:
             self.large.set()
             padding = b" " * (4 << 20)
         return Response(200, (("x-path", path),), json.dumps(text).encode() + padding)
+
+    def refusal(self, method: str, path: str, headers: Any) -> Response | None:
+        return None
 
     def refused(self, status: int, message: str) -> Response:
         return Response(status, (), message.encode())
@@ -224,6 +228,66 @@ async def test_who_waits_to_be_told_with_too_much_is_refused_at_once(door: HttpD
     head = b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 99999999\r\n\r\n"
     received = await talk(door.port, head)
     assert received.startswith(b"HTTP/1.1 413 ")
+
+
+class Refusing(Echo):
+    """Refuses by their heads requests for /busy."""
+
+    def refusal(self, method: str, path: str, headers: Any) -> Response | None:
+        if path != "/busy":
+            return None
+        given = headers.get("x-request-id") or ""
+        found = (("content-type", "application/json"), ("x-request-id", given))
+        return Response(503, found, b'{"error": "busy"}')
+
+
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_what_is_refused_by_its_head_leaves_the_others_in_order(data: st.DataObject) -> None:
+    busy = data.draw(st.lists(st.booleans(), min_size=1, max_size=6))
+    chunked = data.draw(st.lists(st.booleans(), min_size=len(busy), max_size=len(busy)))
+    sent = b"".join(map(_post, busy, chunked)) + get("/last", "connection: close")
+    places = sorted(data.draw(st.sets(st.integers(1, len(sent) - 1), max_size=8)))
+    pieces = [sent[a:b] for a, b in itertools.pairwise([0, *places, len(sent)])]
+
+    async def answered() -> list[Any]:
+        async with opened(Refusing()) as door:
+            return bodies(await talk(door.port, *pieces))
+
+    *replies, last = asyncio.run(answered())
+    assert last["path"] == "/last"
+    # What comes while another is being answered waits behind it, and is refused by nobody here.
+    assert replies[0] == {"error": "busy"} or not busy[0]
+    assert [reply.get("path", "/busy") for reply in replies] == [
+        "/busy" if one else "/idle" for one in busy
+    ]
+
+
+def _post(busy: bool, chunked: bool) -> bytes:
+    head = f"POST /{'busy' if busy else 'idle'} HTTP/1.1\r\nhost: x\r\n"
+    if chunked:
+        return f"{head}transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n".encode()
+    return f"{head}content-length: 3\r\n\r\nabc".encode()
+
+
+async def test_a_refused_client_may_ask_again_and_keeps_its_request_id() -> None:
+    async with opened(Refusing()) as door:
+        client = connection(door)
+
+        def ask(path: str) -> tuple[int, str | None, Any]:
+            client.request("POST", path, body=b"x" * 4096, headers={"x-request-id": "mine"})
+            reply = client.getresponse()
+            return reply.status, reply.headers["x-request-id"], json.loads(reply.read())
+
+        assert await in_thread(lambda: ask("/busy")) == (503, "mine", {"error": "busy"})
+        assert (await in_thread(lambda: ask("/idle")))[2]["path"] == "/idle"
+
+
+async def test_a_refused_client_that_wants_no_more_is_let_go() -> None:
+    async with opened(Refusing()) as door:
+        asked = b"POST /busy HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx"
+        received = await talk(door.port, asked)
+    assert received.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
 
 
 async def test_http_1_0_closes(door: HttpDoor) -> None:

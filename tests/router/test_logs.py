@@ -1,4 +1,4 @@
-"""Log lines go to standard error, wherever that is by then."""
+"""Log lines go to standard error, wherever that is by then, and are not too many."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 
+from shardserve.batching.errors import Code
 from shardserve.router import logs
 
 
@@ -33,3 +36,36 @@ def test_a_line_is_written_though_standard_error_was_replaced_and_closed(
     monkeypatch.setattr(sys, "stderr", second)
     log.info("two")
     assert json.loads(second.getvalue())["part"] == "a"
+
+
+@given(times=st.lists(st.floats(0.0, 10.0), max_size=60), most=st.integers(1, 5))
+def test_so_many_lines_a_second_are_written_and_the_others_are_counted(
+    times: list[float], most: int
+) -> None:
+    limit = logs.LineLimit(most)
+    written: list[float] = []
+    left_out = 0
+    for now in sorted(times):
+        if limit.may_write(now):
+            written.append(now)
+            left_out += limit.take_left_out().get("left_out", 0)
+    left_out += limit.take_left_out().get("left_out", 0)
+    assert len(written) + left_out == len(times)
+    for second in range(11):
+        came = sum(int(now) == second for now in times)
+        assert sum(int(now) == second for now in written) == min(came, most)
+
+
+@pytest.mark.usefixtures("unconfigured")
+def test_an_overloaded_server_writes_few_lines_about_what_it_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", seen)
+    monkeypatch.setattr(logs, "_LINES", logs.LineLimit(2))
+    monkeypatch.setattr(logs.time, "monotonic", lambda: 7.5)
+    logs.configure()
+    for code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.INTERNAL):
+        logs.request_failed(logs.logger(), "id", "m", "predict", code, "no", 0.5)
+    lines = [json.loads(line)["code"] for line in seen.getvalue().splitlines()]
+    assert lines == ["UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL"]

@@ -38,8 +38,8 @@ def test_what_is_written_is_read_in_order_over_all_files(
 
 def test_a_disk_that_fails_drops_records_and_stops_nobody(tmp_path) -> None:
     prefix = tmp_path / "gone" / "requests"
+    prefix.parent.write_bytes(b"a file where a directory should be")
     writer = PredictionLogWriter(prefix)
-    prefix.parent.rmdir()
     writer.write(log("a").SerializeToString)
     writer.close()
     assert not writer.write(log("b").SerializeToString)

@@ -70,6 +70,15 @@ STEPS: dict[str, Callable[[Any], Any]] = {
     "number of rows": lambda t: t * tf.cast(tf.shape(t)[0], tf.float32),
     "ones of its shape": lambda t: tf.fill(tf.shape(t), 2.0) + t,
     "as text": lambda t: tf.strings.to_number(tf.strings.as_string(t)),
+    "parts of text": lambda t: (
+        tf.strings.to_number(
+            tf.strings.substr(
+                tf.strings.as_string(t, precision=1), np.int32([[0]]), np.int32([[3]])
+            )
+        )
+        if t.shape.rank == 2
+        else t
+    ),
     "in a loop": lambda t: tf.while_loop(lambda i, u: i < 2, lambda i, u: (i + 1, u * 2), (0, t))[
         1
     ],
@@ -134,7 +143,7 @@ JOINING = (
     "relu", "add a row", "less its mean", "double", "flatten", "flatten by shape", "split rows",
     "more axes", "turned inside", "softmax", "summed", "running sum inside", "first column",
     "times a kernel", "einsum", "tiled", "padded", "best", "gathered", "one hot", "as text",
-    "ones of its shape", "where", "packed", "parted",
+    "ones of its shape", "where", "packed", "parted", "parts of text",
 )  # fmt: skip
 
 
