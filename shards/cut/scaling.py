@@ -92,7 +92,7 @@ class ScalingFinder:
         if value is None or value.any():
             return False
         if shape is None or value.ndim > len(shape):
-            return value.ndim == 0
+            return bool(value.ndim == 0)
         trailing = shape[len(shape) - value.ndim :]
         return all(mine in (1, its) for mine, its in zip(value.shape, trailing, strict=True))
 
