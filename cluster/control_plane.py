@@ -30,6 +30,7 @@ from shardserve.cluster.router_metrics import RouterMetrics
 from shardserve.cluster.router_watch import RouterWatch
 from shardserve.cluster.run import Run
 from shardserve.cluster.site import Site
+from shardserve.router.tls import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,11 @@ class ControlPlane:
         except ServingError as error:
             return failure_of(error)
         return None
+
+    @property
+    def tls(self) -> Tls | None:
+        """What the routers' doors show clients and ask of them."""
+        return self._run.application.doors.tls if self._run.application is not None else None
 
     def router_failed(self, failure: Failure) -> None:
         """A router cannot start; that is the end of a start."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shardserve.cluster.stream_actor import ActorProcess
     from shardserve.cluster.table import RoutingTable
     from shardserve.cluster.versions import VersionId
+    from shardserve.router.tls import Tls
     from shardserve.shards.address import Address
     from shardserve.shards.measures import Measure
     from shardserve.shards.model import ModelPlan
@@ -72,6 +73,10 @@ class Controller:
     async def secret(self) -> bytes:
         """The cluster's secret."""
         return self._secret
+
+    async def tls(self) -> Tls | None:
+        """What the doors show clients and ask of them, the key too; None for doors in the clear."""
+        return self._plane.tls
 
     async def wait_for_catalog(self, router: str, known: int, report: RouterReport) -> CatalogTable:
         """As `wait_for_table`. A router says by it that it is there, and what it has."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shardserve.batching.errors import InvalidArgument
@@ -131,6 +131,10 @@ class Application:
     is_guest: bool
     plan: PlanOptions = PlanOptions()  # noqa: RUF009 (frozen)
     warm_up: WarmUpOptions = WarmUpOptions()  # noqa: RUF009 (frozen)
+
+    def without_key(self) -> Application:
+        """As Serve is told of it, which keeps what it is told: without the doors' certificate."""
+        return replace(self, doors=replace(self.doors, tls=None))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -62,7 +63,8 @@ class Router:
         from shardserve.cluster.serving import Serving, start_runtime  # noqa: PLC0415
 
         secret = await self._controller.secret.remote()
-        runtime = start_runtime(application.doors, application.plan, application.warm_up, self._id)
+        doors = replace(application.doors, tls=await self._controller.tls.remote())
+        runtime = start_runtime(doors, application.plan, application.warm_up, self._id)
         self._metrics = runtime.metrics
         self._changed = asyncio.Event()
         self._models = RouterModels(

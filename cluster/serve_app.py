@@ -39,7 +39,7 @@ def deploy(application: Application) -> None:
         logging_config=_LOGGING,
     )
     serve.run(
-        deployment.bind(application),
+        deployment.bind(application.without_key()),
         name=application.name,
         route_prefix="/",
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,16 @@ import pytest
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.cluster.model_config import ModelConfig
-from shardserve.cluster.options import DoorOptions, Engine, Models, RayOptions, ServeOptions, check
+from shardserve.cluster.options import (
+    Application,
+    DoorOptions,
+    Engine,
+    Models,
+    RayOptions,
+    ServeOptions,
+    check,
+)
+from shardserve.router.tls import Tls
 
 GOOD = ServeOptions(Models((ModelConfig("dlrm", Path("/models/dlrm")),)))
 
@@ -45,3 +55,13 @@ def test_the_local_engine_has_no_ingress_to_collide_with() -> None:
 
 def test_a_socket_alone_is_something_to_serve_on() -> None:
     check(replace(GOOD, doors=DoorOptions(grpc_port=0, grpc_socket="/run/model.sock")))
+
+
+def test_what_serve_keeps_of_an_application_has_no_key() -> None:
+    doors = DoorOptions(tls=Tls(b"a secret", b"a certificate"))
+    application = Application("run", "run", doors, RayOptions(), is_guest=False)
+
+    kept = application.without_key()
+
+    assert b"a secret" not in pickle.dumps(kept)
+    assert replace(kept, doors=doors) == application
