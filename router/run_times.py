@@ -27,8 +27,9 @@ MAX_SHAPES = 256
 #: Runs that a stage is away from the event loop for after one there was long, at first and at most.
 LEAST_AWAY, MOST_AWAY = 64, 1 << 14
 
-#: Brief runs on the event loop that make up for a long one.
-FORGIVEN_AFTER = 1024
+#: Brief runs on the event loop that make up for a long one. On a machine that has more to do than
+#: it has cores, one in a thousand waits for a core, whatever it does.
+FORGIVEN_AFTER = 512
 
 #: The weight of the latest run in the average.
 _LATEST = 1 / 8
@@ -85,7 +86,6 @@ class Away:
             self._left -= 1
 
     def was_long(self) -> None:
-        self._brief = 0
         self._left = self._next
         self._next = min(2 * self._next, MOST_AWAY)
 
