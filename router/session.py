@@ -21,6 +21,7 @@ from tensorflow.core.protobuf import config_pb2
 
 from shardserve.batching.errors import DeadlineExceeded, InvalidArgument, Unavailable, error_of
 from shardserve.router.brief import Average, RunTimes, takes_time_by_shapes
+from shardserve.router.rewrites import limit_rewrites
 from shardserve.router.servable import Array, RequestContext
 
 #: How long a thread may keep the others from running Python. A stage that is done otherwise waits
@@ -239,7 +240,9 @@ class TensorFlowRunner:
         self.functions_by_shapes: Set[str] = frozenset()
         #: Whether a stage runs on the thread that calls, so that its time is that thread's.
         self._runs_on_caller = parallelism.inter_op_threads < 0
-        self.session = tf.compat.v1.Session(graph=self.graph, config=parallelism.config())
+        config = parallelism.config()
+        limit_rewrites(config, self.graph.num_operations())
+        self.session = tf.compat.v1.Session(graph=self.graph, config=config)
         self._stages: weakref.WeakSet[Stage] = weakref.WeakSet()
 
     def make_callable(
