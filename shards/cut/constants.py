@@ -28,9 +28,8 @@ def share_constants(graph_def: graph_pb2.GraphDef) -> None:
             shared[node.name] = kept
     for node in graph_def.node if shared else ():
         for place, name in enumerate(node.input):
-            kept = shared.get(name.removesuffix(":0"))
-            if kept is not None:
-                node.input[place] = kept
+            if (source := name.removesuffix(":0")) in shared:
+                node.input[place] = shared[source]
 
 
 def _small_constants(graph_def: graph_pb2.GraphDef) -> Iterator[node_def_pb2.NodeDef]:
