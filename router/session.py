@@ -21,6 +21,7 @@ from tensorflow.core.protobuf import config_pb2
 
 from shardserve.batching.errors import DeadlineExceeded, InvalidArgument, Unavailable, error_of
 from shardserve.router.brief import run_on_caller, takes_time_by_shapes
+from shardserve.router.rewrites import limit_rewrites
 from shardserve.router.run_times import Runs, RunTimes
 from shardserve.router.servable import Array, RequestContext
 
@@ -238,7 +239,9 @@ class TensorFlowRunner:
         self.graph = graph if graph is not None else tf.Graph()
         #: Functions of the graph whose time is known to depend on shapes alone; see `brief`.
         self.functions_by_shapes: Set[str] = frozenset()
-        self.session = tf.compat.v1.Session(graph=self.graph, config=parallelism.config())
+        config = parallelism.config()
+        limit_rewrites(config, self.graph.num_operations())
+        self.session = tf.compat.v1.Session(graph=self.graph, config=config)
         #: Whether a stage runs on the thread that calls, so that its time is that thread's.
         self._runs_on_caller = parallelism.inter_op_threads < 0 and run_on_caller(
             device.device_type for device in self.session.list_devices()

@@ -13,6 +13,7 @@ from shardserve.batching.errors import InvalidArgument
 from shardserve.batching.memory import collections_paused
 from shardserve.shards.cut.call_outs import CallOut
 from shardserve.shards.cut.calling import add_call_outs
+from shardserve.shards.cut.constants import share_constants
 from shardserve.shards.cut.decided import CutRule, CutTable, Decided, WholeVariable, by_output
 from shardserve.shards.cut.deciding import Decider
 from shardserve.shards.cut.graph import Graph, split
@@ -76,6 +77,8 @@ class CutModel:
         `loops` that could be lifted, but with `whole_loops`.
         """
         definition = self.inlined.signatures[signature]
+        if not self.stepped and set(outputs) == set(definition.outputs):
+            return self.programs[signature]
         return plan_program(
             self._graph,
             {alias: info.name for alias, info in definition.inputs.items()},
@@ -183,6 +186,7 @@ def cut_saved_model(
 def _assembled(decided: Decided, graph_def: graph_pb2.GraphDef) -> CutModel:
     lookups, gated = decided.lookups, decided.gated
     calls: dict[str, AnyCall] = {**lookups, **gated.by_output}
+    share_constants(graph_def)
     graph = Graph(graph_def)
     programs = {
         name: plan_program(
