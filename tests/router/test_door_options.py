@@ -76,6 +76,25 @@ def test_a_socket_of_somebody_else_or_what_is_no_socket_is_left_alone(tmp_path: 
     assert file.read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [(socket.SOCK_STREAM, "somebody else does"), (socket.SOCK_DGRAM, "wrong type")],
+    ids=["busy", "of datagrams"],
+)
+def test_a_socket_is_replaced_only_where_nobody_can_be_listening(
+    tmp_path: Path, kind: socket.SocketKind, named: str
+) -> None:
+    path = str(tmp_path / "taken")
+    with socket.socket(socket.AF_UNIX, kind) as other, socket.socket(socket.AF_UNIX, kind) as first:
+        other.bind(path)
+        if kind is socket.SOCK_STREAM:
+            other.listen(0)
+            first.connect(path)
+        with pytest.raises(Unavailable, match=f"{path}: .*{named}"):
+            claim_socket(path)
+    assert Path(path).is_socket()
+
+
 async def test_a_socket_whose_directory_is_not_there_is_named(
     prediction: PredictionHandlers, tmp_path: Path
 ) -> None:
