@@ -15,10 +15,11 @@ from prometheus_client import CollectorRegistry
 
 from shardserve.batching.errors import Code, InvalidArgument, NotFound, ServingError, Unavailable
 from shardserve.router.catalog import Catalog, Model, ModelSpec, State, Version
+from shardserve.router.content_codings import MAX_INFLATED, takes_gzip
 from shardserve.router.handlers import Handlers
 from shardserve.router.metric_snapshot import summed
 from shardserve.router.metrics import Metrics
-from shardserve.router.rest import MAX_INFLATED, MONITORING_PATH, Response, Rest
+from shardserve.router.rest import MONITORING_PATH, Response, Rest
 from shardserve.router.routes import Route, route
 from shardserve.router.servable import Array, RequestContext, Signature, TensorInfo
 from shardserve.router.session import StageThreads
@@ -183,6 +184,30 @@ async def test_a_body_that_cannot_be_inflated_counts_as_empty(rest: Rest, body: 
     response, reply = await ask(rest, "POST", PREDICT, body, {"content-encoding": "gzip"})
     assert response.status == 400
     assert reply == {"error": "JSON Parse error: The document is empty."}
+
+
+@pytest.mark.parametrize(
+    ("accepted", "taken"),
+    [
+        (None, False),
+        ("gzip", True),
+        ("x-gzip", True),
+        ("deflate, GZIP ; q=0.5", True),
+        ("*", True),
+        ("identity, br", False),
+        ("gzip;q=0", False),
+        ("gzip;q=0.0", False),
+        ("gzip; q=0.000, *", False),
+        ("*;q=0, gzip", True),
+        ("gzip;q=1, *;q=0", True),
+        ("*;q=0", False),
+        ("gzip;q=high", False),
+    ],
+)
+def test_who_takes_gzip_is_told_by_the_most_specific_quality(
+    accepted: str | None, taken: bool
+) -> None:
+    assert takes_gzip(accepted) is taken
 
 
 async def test_a_sane_request_id_is_kept_and_another_replaced(rest: Rest) -> None:
