@@ -15,7 +15,7 @@ import functools
 import math
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import (
@@ -24,9 +24,8 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from shardserve.router.limited import Answers
 from shardserve.router.listening import ANY_HOST, BACKLOG, listen
-from shardserve.router.rest import Response
+from shardserve.router.rest import RequestHeaders, Response
 from shardserve.router.tls import Tls
 from shardserve.router.tls_context import server_context
 
@@ -42,6 +41,18 @@ BODY_SECONDS = 60.0
 
 #: Requests that take longer than this many seconds are watched for their client going away.
 WATCH_AFTER = 0.25
+
+
+class Answers(Protocol):
+    """What a door needs of `router.rest.Rest`."""
+
+    async def handle(
+        self, method: str, path: str, headers: RequestHeaders, body: bytes
+    ) -> Response: ...
+
+    def refusal(self, method: str, path: str, headers: RequestHeaders) -> Response | None: ...
+
+    def refused(self, status: int, message: str) -> Response: ...
 
 
 class HttpDoor:

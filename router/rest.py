@@ -24,6 +24,7 @@ from shardserve.router.routes import PREFIX, Route, route
 from shardserve.router.servable import RequestContext
 from shardserve.router.status_codes import HTTP_STATUS
 from shardserve.router.tracing import Ended, TracedContext, Traces, traced
+from shardserve.router.turns import Turns
 
 MONITORING_PATH = "/monitoring/prometheus/metrics"
 
@@ -59,6 +60,7 @@ class Rest:
         *,
         cors: bool = False,
         compress_from: int | None = None,
+        most: int | None = None,
         traces: Traces | None = None,
     ) -> None:
         """`timeout` is in seconds. The metrics page is of what is `collected`, of all routers, or
@@ -66,7 +68,8 @@ class Rest:
         read replies.
 
         Replies of at least `compress_from` bytes are compressed for clients that take gzip; None
-        compresses nothing. `traces` are told of requests.
+        compresses nothing. Of predictions, at `most` so many are answered at a time; others
+        wait, within their own time. `traces` are told of requests.
         """
         self._handlers = handlers
         self._metrics = metrics
@@ -77,6 +80,7 @@ class Rest:
         self._traces = traces
         self._always = (*_JSON, *(_CORS if cors else ()))
         self._compress_from = compress_from
+        self._turns = None if most is None else Turns(most)
         self._openapi = openapi()
         self._is_draining = False
         self._log = logs.logger(entrypoint="REST")
@@ -150,6 +154,14 @@ class Rest:
             return self._handlers.status_json(asked.spec)
         if asked.action == "metadata":
             return self._handlers.metadata_json(asked.spec)
+        if self._turns is None:
+            return await self._predict(asked, exchange.context, headers, body)
+        async with self._turns.taken(exchange.context.deadline):
+            return await self._predict(asked, exchange.context, headers, body)
+
+    async def _predict(
+        self, asked: Route, context: RequestContext, headers: RequestHeaders, body: bytes
+    ) -> bytes:
         if "gzip" in (headers.get("content-encoding") or "").lower():
             body = await asyncio.to_thread(inflated, body)
         answer = {
@@ -157,7 +169,7 @@ class Rest:
             "classify": self._handlers.examples.classify_json,
             "regress": self._handlers.examples.regress_json,
         }[asked.action]
-        return await answer(asked.spec, body, exchange.context)
+        return await answer(asked.spec, body, context)
 
     async def _compressed(self, headers: RequestHeaders, response: Response) -> Response:
         if self._compress_from is None or len(response.body) < self._compress_from:
