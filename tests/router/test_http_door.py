@@ -367,7 +367,9 @@ async def test_a_refused_body_that_does_not_come_is_not_waited_for() -> None:
 async def test_an_endless_body_that_is_answered_early_is_cut_off(
     path: str, head: bytes, status: int
 ) -> None:
-    async with opened(Refusing(), ClientBounds(body=1 << 10, linger_seconds=0.01)) as door:
+    async with opened(
+        Refusing(), ClientBounds(1 << 10, idle_seconds=600, linger_seconds=0.01)
+    ) as door:
         reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
         writer.write(b"POST %b HTTP/1.1\r\n%b\r\n\r\n800\r\n" % (path.encode(), head))
         writer.write(b"x" * 0x800)
