@@ -6,7 +6,6 @@ from shardserve.cluster.options import DoorOptions
 from shardserve.router.grpc_door import GrpcDoor, GrpcOptions
 from shardserve.router.handlers import HandlerOptions
 from shardserve.router.http_door import HttpDoor
-from shardserve.router.limited import LimitedRest
 from shardserve.router.prediction import PredictionHandlers
 from shardserve.router.profiler import Profiler
 from shardserve.router.rest import Rest
@@ -22,9 +21,7 @@ def doors_of(options: DoorOptions, rest: Rest, prediction: PredictionHandlers) -
     """Those to be opened; each still shut."""
     doors: list[Door] = []
     if options.rest_port:
-        most = options.rest_max_requests
-        answers = rest if most is None else LimitedRest(rest, most)
-        doors.append(HttpDoor(answers, options.host, options.rest_port, tls=options.tls))
+        doors.append(HttpDoor(rest, options.host, options.rest_port, tls=options.tls))
     if options.grpc_port or options.grpc_socket:
         profiler = Profiler() if options.profiler else None
         wanted = grpc_options(options)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from shardserve.batching.errors import ServingError
 from shardserve.router import logs
-from shardserve.router.http_door import MAX_BODY
+from shardserve.router.http_application import MAX_BODY
 from shardserve.router.prediction import RPCS, PredictionHandlers
 from shardserve.router.rest import Rest
 from shardserve.router.servable import RequestContext

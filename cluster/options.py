@@ -72,7 +72,8 @@ class DoorOptions:
     `session_config` is a serialised `tensorflow.ConfigProto` that they and others are set in.
     `grpc_socket` is the path of a Unix socket besides the port, "" for none. With `tls` all
     doors ask for it. `grpc_max_rpcs` and `rest_max_requests` bound what is answered at the same
-    time: gRPC refuses what is more, REST lets it wait. `grpc_channel_arguments` are gRPC's own.
+    time: gRPC refuses what is more, REST lets predictions wait. `grpc_channel_arguments` are
+    gRPC's own.
     `cors` and `compress_from` are as for `router.rest.Rest`, `tensor_content` and
     `check_method_names` as for `router.handlers.HandlerOptions`. Traces go to `trace_endpoint`, if
     there is one; with `profiler` TensorFlow's own profiler is served over gRPC.

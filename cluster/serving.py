@@ -137,6 +137,7 @@ class Serving:
             collected,
             cors=options.cors,
             compress_from=options.compress_from,
+            most=options.rest_max_requests,
             traces=self._traces,
         )
         self.prediction = PredictionHandlers(self._handlers, metrics, reload, self._traces)

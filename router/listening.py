@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import stat
 from pathlib import Path
@@ -39,7 +41,7 @@ def listen(host: str, port: int) -> socket.socket:
 def claim_socket(path: str) -> None:
     """Make sure that a Unix socket can be made at `path`: what an ended server left there goes.
 
-    Raises Unavailable if somebody listens there, or something else than a socket is there.
+    Raises Unavailable if somebody listens there or may do so, or what is there is no socket.
     """
     try:
         kind = Path(path).lstat().st_mode
@@ -50,6 +52,11 @@ def claim_socket(path: str) -> None:
     if not stat.S_ISSOCK(kind):
         raise Unavailable(f"cannot listen on {path}: it is there, and is no socket")
     with socket.socket(socket.AF_UNIX) as probe:
-        if probe.connect_ex(path) == 0:
-            raise Unavailable(f"cannot listen on {path}: somebody else does")
+        # Its backlog may be full, which must not make us wait.
+        probe.setblocking(False)
+        found = probe.connect_ex(path)
+    if found in (0, errno.EAGAIN):
+        raise Unavailable(f"cannot listen on {path}: somebody else does")
+    if found not in (errno.ECONNREFUSED, errno.ENOENT):
+        raise Unavailable(f"cannot listen on {path}: {os.strerror(found)}")
     Path(path).unlink(missing_ok=True)

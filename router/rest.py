@@ -6,12 +6,12 @@ import asyncio
 import gzip
 import re
 import time
-import zlib
 from dataclasses import dataclass
 from typing import Protocol
 
 from shardserve.batching.errors import Cancelled, Code, Internal, ServingError, Unavailable
 from shardserve.router import logs
+from shardserve.router.content_codings import inflated, takes_gzip
 from shardserve.router.handlers import Handlers
 from shardserve.router.json_encode import encode_error
 from shardserve.router.metric_page import CONTENT_TYPE, page
@@ -24,14 +24,9 @@ from shardserve.router.routes import PREFIX, Route, route
 from shardserve.router.servable import RequestContext
 from shardserve.router.status_codes import HTTP_STATUS
 from shardserve.router.tracing import Ended, TracedContext, Traces, traced
+from shardserve.router.turns import Turns
 
 MONITORING_PATH = "/monitoring/prometheus/metrics"
-
-#: Paths whose meaning is remembered.
-MAX_ROUTES = 256
-
-#: Bytes that a compressed body may become.
-MAX_INFLATED = 100_000_000
 
 TIMEOUT_SECONDS = 30.0
 
@@ -65,6 +60,7 @@ class Rest:
         *,
         cors: bool = False,
         compress_from: int | None = None,
+        most: int | None = None,
         traces: Traces | None = None,
     ) -> None:
         """`timeout` is in seconds. The metrics page is of what is `collected`, of all routers, or
@@ -72,7 +68,8 @@ class Rest:
         read replies.
 
         Replies of at least `compress_from` bytes are compressed for clients that take gzip; None
-        compresses nothing. `traces` are told of requests.
+        compresses nothing. Of predictions, at `most` so many are answered at a time; others
+        wait, within their own time. `traces` are told of requests.
         """
         self._handlers = handlers
         self._metrics = metrics
@@ -83,10 +80,9 @@ class Rest:
         self._traces = traces
         self._always = (*_JSON, *(_CORS if cors else ()))
         self._compress_from = compress_from
+        self._turns = None if most is None else Turns(most)
         self._openapi = openapi()
         self._is_draining = False
-        #: Of POST requests, by path, as they came.
-        self._routes: dict[str, Route] = {}
         self._log = logs.logger(entrypoint="REST")
 
     async def handle(
@@ -109,7 +105,7 @@ class Rest:
             exchange.trace(method, path)
         snapshot = self._handlers.catalog.enter()
         try:
-            exchange.route = self._route(method, path)
+            exchange.route = route(method, path)
             reply = await self._answer(exchange, headers, body)
         except ServingError as error:
             return self._failed(exchange, error)
@@ -135,12 +131,9 @@ class Rest:
         """
         if method != "POST":
             return None
-        asked = self._routes.get(path)
-        if asked is None:
-            return None
-        deadline = time.monotonic() + self._timeout
         try:
-            self._handlers.steps.admit(asked.spec, deadline)
+            asked = route(method, path)
+            self._handlers.steps.admit(asked.spec, time.monotonic() + self._timeout)
         except Unavailable as error:
             exchange = _Exchange(headers, 0.0)
             exchange.route = asked
@@ -156,15 +149,6 @@ class Rest:
         self._metrics.request("", "", "REST", Code.INVALID_ARGUMENT, 0.0)
         return Response(status, self._always, encode_error(message))
 
-    def _route(self, method: str, path: str) -> Route:
-        found = route(method, path)
-        if method == "POST":
-            # Clients choose the paths.
-            if len(self._routes) >= MAX_ROUTES:
-                self._routes.clear()
-            self._routes[path] = found
-        return found
-
     async def _answer(self, exchange: _Exchange, headers: RequestHeaders, body: bytes) -> bytes:
         asked = exchange.route
         assert asked is not None
@@ -172,19 +156,27 @@ class Rest:
             return self._handlers.status_json(asked.spec)
         if asked.action == "metadata":
             return self._handlers.metadata_json(asked.spec)
+        if self._turns is None:
+            return await self._predict(asked, exchange.context, headers, body)
+        async with self._turns.taken(exchange.context.deadline):
+            return await self._predict(asked, exchange.context, headers, body)
+
+    async def _predict(
+        self, asked: Route, context: RequestContext, headers: RequestHeaders, body: bytes
+    ) -> bytes:
         if "gzip" in (headers.get("content-encoding") or "").lower():
-            body = await asyncio.to_thread(_inflated, body)
+            body = await asyncio.to_thread(inflated, body)
         answer = {
             "predict": self._handlers.predict_json,
             "classify": self._handlers.examples.classify_json,
             "regress": self._handlers.examples.regress_json,
         }[asked.action]
-        return await answer(asked.spec, body, exchange.context)
+        return await answer(asked.spec, body, context)
 
     async def _compressed(self, headers: RequestHeaders, response: Response) -> Response:
         if self._compress_from is None or len(response.body) < self._compress_from:
             return response
-        if not _takes_gzip(headers.get("accept-encoding")):
+        if not takes_gzip(headers.get("accept-encoding")):
             return response
         body = await asyncio.to_thread(gzip.compress, response.body, _QUICK, mtime=0)
         added = (("content-encoding", "gzip"), ("vary", "accept-encoding"))
@@ -293,22 +285,3 @@ _ORIGIN = re.compile(r"https?://", re.IGNORECASE)
 
 #: A level of compression that costs less than sending what it saves.
 _QUICK = 1
-
-
-def _takes_gzip(accepted: str | None) -> bool:
-    """Whether gzip is among a client's codings, and not with a quality of zero."""
-    for coding in (accepted or "").lower().split(","):
-        name, _, quality = coding.partition(";")
-        if name.strip() in ("gzip", "x-gzip", "*"):
-            return quality.replace(" ", "").rstrip("0").rstrip(".") != "q="
-    return False
-
-
-def _inflated(body: bytes) -> bytes:
-    """The body decompressed; empty, as in the original, if that cannot be done."""
-    inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-    try:
-        inflated = inflater.decompress(body, MAX_INFLATED)
-    except zlib.error:
-        return b""
-    return inflated if inflater.eof else b""

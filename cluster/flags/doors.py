@@ -53,7 +53,11 @@ class DoorFlags:
     ] = None
     rest_api_num_threads: Annotated[
         int | None,
-        flag("REST requests that are answered at a time; others wait.", min=1, show_default="all"),
+        flag(
+            "Predictions over REST that are answered at a time; others wait.",
+            min=1,
+            show_default="all",
+        ),
     ] = None
     grpc_max_threads: Annotated[
         int | None,

@@ -113,7 +113,7 @@ def test_any_bytes_begin_with_a_model_or_do_not(raw: bytes) -> None:
     assert peek_spec(b"\x12" + raw) is None
 
 
-async def test_a_path_seen_before_is_refused_by_its_head_while_its_servable_refuses(
+async def test_a_prediction_is_refused_by_its_head_while_its_servable_refuses(
     served: Handlers, draining: Draining
 ) -> None:
     metrics = Metrics(CollectorRegistry())
@@ -125,13 +125,14 @@ async def test_a_path_seen_before_is_refused_by_its_head_while_its_servable_refu
     assert rest.refusal("POST", path, {}) is None
     draining.stopped = True
     refused = rest.refusal("POST", path, {REQUEST_ID: "mine"})
+    assert rest.refusal("POST", "/v1/models/m/versions/1:predict", {}) is not None
     assert refused is not None
     assert (refused.status, json.loads(refused.body)) == (
         503,
         {"error": "the server is shutting down"},
     )
     assert (REQUEST_ID, "mine") in refused.headers
-    assert b'request_count{model_name="m",status="UNAVAILABLE"} 1' in metrics.page([])
+    assert b'request_count{model_name="m",status="UNAVAILABLE"} 2' in metrics.page([])
 
 
 async def test_a_model_on_trial_is_not_refused_by_its_head_while_its_newest_version_refuses(
@@ -178,6 +179,10 @@ async def test_what_asks_for_no_prediction_is_never_refused_by_its_head(
 ) -> None:
     rest = Rest(served, Metrics(CollectorRegistry()))
     draining.stopped = True
-    for method, path in (("GET", "/v1/models/m"), ("POST", "/v1/models/other:predict")):
+    for method, path in (
+        ("GET", "/v1/models/m"),
+        ("POST", "/v1/models/other:predict"),
+        ("POST", "/v1/m"),
+    ):
         await rest.handle(method, path, {}, b'{"instances": [1.0]}')
         assert rest.refusal(method, path, {}) is None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -15,11 +13,9 @@ from prometheus_client import CollectorRegistry
 from shardserve.batching.errors import Unavailable
 from shardserve.router.grpc_door import GrpcDoor, GrpcOptions
 from shardserve.router.handlers import Handlers
-from shardserve.router.limited import LimitedRest
 from shardserve.router.listening import claim_socket
 from shardserve.router.metrics import Metrics
 from shardserve.router.prediction import PredictionHandlers
-from shardserve.router.rest import Response
 
 
 @pytest.fixture
@@ -76,6 +72,25 @@ def test_a_socket_of_somebody_else_or_what_is_no_socket_is_left_alone(tmp_path: 
     assert file.read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [(socket.SOCK_STREAM, "somebody else does"), (socket.SOCK_DGRAM, "wrong type")],
+    ids=["busy", "of datagrams"],
+)
+def test_a_socket_is_replaced_only_where_nobody_can_be_listening(
+    tmp_path: Path, kind: socket.SocketKind, named: str
+) -> None:
+    path = str(tmp_path / "taken")
+    with socket.socket(socket.AF_UNIX, kind) as other, socket.socket(socket.AF_UNIX, kind) as first:
+        other.bind(path)
+        if kind is socket.SOCK_STREAM:
+            other.listen(0)
+            first.connect(path)
+        with pytest.raises(Unavailable, match=f"{path}: .*{named}"):
+            claim_socket(path)
+    assert Path(path).is_socket()
+
+
 async def test_a_socket_whose_directory_is_not_there_is_named(
     prediction: PredictionHandlers, tmp_path: Path
 ) -> None:
@@ -109,40 +124,3 @@ async def test_rpcs_beyond_the_bound_are_refused(prediction: PredictionHandlers)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         watch.cancel()
     await door.stop(grace=0.0)
-
-
-class Gate:
-    """A REST API that answers when it is let."""
-
-    def __init__(self) -> None:
-        self.under_way = 0
-        self.most = 0
-        self.turns: asyncio.Queue[None] = asyncio.Queue()
-
-    async def handle(self, method: str, path: str, headers: Any, body: bytes) -> Response:
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
-        try:
-            await self.turns.get()
-        finally:
-            self.under_way -= 1
-        return Response(200, (), path.encode())
-
-    def refused(self, status: int, message: str) -> Response:
-        return Response(status, (), message.encode())
-
-
-async def test_rest_requests_beyond_the_bound_wait_and_one_that_is_cancelled_goes() -> None:
-    gate = Gate()
-    limited = LimitedRest(gate, 2)
-    asked = [asyncio.create_task(limited.handle("GET", f"/{i}", {}, b"")) for i in range(5)]
-    asked[0].cancel()
-    asked[3].cancel()
-    for _ in range(3):
-        gate.turns.put_nowait(None)
-
-    answers = await asyncio.gather(*asked, return_exceptions=True)
-
-    assert [getattr(one, "body", None) for one in answers] == [None, b"/1", b"/2", None, b"/4"]
-    assert gate.most <= 2
-    assert limited.refused(413, "long") == Response(413, (), b"long")

@@ -7,24 +7,29 @@ import contextlib
 import http.client
 import itertools
 import json
+import runpy
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shardserve.batching.errors import Unavailable
-from shardserve.router import http_door
+from shardserve.router import http_protocol
 from shardserve.router.handlers import Handlers
+from shardserve.router.http_application import ClientBounds
 from shardserve.router.http_door import HttpDoor
 from shardserve.router.listening import listen
 from shardserve.router.metrics import Metrics
 from shardserve.router.rest import Response, Rest
 
 MAX_BODY = 1 << 20
+BOUNDS = ClientBounds(body=MAX_BODY)
 
 PREDICT = "/v1/models/half_plus_two:predict"
 BODY = b'{"instances": [1, 2, 5]}'
@@ -35,6 +40,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.padding = 4 << 20
         self.cancelled = asyncio.Event()
         self.waiting = asyncio.Event()
         self.large = asyncio.Event()
@@ -48,7 +54,7 @@ class Echo:
         padding = b""
         if path == "/large":
             self.large.set()
-            padding = b" " * (4 << 20)
+            padding = b" " * self.padding
         return Response(200, (("x-path", path),), json.dumps(text).encode() + padding)
 
     def refusal(self, method: str, path: str, headers: Any) -> Response | None:
@@ -67,8 +73,10 @@ class Echo:
 
 
 @contextlib.asynccontextmanager
-async def opened(rest: Any, **options: Any) -> AsyncIterator[HttpDoor]:
-    door = HttpDoor(rest, "127.0.0.1", max_body=MAX_BODY, **options)
+async def opened(
+    rest: Any, bounds: ClientBounds = BOUNDS, **options: Any
+) -> AsyncIterator[HttpDoor]:
+    door = HttpDoor(rest, "127.0.0.1", bounds=bounds, **options)
     await door.start()
     try:
         yield door
@@ -94,9 +102,17 @@ async def talk(port: int, *pieces: bytes) -> bytes:
         writer.write(piece)
         await writer.drain()
         await asyncio.sleep(0)
-    received = await reader.read()
+    received = await asyncio.wait_for(reader.read(), 60)
     writer.close()
     return received
+
+
+async def write_on(writer: asyncio.StreamWriter, piece: bytes) -> None:
+    """Until the connection breaks."""
+    while True:
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0)
 
 
 def get(path: str, *headers: str) -> bytes:
@@ -233,12 +249,20 @@ async def test_who_waits_to_be_told_with_too_much_is_refused_at_once(door: HttpD
 class Refusing(Echo):
     """Refuses by their heads requests for /busy."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusals = 0
+        self.refused_one = asyncio.Event()
+        self.reply_padding = 0
+
     def refusal(self, method: str, path: str, headers: Any) -> Response | None:
         if path != "/busy":
             return None
+        self.refusals += 1
+        self.refused_one.set()
         given = headers.get("x-request-id") or ""
         found = (("content-type", "application/json"), ("x-request-id", given))
-        return Response(503, found, b'{"error": "busy"}')
+        return Response(503, found, b'{"error": "busy"}' + b" " * self.reply_padding)
 
 
 @given(data=st.data())
@@ -254,13 +278,15 @@ def test_what_is_refused_by_its_head_leaves_the_others_in_order(data: st.DataObj
         async with opened(Refusing()) as door:
             return bodies(await talk(door.port, *pieces))
 
-    *replies, last = asyncio.run(answered())
-    assert last["path"] == "/last"
+    replies = asyncio.run(answered())
     # What comes while another is being answered waits behind it, and is refused by nobody here.
     assert replies[0] == {"error": "busy"} or not busy[0]
-    assert [reply.get("path", "/busy") for reply in replies] == [
-        "/busy" if one else "/idle" for one in busy
-    ]
+    asked = [*("/busy" if one else "/idle" for one in busy), "/last"]
+    assert [reply.get("path", "/busy") for reply in replies] == asked[: len(replies)]
+    if len(replies) < len(asked):
+        # Chunks may be endless, so nothing that follows them is heard.
+        assert replies[-1] == {"error": "busy"}
+        assert chunked[len(replies) - 1]
 
 
 def _post(busy: bool, chunked: bool) -> bytes:
@@ -288,6 +314,79 @@ async def test_a_refused_client_that_wants_no_more_is_let_go() -> None:
         asked = b"POST /busy HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx"
         received = await talk(door.port, asked)
     assert received.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+
+
+async def test_a_refused_client_of_http_1_0_is_let_go() -> None:
+    async with opened(Refusing()) as door:
+        asked = b"POST /busy HTTP/1.0\r\nconnection: keep-alive\r\ncontent-length: 0\r\n\r\n"
+        assert b"connection: close" in await talk(door.port, asked)
+
+
+async def test_what_follows_a_refusal_may_take_longer_than_a_connection_may_be_idle() -> None:
+    refusing = Refusing()
+    async with opened(refusing, replace(BOUNDS, idle_seconds=0)) as door:
+        refused = b"POST /busy HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
+        talking = asyncio.create_task(talk(door.port, refused + get("/wait")))
+        await refusing.waiting.wait()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        refusing.release.set()
+        assert [reply.get("path") for reply in bodies(await talking)] == [None, "/wait"]
+
+
+async def test_who_reads_no_refusals_is_sent_no_more_of_them() -> None:
+    refusing = Refusing()
+    refusing.reply_padding = 1 << 18
+    async with opened(refusing) as door:
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=1)
+        asked = b"POST /busy HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
+        writer.write(asked * 50 + get("/last", "connection: close"))
+        await refusing.refused_one.wait()
+        assert refusing.refusals < 50
+        replies = bodies(await asyncio.wait_for(reader.read(), 60))
+        writer.close()
+    assert len(replies) == 51
+    assert replies[-1]["path"] == "/last"
+
+
+async def test_a_refused_body_that_does_not_come_is_not_waited_for() -> None:
+    async with opened(Refusing(), replace(BOUNDS, body_seconds=0.01)) as door:
+        received = await talk(door.port, b"POST /busy HTTP/1.1\r\ncontent-length: 5\r\n\r\na")
+    assert received.startswith(b"HTTP/1.1 503 ")
+
+
+@pytest.mark.parametrize(
+    ("path", "head", "status"),
+    [
+        ("/busy", b"transfer-encoding: chunked", 503),
+        ("/busy", b"content-length: 99999999", 503),
+        ("/idle", b"transfer-encoding: chunked", 413),
+        ("/idle", b"content-length: 99999999", 413),
+    ],
+)
+async def test_an_endless_body_that_is_answered_early_is_cut_off(
+    path: str, head: bytes, status: int
+) -> None:
+    async with opened(
+        Refusing(), ClientBounds(1 << 10, idle_seconds=600, linger_seconds=0.01)
+    ) as door:
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(b"POST %b HTTP/1.1\r\n%b\r\n\r\n800\r\n" % (path.encode(), head))
+        writer.write(b"x" * 0x800)
+        received = await reader.read()
+        assert received.startswith(b"HTTP/1.1 %d " % status)
+        assert b"connection: close" in received
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(write_on(writer, b"x" * 8192), 60)
+        writer.transport.abort()
+
+
+async def test_a_body_that_does_not_begin_is_not_waited_for(echo: Echo) -> None:
+    async with opened(echo, replace(BOUNDS, body_seconds=0.01)) as door:
+        received = await talk(door.port, b"POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\n")
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in received
+    assert echo.asked == []
 
 
 async def test_http_1_0_closes(door: HttpDoor) -> None:
@@ -324,13 +423,47 @@ async def test_what_is_not_http_is_refused(door: HttpDoor, echo: Echo, sent: byt
     assert echo.asked == []
 
 
-async def test_endless_headers_are_cut_off(door: HttpDoor) -> None:
+CHUNKED = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "line"),
+    [
+        (b"GET / HTTP/1.1\r\na: ", b"b" * 100),
+        (b"GET / HTTP/1.1\r\n", b"a: b\r\n"),
+        (b"GET /", b"b" * 100),
+        (CHUNKED + b"\r\n1\r\na\r\n0\r\na: ", b"b" * 100),
+        (CHUNKED + b"\r\n1\r\na\r\n0\r\n", b"a: b\r\n"),
+    ],
+    ids=["a header", "headers", "a path", "a trailer", "trailers"],
+)
+async def test_what_goes_on_and_on_is_cut_off(door: HttpDoor, begin: bytes, line: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
-    writer.write(b"GET / HTTP/1.1\r\na: ")
-    for _ in range(http_door.MAX_HEAD // 8192 + 1):
-        writer.write(b"b" * 8192)
-        await writer.drain()
-    assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+    writer.write(begin)
+    writing = asyncio.create_task(write_on(writer, line * 1000))
+    assert await asyncio.wait_for(reader.read(13), 60) == b"HTTP/1.1 400 "
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    writer.transport.abort()
+
+
+async def test_trailers_are_no_headers(door: HttpDoor) -> None:
+    chunk = b"connection: close\r\n\r\n1\r\na\r\n0\r\nx-given: late\r\n\r\n"
+    [reply] = bodies(await talk(door.port, CHUNKED + chunk))
+    assert (reply["size"], reply["x"]) == (1, None)
+
+
+async def test_a_long_body_does_not_count_as_the_next_requests_head(
+    door: HttpDoor, echo: Echo
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(b"POST /wait HTTP/1.1\r\ncontent-length: 200000\r\n\r\n" + b"x" * 200_000)
+    last = get("/last", "connection: close")
+    writer.write(last[:10])
+    await echo.waiting.wait()
+    writer.write(last[10:])
+    echo.release.set()
+    assert [reply["path"] for reply in bodies(await reader.read())] == ["/wait", "/last"]
     writer.close()
 
 
@@ -403,6 +536,17 @@ async def test_a_stopping_door_cuts_what_takes_too_long(echo: Echo) -> None:
         await asyncio.gather(talking, return_exceptions=True)
 
 
+async def test_a_stopping_door_does_not_wait_for_who_reads_nothing(echo: Echo) -> None:
+    echo.padding = 32 << 20
+    async with opened(echo) as door:
+        _, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=1)
+        writer.write(get("/large") + get("/wait") + get("/end"))
+        await echo.waiting.wait()
+        echo.release.set()
+        await asyncio.wait_for(door.stop(grace=0.0), 20)
+        writer.transport.abort()
+
+
 async def test_a_door_that_never_opened_stops() -> None:
     await HttpDoor(Echo()).stop()  # type: ignore[arg-type]
 
@@ -412,3 +556,11 @@ def test_all_addresses_take_both_families() -> None:
         port = listener.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)) as client:
             assert client.getpeername()[1] == port
+
+
+def test_a_uvicorn_that_does_not_fit_is_refused_at_the_import(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(HttpToolsProtocol, "_start_asgi_task")
+    with pytest.raises(ImportError, match="_start_asgi_task"):
+        runpy.run_path(http_protocol.__file__)

@@ -15,10 +15,12 @@ from prometheus_client import CollectorRegistry
 
 from shardserve.batching.errors import Code, InvalidArgument, NotFound, ServingError, Unavailable
 from shardserve.router.catalog import Catalog, Model, ModelSpec, State, Version
+from shardserve.router.content_codings import MAX_INFLATED, takes_gzip
 from shardserve.router.handlers import Handlers
 from shardserve.router.metric_snapshot import summed
 from shardserve.router.metrics import Metrics
-from shardserve.router.rest import MAX_INFLATED, MONITORING_PATH, Response, Rest
+from shardserve.router.readiness import READY_PATH
+from shardserve.router.rest import MONITORING_PATH, Response, Rest
 from shardserve.router.routes import Route, route
 from shardserve.router.servable import Array, RequestContext, Signature, TensorInfo
 from shardserve.router.session import StageThreads
@@ -30,6 +32,7 @@ from shardserve.router.status_codes import (
 )
 
 PREDICT = "/v1/models/half_plus_two:predict"
+STUCK = "/v1/models/stuck:predict"
 BODY = b'{"instances": [1, 2, 5]}'
 
 # Paths
@@ -185,6 +188,30 @@ async def test_a_body_that_cannot_be_inflated_counts_as_empty(rest: Rest, body: 
     assert reply == {"error": "JSON Parse error: The document is empty."}
 
 
+@pytest.mark.parametrize(
+    ("accepted", "taken"),
+    [
+        (None, False),
+        ("gzip", True),
+        ("x-gzip", True),
+        ("deflate, GZIP ; q=0.5", True),
+        ("*", True),
+        ("identity, br", False),
+        ("gzip;q=0", False),
+        ("gzip;q=0.0", False),
+        ("gzip; q=0.000, *", False),
+        ("*;q=0, gzip", True),
+        ("gzip;q=1, *;q=0", True),
+        ("*;q=0", False),
+        ("gzip;q=high", False),
+    ],
+)
+def test_who_takes_gzip_is_told_by_the_most_specific_quality(
+    accepted: str | None, taken: bool
+) -> None:
+    assert takes_gzip(accepted) is taken
+
+
 async def test_a_sane_request_id_is_kept_and_another_replaced(rest: Rest) -> None:
     ours, _ = await ask(rest, "POST", PREDICT, BODY, {"x-request-id": "my-1"})
     assert dict(ours.headers)["x-request-id"] == "my-1"
@@ -266,9 +293,9 @@ class _Stuck:
         return {}
 
 
-def _serving(servable: _Stuck, threads: StageThreads, metrics: Metrics) -> Rest:
+def _serving(servable: _Stuck, threads: StageThreads, metrics: Metrics, **options: Any) -> Rest:
     catalog = Catalog({"stuck": Model({1: Version(State.AVAILABLE, servable)})})
-    return Rest(Handlers(catalog, threads), metrics)
+    return Rest(Handlers(catalog, threads), metrics, **options)
 
 
 async def test_a_cancelled_request_is_counted_as_such(
@@ -276,7 +303,7 @@ async def test_a_cancelled_request_is_counted_as_such(
 ) -> None:
     stuck = _Stuck()
     rest = _serving(stuck, threads, metrics)
-    request = asyncio.ensure_future(ask(rest, "POST", "/v1/models/stuck:predict", b'{"inputs": 1}'))
+    request = asyncio.ensure_future(ask(rest, "POST", STUCK, b'{"inputs": 1}'))
     await stuck.waiting.wait()
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -288,10 +315,89 @@ async def test_a_defect_of_ours_is_an_internal_error_that_gives_nothing_away(
     threads: StageThreads, metrics: Metrics
 ) -> None:
     rest = _serving(_Stuck(ZeroDivisionError("a secret")), threads, metrics)
-    response, reply = await ask(rest, "POST", "/v1/models/stuck:predict", b'{"inputs": 1}')
+    response, reply = await ask(rest, "POST", STUCK, b'{"inputs": 1}')
     assert response.status == 500
     assert "secret" not in reply["error"]
     assert 'status="INTERNAL"} 1' in metrics.page().decode()
+
+
+class _Gate(_Stuck):
+    """A servable whose requests are let go one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way = 0
+        self.most = 0
+        self.entered = asyncio.Semaphore(0)
+        self.turns: asyncio.Queue[None] = asyncio.Queue()
+
+    async def run(
+        self, signature: str, inputs: Any, outputs: Any, context: RequestContext
+    ) -> dict[str, Array]:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        self.entered.release()
+        try:
+            await self.turns.get()
+        finally:
+            self.under_way -= 1
+        return {"y": inputs["x"]}
+
+
+async def test_predictions_beyond_the_bound_wait_and_one_that_is_cancelled_goes(
+    threads: StageThreads, metrics: Metrics
+) -> None:
+    gate = _Gate()
+    rest = _serving(gate, threads, metrics, most=2)
+    asked = [
+        asyncio.create_task(ask(rest, "POST", STUCK, json.dumps({"inputs": i}).encode()))
+        for i in range(5)
+    ]
+    asked[0].cancel()
+    asked[3].cancel()
+    await gate.entered.acquire()
+    await gate.entered.acquire()
+    for _ in range(3):
+        gate.turns.put_nowait(None)
+
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+
+    replies = [None if isinstance(one, BaseException) else one[1]["outputs"] for one in answers]
+    assert replies == [None, 1.0, 2.0, None, 4.0]
+    assert gate.most == 2
+
+
+async def test_what_is_no_prediction_waits_for_none(
+    threads: StageThreads, metrics: Metrics
+) -> None:
+    gate = _Gate()
+    rest = _serving(gate, threads, metrics, most=1)
+    under_way = asyncio.create_task(ask(rest, "POST", STUCK, b'{"inputs": 1}'))
+    await gate.entered.acquire()
+
+    for path in (READY_PATH, MONITORING_PATH, "/v1/models/stuck", "/v1/models/stuck/metadata"):
+        assert (await rest.handle("GET", path, {}, b"")).status == 200
+
+    gate.turns.put_nowait(None)
+    assert (await under_way)[0].status == 200
+
+
+async def test_waiting_for_a_turn_is_part_of_a_requests_time(
+    threads: StageThreads, metrics: Metrics
+) -> None:
+    gate = _Gate()
+    rest = _serving(gate, threads, metrics, most=1, timeout=0.01)
+    under_way = asyncio.create_task(ask(rest, "POST", STUCK, b'{"inputs": 1}'))
+    await gate.entered.acquire()
+
+    late, _ = await ask(rest, "POST", STUCK, b'{"inputs": 2}')
+
+    assert late.status == 504
+    assert 'request_count{model_name="stuck",status="DEADLINE_EXCEEDED"} 1' in (
+        metrics.page().decode()
+    )
+    gate.turns.put_nowait(None)
+    assert (await under_way)[0].status == 200
 
 
 # Codes

@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry
 from shardserve.batching.errors import InvalidArgument
 from shardserve.router.grpc_door import GrpcDoor, GrpcOptions
 from shardserve.router.handlers import Handlers
+from shardserve.router.http_application import MAX_BODY
 from shardserve.router.http_door import HttpDoor
 from shardserve.router.metrics import Metrics
 from shardserve.router.prediction import PredictionHandlers
@@ -97,6 +98,22 @@ async def test_rest_is_served_to_clients_that_trust_the_servers_authority(
         assert await status_over_https(door, context) == 200
         with pytest.raises(ssl.SSLCertVerificationError):
             await status_over_https(door, client_context(clients.cert, None, tmp_path))
+
+
+async def test_a_body_that_is_too_long_is_answered_over_tls_before_the_connection_ends(
+    handlers: Handlers, servers: Authority, tmp_path: Path
+) -> None:
+    async with rest_door(handlers, servers.server()) as door:
+        context = client_context(servers.cert, None, tmp_path)
+
+        def ask() -> tuple[int, str | None]:
+            connection = http.client.HTTPSConnection("127.0.0.1", door.port, context=context)
+            connection.request("POST", f"{PATH}:predict", b"x" * (MAX_BODY + 1))
+            response = connection.getresponse()
+            connection.close()
+            return response.status, response.getheader("connection")
+
+        assert await asyncio.to_thread(ask) == (413, "close")
 
 
 async def test_rest_that_verifies_clients_lets_in_those_of_its_authority_alone(

@@ -1,0 +1,196 @@
+"""uvicorn onto `Rest`: ASGI, but for the reply, of which there is only ever one piece."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+from shardserve.router.rest import RequestHeaders, Response
+
+#: Bytes of a request's body.
+MAX_BODY = 64 << 20
+
+#: Requests that take longer than this many seconds are watched for their client going away.
+WATCH_AFTER = 0.25
+
+CLOSE = (("connection", "close"),)
+
+
+class Answers(Protocol):
+    """What a door needs of `router.rest.Rest`."""
+
+    async def handle(
+        self, method: str, path: str, headers: RequestHeaders, body: bytes
+    ) -> Response: ...
+
+    def refusal(self, method: str, path: str, headers: RequestHeaders) -> Response | None: ...
+
+    def refused(self, status: int, message: str) -> Response: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClientBounds:
+    """What one client may take of the server."""
+
+    #: Bytes of a body.
+    body: int = MAX_BODY
+    #: Bytes of a request's line and headers together, or of its trailers, give or take one read.
+    head: int = 64 << 10
+    #: Seconds from a request's head to the end of its body.
+    body_seconds: float = 60.0
+    #: Seconds that a connection may be idle between two requests.
+    idle_seconds: int = 5
+    #: Seconds that a client that was answered early may go on sending, so that it sees the reply.
+    linger_seconds: float = 5.0
+
+
+class Headers:
+    """ASGI's list of raw headers, looked through by name."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        self._pairs = pairs
+
+    def get(self, name: str, /) -> str | None:
+        wanted = name.encode("latin-1")
+        for key, value in self._pairs:
+            if key == wanted:
+                return value.decode("latin-1")
+        return None
+
+
+class _ClientGone(Exception):
+    """There is nobody left to answer."""
+
+
+class Application:
+    """What `http_protocol.HttpProtocol` calls for each request."""
+
+    def __init__(self, rest: Answers, bounds: ClientBounds) -> None:
+        self.bounds = bounds
+        self._rest = rest
+
+    def refusal(self, method: str, url: bytes, headers: Headers) -> Response | None:
+        """The reply to a request that is refused by its head; None for all others."""
+        return self._rest.refusal(method, url.decode("latin-1"), headers)
+
+    async def __call__(
+        self, cycle: RequestResponseCycle, scope: Any, receive: Any, send: Any
+    ) -> None:
+        try:
+            response = await self._respond(cycle)
+        except _ClientGone:
+            return
+        if cycle.flow.write_paused and not cycle.disconnected:
+            await cycle.flow.drain()
+        if not cycle.disconnected:
+            _complete(cycle, response)
+
+    async def _respond(self, cycle: RequestResponseCycle) -> Response:
+        headers = Headers(cycle.scope["headers"])  # type: ignore[arg-type]
+        try:
+            body = await self._body(headers, cycle)
+        except TimeoutError:
+            text = f"The request body did not come within {self.bounds.body_seconds:g} seconds."
+            return self._rest.refused(408, text)
+        if body is None:
+            text = f"The request body is longer than {self.bounds.body} bytes."
+            return self._rest.refused(413, text)
+        watch = _Watch(cycle)
+        try:
+            return await self._rest.handle(cycle.scope["method"], _path(cycle.scope), headers, body)
+        except asyncio.CancelledError:
+            if watch.gone:
+                raise _ClientGone from None
+            raise
+        finally:
+            watch.end()
+
+    async def _body(self, headers: Headers, cycle: RequestResponseCycle) -> bytes | None:
+        """The whole body, or None if it is, or says it is, longer than may be."""
+        announced = headers.get("content-length")
+        if announced is not None and int(announced) > self.bounds.body:
+            return None
+        if not cycle.more_body:
+            body, _ = await _piece(cycle)
+            return body if len(body) <= self.bounds.body else None
+        async with asyncio.timeout(self.bounds.body_seconds):
+            return await self._long_body(cycle)
+
+    async def _long_body(self, cycle: RequestResponseCycle) -> bytes | None:
+        pieces, size, more = [], 0, True
+        while more and size <= self.bounds.body:
+            piece, more = await _piece(cycle)
+            pieces.append(piece)
+            size += len(piece)
+        return b"".join(pieces) if size <= self.bounds.body else None
+
+
+async def _piece(cycle: RequestResponseCycle) -> tuple[bytes, bool]:
+    """What has come of a body, and whether more is to come."""
+    message: Any = await cycle.receive()
+    if message["type"] == "http.disconnect":
+        raise _ClientGone
+    return message["body"], message["more_body"]
+
+
+class _Watch:
+    """Cancels the current task if its client goes away, once it has taken `WATCH_AFTER`."""
+
+    __slots__ = ("_cycle", "_task", "_timer", "_watcher", "gone")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self.gone = False
+        self._cycle = cycle
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._begin)
+
+    def end(self) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.ensure_future(self._wait())
+
+    async def _wait(self) -> None:
+        message = await self._cycle.receive()
+        if message["type"] == "http.disconnect" and self._task is not None:
+            self.gone = True
+            self._task.cancel()
+
+
+def _path(scope: Any) -> str:
+    """The path as it came, percent-encoded and with its query."""
+    path: str = scope["raw_path"].decode("latin-1")
+    query = scope["query_string"]
+    return f"{path}?{query.decode('latin-1')}" if query else path
+
+
+def _complete(cycle: RequestResponseCycle, response: Response) -> None:
+    """Write all of a response, and end the exchange as the last of ASGI's messages would."""
+    # A body that is not read to its end leaves nowhere for the next request to begin.
+    ends = () if cycle.keep_alive and not cycle.more_body else CLOSE
+    has_body = cycle.scope["method"] != "HEAD"
+    cycle.transport.write(encoded(response, ends, has_body=has_body))
+    cycle.response_started = cycle.response_complete = True
+    cycle.message_event.set()
+    if not cycle.keep_alive and not cycle.more_body:
+        cycle.transport.close()
+    cycle.on_response()
+
+
+def encoded(
+    response: Response, ends: Sequence[tuple[str, str]] = (), *, has_body: bool = True
+) -> bytes:
+    """A whole reply, as it goes over the wire, with more headers at its `ends`."""
+    lines = [f"{name}: {value}\r\n" for name, value in (*response.headers, *ends)]
+    lines.append(f"content-length: {len(response.body)}\r\n\r\n")
+    head = STATUS_LINE[response.status] + "".join(lines).encode("latin-1")
+    return head + response.body if has_body else head

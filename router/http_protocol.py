@@ -1,0 +1,154 @@
+"""uvicorn's HTTP/1.1 on httptools, hardened against clients that are slow, greedy or hostile."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from shardserve.router.http_application import CLOSE, Application, ClientBounds, Headers, encoded
+from shardserve.router.rest import Response
+
+if not hasattr(HttpToolsProtocol, "_start_asgi_task"):
+    # Every request would end in a 500.
+    raise ImportError(
+        "this uvicorn has no _start_asgi_task: none of the versions that are asked for"
+    )
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection, kept within `ClientBounds`.
+
+    What `Rest.refusal` refuses by its head is answered at once: a task, a cycle and a body that is
+    read and parsed would cost an overloaded server many times what the refusal does. Others tell
+    the application which exchange it answers, so that it can write its reply at once.
+    """
+
+    #: What httptools calls a header after that is a trailer.
+    _in_head = False
+    #: Whether a head or a body began, went on or ended in the read that is looked at.
+    _advanced = False
+    #: Bytes of reads that brought none of these: of a head, or of trailers, that goes on and on.
+    _pending = 0
+    #: Of a request that has been refused, the body is passed over.
+    _skips = False
+    _skipping: asyncio.TimerHandle | None = None
+    #: Whether all that comes is passed over.
+    _is_over = False
+
+    def on_message_begin(self) -> None:
+        self._advanced = self._in_head = True
+        self._skips = False
+        # Armed by a refusal in the same read.
+        self._unset_keepalive_if_required()
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._advanced = True
+        self._in_head = False
+        if self._is_over:
+            self._skips = True
+            return
+        refusal = self._refusal()
+        if refusal is None:
+            super().on_headers_complete()
+        else:
+            self._refuse(refusal)
+
+    def on_body(self, body: bytes) -> None:
+        self._advanced = True
+        if not self._skips:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._advanced = True
+        if not self._skips:
+            super().on_message_complete()
+        elif not self.parser.should_keep_alive():
+            self.transport.close()
+        elif not self._is_over:
+            self._end_skipping()
+            self.timeout_keep_alive_task = self._close_after(self.timeout_keep_alive)
+
+    def on_response_complete(self) -> None:
+        is_early = self.cycle.response_complete and self.cycle.more_body
+        if is_early and not self.transport.is_closing():
+            self._hang_up()
+        else:
+            super().on_response_complete()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_over or self.transport.is_closing():
+            return
+        self._advanced = False
+        super().data_received(data)
+        self._pending = 0 if self._advanced else self._pending + len(data)
+        if self._pending > self._bounds.head and not self.transport.is_closing():
+            text = f"The request's headers are longer than {self._bounds.head} bytes."
+            self.send_400_response(text)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_skipping()
+        super().connection_lost(exc)
+
+    @property
+    def _application(self) -> Application:
+        return self.config.app  # type: ignore[return-value]
+
+    @property
+    def _bounds(self) -> ClientBounds:
+        return self._application.bounds
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        super()._start_asgi_task(cycle, functools.partial(app, cycle))
+
+    def _refusal(self) -> Response | None:
+        """None where it is to be found, where others are to come before, or nobody reads it."""
+        is_free = self.cycle is None or self.cycle.response_complete
+        if self.expect_100_continue or self.flow.write_paused or not is_free:
+            return None
+        method = self.parser.get_method().decode("ascii")
+        return self._application.refusal(method, self.url, Headers(self.headers))
+
+    def _refuse(self, response: Response) -> None:
+        self._skips = True
+        if self._goes_on():
+            self.transport.write(encoded(response))
+            self._skipping = self._close_after(self._bounds.body_seconds)
+        else:
+            self.transport.write(encoded(response, CLOSE))
+            self._hang_up()
+
+    def _goes_on(self) -> bool:
+        """Whether another request may come after the one that is refused, and its body."""
+        headers = Headers(self.headers)
+        is_short = int(headers.get("content-length") or 0) <= self._bounds.body
+        is_chunked = headers.get("transfer-encoding") is not None
+        is_kept = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        return is_kept and is_short and not is_chunked
+
+    def _hang_up(self) -> None:
+        """Close, once the client has had the time to see its reply.
+
+        Closing at once what is still being sent would reset the connection, and the reply be lost.
+        """
+        self._is_over = True
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self._close_after(self._bounds.linger_seconds)
+
+    def _close_after(self, seconds: float) -> asyncio.TimerHandle:
+        return self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def _end_skipping(self) -> None:
+        if self._skipping is not None:
+            self._skipping.cancel()
+            self._skipping = None
