@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 from shardserve.batching.errors import ServingError
 from shardserve.cluster import fleet
@@ -20,7 +19,7 @@ from shardserve.cluster.catalog_table import CatalogTable, entries, following, t
 from shardserve.cluster.configured import ConfiguredModel
 from shardserve.cluster.kept import Kept
 from shardserve.cluster.manager import Manager
-from shardserve.cluster.model_source import ModelSource, follow_file
+from shardserve.cluster.model_source import ModelSource, first_models, follow_file
 from shardserve.cluster.model_views import ModelView, problems_of, start_error, warnings_of
 from shardserve.cluster.options import Application
 from shardserve.cluster.progress import Failure, Start, failure_of, started
@@ -53,6 +52,7 @@ class ControlPlane:
         self.routers = RouterWatch(run.routers)
         self.metrics = RouterMetrics()
         self._views: Mapping[str, ModelView] = {}
+        self._is_adopted = asyncio.Event()
         site = Site(run.name, secret, can_grow=run.can_grow, routers=run.routers)
         self.deployer = RayDeployer(site, self.routers, self._publish)
         roots = run.models.roots
@@ -68,12 +68,28 @@ class ControlPlane:
 
     async def reload(self, config: bytes) -> Failure | None:
         """Serve what a serialised `ModelServerConfig` says from now on. What fails comes back."""
+        failure = None
         try:
             models = await asyncio.to_thread(self._source.requested, config)
             await self._manager.configure(models, lambda: self._kept.put(_RELOADED, config))
         except ServingError as error:
-            return failure_of(error)
-        return None
+            failure = failure_of(error)
+        # Whoever has the answer may ask any router for what it says, labels too.
+        self._changed(self._manager.models)
+        await self.routers.follow(self.catalog.latest.number)
+        return failure
+
+    async def table(self, known: int, seconds: float) -> CatalogTable | None:
+        """See `Published.wait`; None while it is not known yet what is configured.
+
+        A router that followed a table without models would drop all that it serves.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._is_adopted.wait()
+        except TimeoutError:
+            return None
+        return await self.catalog.wait(known, seconds)
 
     @property
     def tls(self) -> Tls | None:
@@ -123,7 +139,7 @@ class ControlPlane:
     async def _begin(self) -> None:
         was_open = await asyncio.to_thread(self._kept.get, _OPENED) is not None
         try:
-            await self._manager.configure(await asyncio.to_thread(self._first_models, was_open))
+            await self._manager.configure(await self._first_models(was_open))
         except Exception as error:
             self._progress(failure=failure_of(start_error(error)))
             if not was_open:
@@ -135,15 +151,9 @@ class ControlPlane:
         self._publish(opens=True)
         self._progress(is_settled=True)
 
-    def _first_models(self, was_open: bool) -> Sequence[ConfiguredModel]:
-        """What was last configured, as far as is known."""
-        reloaded = self._kept.get(_RELOADED)
-        if reloaded is not None:
-            return self._source.requested(reloaded)
-        if was_open and self._source.is_polled:
-            with suppress(ServingError):
-                return self._source.read_again()
-        return self._source.at_start()
+    async def _first_models(self, was_open: bool) -> Sequence[ConfiguredModel]:
+        reloaded = await asyncio.to_thread(self._kept.get, _RELOADED)
+        return await first_models(self._source, reloaded, was_open=was_open)
 
     async def _configure_from_file(self, models: Sequence[ConfiguredModel]) -> None:
         await self._manager.configure(models, lambda: self._kept.forget(_RELOADED))
@@ -160,6 +170,7 @@ class ControlPlane:
     def _changed(self, views: Mapping[str, ModelView]) -> None:
         self._views = views
         self._publish()
+        self._is_adopted.set()
 
     def _publish(self, *, opens: bool | None = None, collect: int | None = None) -> int:
         models = entries(self._views, self.deployer.servings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from shardserve.batching.errors import Aborted, ServingError
 from shardserve.cluster.configured import ConfiguredModel, configured
@@ -17,6 +18,9 @@ from shardserve.cluster.python_servables import check_python
 from shardserve.router.platforms import check_platform
 
 logger = logging.getLogger(__name__)
+
+#: Between two attempts to learn what was configured before.
+_RETRY_SECONDS = 5.0
 
 Configure = Callable[[Sequence[ConfiguredModel]], Awaitable[None]]
 
@@ -70,6 +74,39 @@ class ModelSource:
         file = self._models.options_file
         own = {} if file is None else read_model_options(file, self._defaults)
         return configured(configs, own, self._defaults)
+
+
+async def first_models(
+    source: ModelSource,
+    reloaded: bytes | None,
+    *,
+    was_open: bool,
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> tuple[ConfiguredModel, ...]:
+    """What was last configured, as far as is known: by a reload, by the file, at the start.
+
+    At a first start it raises as `ModelSource` does. Where the doors `was_open` before, what is
+    wrong is logged and waited out: routers serve on with what they have.
+    """
+    while True:
+        try:
+            return await asyncio.to_thread(_first, source, reloaded, was_open)
+        except ServingError as error:
+            if not was_open:
+                raise
+            logger.error("not configured again: %s", error.message)
+        await pause(_RETRY_SECONDS)
+
+
+def _first(
+    source: ModelSource, reloaded: bytes | None, was_open: bool
+) -> tuple[ConfiguredModel, ...]:
+    if reloaded is not None:
+        return source.requested(reloaded)
+    if was_open and source.is_polled:
+        with suppress(ServingError):
+            return source.read_again()
+    return source.at_start()
 
 
 async def follow_file(

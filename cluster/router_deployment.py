@@ -93,10 +93,12 @@ class Router:
                 asked = self._controller.wait_for_catalog.remote(
                     self._id, known, self._models.report()
                 )
-                table: CatalogTable = await asked
+                table: CatalogTable | None = await asked
             except RayError as error:
                 logger.warning("no controller: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            if table is None:
                 continue
             if table.collect != self._models.table.collect:
                 snapshot = await self._metrics.snapshot()
