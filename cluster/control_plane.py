@@ -11,7 +11,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from shardserve.batching.errors import ServingError
 from shardserve.cluster import fleet
@@ -45,6 +47,9 @@ class ControlPlane:
     def __init__(self, run: Run, secret: bytes) -> None:
         self._run = run
         self._kept = Kept(run.name)
+        #: One, so that what is kept last is what was configured last.
+        self._keeper = ThreadPoolExecutor(1, "keeper")
+        self._is_reloaded = False
         self._source = ModelSource(run.models, run.defaults)
         # A controller that is made anew starts from a number not used before.
         self.catalog = Published(CatalogTable(time.time_ns() // 1_000_000))
@@ -71,7 +76,7 @@ class ControlPlane:
         failure = None
         try:
             models = await asyncio.to_thread(self._source.requested, config)
-            await self._manager.configure(models, lambda: self._kept.put(_RELOADED, config))
+            await self._manager.configure(models, partial(self._keep_reload, config))
         except ServingError as error:
             failure = failure_of(error)
         # Whoever has the answer may ask any router for what it says, labels too.
@@ -118,20 +123,22 @@ class ControlPlane:
             await asyncio.to_thread(_withdraw, self._run.application)
         for task in self._tasks:
             task.cancel()
+        self.routers.end()
         await self._manager.abandon()
         await self.deployer.stop()
         await asyncio.to_thread(fleet.release_all, self._run.name)
-        await asyncio.to_thread(self._kept.forget, _RELOADED, _OPENED)
+        await self._on_keeper(partial(self._kept.forget, _RELOADED, _OPENED))
 
     async def _serve(self) -> None:
         """Serve what is configured, for ever. A start that fails is told, and is the last one."""
         try:
             await asyncio.to_thread(fleet.release_all, self._run.name)
-            polling = asyncio.ensure_future(self._manager.run())
-            self._tasks.append(polling)
-            await self._begin()
-            await follow_file(self._source, self._configure_from_file, self._publish_all)
-            await polling
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._manager.run())
+                await self._begin()
+                group.create_task(
+                    follow_file(self._source, self._configure_from_file, self._publish_all)
+                )
         except Exception:
             logger.critical("the controller ends, to be made anew", exc_info=True)
             os._exit(1)
@@ -145,7 +152,7 @@ class ControlPlane:
             if not was_open:
                 return
             logger.exception("not all is served again")
-        await asyncio.to_thread(self._kept.put, _OPENED, b"1")
+        await self._on_keeper(partial(self._kept.put, _OPENED, b"1"))
         self._manager.started()
         self.routers.started()
         self._publish(opens=True)
@@ -153,10 +160,23 @@ class ControlPlane:
 
     async def _first_models(self, was_open: bool) -> Sequence[ConfiguredModel]:
         reloaded = await asyncio.to_thread(self._kept.get, _RELOADED)
+        self._is_reloaded = reloaded is not None
         return await first_models(self._source, reloaded, was_open=was_open)
 
     async def _configure_from_file(self, models: Sequence[ConfiguredModel]) -> None:
-        await self._manager.configure(models, lambda: self._kept.forget(_RELOADED))
+        await self._manager.configure(models, self._forget_reload)
+
+    async def _keep_reload(self, config: bytes) -> None:
+        self._is_reloaded = True
+        await self._on_keeper(partial(self._kept.put, _RELOADED, config))
+
+    async def _forget_reload(self) -> None:
+        if self._is_reloaded:
+            self._is_reloaded = False
+            await self._on_keeper(partial(self._kept.forget, _RELOADED))
+
+    async def _on_keeper(self, call: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._keeper, call)
 
     async def _bring_up_routers(self) -> None:
         try:

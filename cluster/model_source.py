@@ -14,6 +14,7 @@ from shardserve.cluster.model_config import ModelConfig, parse_reload, read_mode
 from shardserve.cluster.model_options import ModelOptions, read_model_options
 from shardserve.cluster.model_roots import check_roots
 from shardserve.cluster.options import Models
+from shardserve.cluster.progress import failure_of
 from shardserve.cluster.python_servables import check_python
 from shardserve.router.platforms import check_platform
 
@@ -117,9 +118,9 @@ async def follow_file(
 ) -> None:
     """Read the file every so often, for ever, and configure what it says.
 
-    What is wrong is logged, and is the source's `problem` until it is put right; `changed` is
-    called then. What was served goes on meanwhile. With no file, or none that is to be polled, it
-    does nothing.
+    What is wrong, whatever error it is, is logged, and is the source's `problem` until it is put
+    right; `changed` is called then. What was served goes on meanwhile. With no file, or none that
+    is to be polled, it does nothing.
     """
 
     def note(problem: str) -> None:
@@ -134,8 +135,8 @@ async def follow_file(
             await pause(source.poll_seconds)
             try:
                 found = await asyncio.to_thread(source.read_again)
-            except ServingError as error:
-                note(error.message)
+            except Exception as error:  # noqa: BLE001 (it is told; the next round may go well)
+                note(_problem_of(error))
                 continue
             if before is None or before[1].done() or before[0] != found:
                 before = found, group.create_task(_configure(configure, found, note))
@@ -148,7 +149,13 @@ async def _configure(
         await configure(models)
     except Aborted:
         return  # What came instead has its own word.
-    except ServingError as error:
-        note(error.message)
+    except Exception as error:  # noqa: BLE001 (it is told; other configurations may go well)
+        note(_problem_of(error))
     else:
         note("")
+
+
+def _problem_of(error: Exception) -> str:
+    if not isinstance(error, ServingError):
+        logger.error("the configuration file is not followed this time", exc_info=error)
+    return failure_of(error).message

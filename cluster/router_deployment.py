@@ -130,10 +130,13 @@ class Router:
         return plan
 
     async def _reload(self, config: Any) -> None:
+        asked = self._controller.reload.remote(config.SerializeToString())
         try:
-            failure: Failure | None = await self._controller.reload.remote(
-                config.SerializeToString()
-            )
+            failure: Failure | None = await asked
+        except asyncio.CancelledError:
+            # The call would wait on in the controller, for nobody, for as long as a model needs.
+            ray.cancel(asked)
+            raise
         except RayError as error:
             raise Unavailable(f"the controller does not answer: {error}") from error
         if failure is not None:
