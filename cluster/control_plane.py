@@ -27,6 +27,7 @@ from shardserve.cluster.options import Application
 from shardserve.cluster.progress import Failure, Start, failure_of, started
 from shardserve.cluster.published import Published
 from shardserve.cluster.ray_deployer import RayDeployer
+from shardserve.cluster.router_app import RouterApp
 from shardserve.cluster.router_metrics import RouterMetrics
 from shardserve.cluster.router_watch import RouterWatch
 from shardserve.cluster.run import Run
@@ -50,6 +51,8 @@ class ControlPlane:
         #: One, so that what is kept last is what was configured last.
         self._keeper = ThreadPoolExecutor(1, "keeper")
         self._is_reloaded = False
+        application = run.application
+        self._app = None if application is None else _app_of(application)
         self._source = ModelSource(run.models, run.defaults)
         # A controller that is made anew starts from a number not used before.
         self.catalog = Published(CatalogTable(time.time_ns() // 1_000_000))
@@ -119,8 +122,8 @@ class ControlPlane:
 
     async def end(self) -> None:
         """End routers and actors, which answer what has come in, and give back their room."""
-        if self._run.application is not None:
-            await asyncio.to_thread(_withdraw, self._run.application)
+        if self._app is not None:
+            await self._app.end()
         for task in self._tasks:
             task.cancel()
         self.routers.end()
@@ -180,8 +183,8 @@ class ControlPlane:
 
     async def _bring_up_routers(self) -> None:
         try:
-            if self._run.application is not None:
-                await asyncio.to_thread(_deploy, self._run.application)
+            if self._app is not None:
+                await self._app.start()
         except Exception as error:  # noqa: BLE001 (whoever waits for the start gets it)
             self._progress(failure=failure_of(error))
         else:
@@ -209,6 +212,10 @@ class ControlPlane:
 
     def _progress(self, **changed: object) -> None:
         self.start.publish(started(self.start.latest, **changed))
+
+
+def _app_of(application: Application) -> RouterApp:
+    return RouterApp(partial(_deploy, application), partial(_withdraw, application))
 
 
 def _deploy(application: Application) -> None:

@@ -7,6 +7,7 @@ tell); this is between them. One for all models, on one event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,9 @@ from shardserve.cluster.model_views import ModelView, NotAvailable, failures_of
 from shardserve.cluster.options import ManagerOptions
 
 __all__ = ["Deployer", "Manager"]
+
+
+logger = logging.getLogger(__name__)
 
 
 class Manager:
@@ -101,7 +105,10 @@ class Manager:
         """Poll for ever. With `poll_seconds` of 0 or less nothing is polled."""
         while self._options.poll_seconds > 0:
             await self._pause(self._options.poll_seconds)
-            await self.poll()
+            try:
+                await self.poll()
+            except Exception:
+                logger.exception("base paths were not looked at this time")
 
     def started(self) -> None:
         """From now on, loading is not to disturb what is served: fewer versions load at once."""

@@ -302,3 +302,19 @@ async def test_however_many_wait_for_a_configuration_one_task_does(tmp_path) -> 
         await asyncio.wait([waiting])
     assert len(asyncio.all_tasks()) == before + 1
     await manager.close()
+
+
+async def test_a_look_at_base_paths_that_fails_is_not_the_last(tmp_path) -> None:
+    rounds = iter(range(4))
+
+    async def pause(_: float) -> None:
+        if next(rounds, None) is None:
+            raise asyncio.CancelledError
+
+    manager = Manager(Deployer(), ManagerOptions(poll_seconds=1.0), pause=pause)
+    nowhere = ConfiguredModel(ModelConfig("a", None), ModelOptions())  # No such thing as a path.
+    with pytest.raises(AttributeError):
+        await manager.configure([nowhere])
+    with pytest.raises(asyncio.CancelledError):
+        await manager.run()
+    assert next(rounds, None) is None
