@@ -7,7 +7,9 @@ tell); this is between them. One for all models, on one event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from shardserve.batching.errors import Aborted, ServingError
@@ -21,6 +23,9 @@ from shardserve.cluster.model_views import ModelView, NotAvailable, failures_of
 from shardserve.cluster.options import ManagerOptions
 
 __all__ = ["Deployer", "Manager"]
+
+
+logger = logging.getLogger(__name__)
 
 
 class Manager:
@@ -45,6 +50,8 @@ class Manager:
         self._loads = asyncio.Semaphore(max(1, options.initial_loads))
         self._surroundings = Surroundings(deployer, lambda: self._loads, roots, self._tell)
         self._progressed = asyncio.Event()
+        self._settling: dict[int, asyncio.Task[list[ServingError]]] = {}
+        self._generation = 0
 
     @property
     def models(self) -> dict[str, ModelView]:
@@ -52,25 +59,32 @@ class Manager:
         return {name: one.view() for name, one in self._models.items()}
 
     async def configure(
-        self, models: Sequence[ConfiguredModel], adopted: Callable[[], None] = lambda: None
+        self,
+        models: Sequence[ConfiguredModel],
+        adopted: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Serve exactly these from now on; what is not among them goes.
 
         Returns when each model that is new has a version that answers, and labels are assigned.
         Raises InvalidArgument, and changes nothing, for a platform that changes; otherwise
-        `adopted` is called once nothing is refused any more. Raises `NotAvailable` when a model's
+        `adopted` is awaited once nothing is refused any more. Raises `NotAvailable` when a model's
         versions all failed, FailedPrecondition for a label whose version does not answer; the other
         models and labels stand then. Aborted if another configuration comes before all that.
+        Who is cancelled only waits no more: the configuration stands, labels too.
         """
         check_platforms(
             [model.config for model in self._configured], [model.config for model in models]
         )
         self._adopt(tuple(models))
-        adopted()
         mine = self._configured
         new = [model.name for model in mine if not self._models[model.name].is_settled]
-        await self.poll()
-        refusals = await self._settle(mine)
+        is_waited_for = self._generation in self._settling
+        settling = self._settling_of(mine)
+        if adopted is not None:
+            await adopted()
+        if is_waited_for:
+            await self.poll()
+        refusals = await asyncio.shield(settling)
         failures = failures_of({name: self._models[name].view() for name in new})
         if failures:
             raise NotAvailable(failures)
@@ -91,7 +105,10 @@ class Manager:
         """Poll for ever. With `poll_seconds` of 0 or less nothing is polled."""
         while self._options.poll_seconds > 0:
             await self._pause(self._options.poll_seconds)
-            await self.poll()
+            try:
+                await self.poll()
+            except Exception:
+                logger.exception("base paths were not looked at this time")
 
     def started(self) -> None:
         """From now on, loading is not to disturb what is served: fewer versions load at once."""
@@ -106,6 +123,8 @@ class Manager:
 
     async def abandon(self) -> None:
         """Begin nothing more, and end what is under way. What is loaded stays."""
+        for settling in list(self._settling.values()):
+            settling.cancel()
         await asyncio.gather(*(one.abandon() for one in self._models.values()))
 
     def _adopt(self, models: tuple[ConfiguredModel, ...]) -> None:
@@ -120,6 +139,7 @@ class Manager:
             managed.model, managed.is_configured = model, True
         if models != self._configured:
             self._configured = models
+            self._generation += 1
         self._tell()
 
     def _new_model(self, model: ConfiguredModel) -> ManagedModel:
@@ -129,12 +149,29 @@ class Manager:
         lifecycle = Lifecycle(options.policy, options.retries, most)
         return ManagedModel(model, lifecycle, self._surroundings)
 
-    async def _settle(self, models: tuple[ConfiguredModel, ...]) -> list[ServingError]:
+    def _settling_of(self, models: tuple[ConfiguredModel, ...]) -> asyncio.Task[list[ServingError]]:
+        """One task for each configuration, however many wait for it, and however long."""
+        generation = self._generation
+        if generation not in self._settling:
+            settling = asyncio.ensure_future(self._settle(models, generation))
+            self._settling[generation] = settling
+            settling.add_done_callback(partial(self._has_settled, generation))
+        return self._settling[generation]
+
+    def _has_settled(self, generation: int, settling: asyncio.Task[list[ServingError]]) -> None:
+        del self._settling[generation]
+        if not settling.cancelled():
+            settling.exception()  # Perhaps nobody waits for it any more.
+
+    async def _settle(
+        self, models: tuple[ConfiguredModel, ...], generation: int
+    ) -> list[ServingError]:
         """Wait for each of these models, and assign its labels; what was refused of them."""
+        await self.poll()
         refusals: list[ServingError] = []
         waiting = list(models)
         while waiting:
-            if self._configured is not models:
+            if self._generation != generation:
                 raise Aborted("another configuration came before this one was served")
             for model in [model for model in waiting if self._can_settle(model)]:
                 waiting.remove(model)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 _MEASURES_SECONDS = 3.0
 #: Between two attempts to find the controller.
 _RETRY_SECONDS = 0.5
+#: What a router that goes waits for the controller to hear of it.
+_LEFT_SECONDS = 2.0
 
 
 class Router:
@@ -43,6 +46,9 @@ class Router:
 
     It is made, and its doors open, when the models of the start are served, here as elsewhere.
     """
+
+    #: Whether there is anything to be closed.
+    _is_there = False
 
     async def __init__(self, application: Application) -> None:  # type: ignore[misc]
         logs.configure()
@@ -75,6 +81,7 @@ class Router:
         self._serving = Serving(runtime, self._reload, self._measures, self._collected)
         self._ingress = Ingress(self._serving.rest, self._serving.prediction)
         self._following = asyncio.ensure_future(self._follow())
+        self._is_there = True
         await self._ready()
         await self._serving.open()
 
@@ -82,8 +89,16 @@ class Router:
         while not (self._models.table.opens and self._models.is_ready):
             if self._models.refusal is not None:
                 raise self._models.refusal.error()
-            await self._changed.wait()
+            await self._news()
             self._changed.clear()
+
+    async def _news(self) -> None:
+        """Return when something has changed. Raises what ends the following of tables."""
+        changed = asyncio.ensure_future(self._changed.wait())
+        await asyncio.wait({changed, self._following}, return_when=asyncio.FIRST_COMPLETED)
+        changed.cancel()
+        if self._following.done():
+            self._following.result()
 
     async def _follow(self) -> None:
         """Apply every table that comes, for ever. Without a controller, the latest one is kept."""
@@ -93,10 +108,12 @@ class Router:
                 asked = self._controller.wait_for_catalog.remote(
                     self._id, known, self._models.report()
                 )
-                table: CatalogTable = await asked
+                table: CatalogTable | None = await asked
             except RayError as error:
                 logger.warning("no controller: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            if table is None:
                 continue
             if table.collect != self._models.table.collect:
                 snapshot = await self._metrics.snapshot()
@@ -113,10 +130,13 @@ class Router:
         return plan
 
     async def _reload(self, config: Any) -> None:
+        asked = self._controller.reload.remote(config.SerializeToString())
         try:
-            failure: Failure | None = await self._controller.reload.remote(
-                config.SerializeToString()
-            )
+            failure: Failure | None = await asked
+        except asyncio.CancelledError:
+            # The call would wait on in the controller, for nobody, for as long as a model needs.
+            ray.cancel(asked)
+            raise
         except RayError as error:
             raise Unavailable(f"the controller does not answer: {error}") from error
         if failure is not None:
@@ -148,10 +168,20 @@ class Router:
 
     async def leave(self) -> None:
         """Close the doors, free the models, and be waited for no more."""
+        self._is_there = False
         await self._serving.close()
         self._following.cancel()
         await self._models.close()
-        await self._controller.left.remote(self._id)
+        with suppress(RayError, TimeoutError):
+            async with asyncio.timeout(_LEFT_SECONDS):
+                await self._controller.left.remote(self._id)
+
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        """For Serve, which awaits it before it ends a replica. Nothing is left to do the next time.
+
+        Python calls it again, and awaits nothing.
+        """
+        return self.leave() if self._is_there else None
 
     async def check_health(self) -> None:
         """For Serve, which makes a replica anew that raises here."""
