@@ -166,6 +166,7 @@ class Manager:
         return refused
 
     def _tell(self) -> None:
-        self._changed(self.models)
+        # Who waits goes on whatever becomes of those who are told.
         self._progressed.set()
         self._progressed = asyncio.Event()
+        self._changed(self.models)

@@ -274,3 +274,15 @@ async def test_problems_and_attempts_that_failed_are_told_to_whoever_waits(tmp_p
     assert late == "late version 1 cannot be loaded, and will be tried again: not yet"
     configuring.cancel()
     await manager.close()
+
+
+async def test_a_watcher_that_fails_ends_the_wait_and_does_not_stall_it(tmp_path) -> None:
+    def watch(models) -> None:
+        if models["a"].available:
+            raise RuntimeError("cannot draw this")
+
+    manager = Manager(Deployer(), OPTIONS, watch)
+    with pytest.raises(RuntimeError, match="cannot draw this"):
+        async with asyncio.timeout(10):
+            await manager.configure([model(tmp_path, "a", 1)])
+    await manager.abandon()
