@@ -25,7 +25,8 @@ from shardserve.cluster.stream_actor import NAMESPACE
 from shardserve.router import logs
 
 _POLL_SECONDS = 0.25
-_END_SECONDS = 10.0
+#: Routers answer what has come in, actors stop, and Serve takes its time around both.
+_END_SECONDS = 30.0
 #: Ray's object store carries plans and tables here, nothing large.
 _OBJECT_STORE_BYTES = 100 << 20
 _SECRET_BYTES = 32

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 _MEASURES_SECONDS = 3.0
 #: Between two attempts to find the controller.
 _RETRY_SECONDS = 0.5
+#: What the controller may take to hear that a router goes.
+_LAST_WORDS_SECONDS = 2.0
 
 
 class Router:
@@ -43,6 +46,8 @@ class Router:
 
     It is made, and its doors open, when the models of the start are served, here as elsewhere.
     """
+
+    _is_here = False
 
     async def __init__(self, application: Application) -> None:  # type: ignore[misc]
         logs.configure()
@@ -75,6 +80,7 @@ class Router:
         self._serving = Serving(runtime, self._reload, self._measures, self._collected)
         self._ingress = Ingress(self._serving.rest, self._serving.prediction)
         self._following = asyncio.ensure_future(self._follow())
+        self._is_here = True
         await self._ready()
         await self._serving.open()
 
@@ -147,11 +153,25 @@ class Router:
         return self._serving.prediction
 
     async def leave(self) -> None:
-        """Close the doors, free the models, and be waited for no more."""
+        """Answer what has come in, close the doors, free the models, and be waited for no more."""
+        self._is_here = False
         await self._serving.close()
         self._following.cancel()
         await self._models.close()
-        await self._controller.left.remote(self._id)
+        # A controller that is not there waits for nobody.
+        with suppress(RayError, TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                await self._controller.left.remote(self._id)
+
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        """For Serve, which calls this before it ends a replica, and awaits what it returns.
+
+        Where Python calls it, there is nothing to leave, and nobody to await it.
+        """
+        if not self._is_here:
+            return None
+        self._is_here = False
+        return self.leave()
 
     async def check_health(self) -> None:
         """For Serve, which makes a replica anew that raises here."""

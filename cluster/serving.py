@@ -151,8 +151,7 @@ class Serving:
     async def close(self) -> None:
         """Refuse new requests, and answer those that came in, for a few seconds at most."""
         self.rest.drain()
-        for door in self._doors:
-            await door.stop()
+        await asyncio.gather(*(door.stop() for door in self._doors))
         if self._traces is not None:
             await asyncio.to_thread(self._traces.close)
         await asyncio.to_thread(self._handlers.logs.close)
