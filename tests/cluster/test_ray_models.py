@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shardserve.batching.errors import FailedPrecondition, NotFound
+from shardserve.batching.errors import FailedPrecondition, NotFound, Unavailable
+from shardserve.cluster import controller_loss
 from shardserve.cluster.lifecycle import Retries
 from shardserve.cluster.model_config import ModelConfig
 from shardserve.cluster.model_options import ModelOptions
@@ -160,6 +161,22 @@ async def test_a_router_that_serve_ends_answers_what_has_come_in_and_says_that_i
             await asyncio.open_connection("127.0.0.1", port)
         assert await routers_of(run) == set()
         assert made.__del__() is None
+
+
+async def test_a_router_whose_run_is_over_says_so_to_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(tmp_path / "m", 1, 10.0)
+    monkeypatch.setattr(controller_loss, "OVER_SECONDS", 0.0)
+    models = Models((ModelConfig("m", tmp_path / "m"),))
+    async with serving(models, ModelOptions(), SECONDS, MANAGER) as run:
+        made = await make_router(run, NO_DOORS)
+        await made.check_health()
+
+    await asyncio.wait([made._following])
+    with pytest.raises(Unavailable, match=f"{run.name} is over"):
+        await made.check_health()
+    await made.leave()
 
 
 async def routers_of(run: ServerRun) -> set[str]:
