@@ -8,25 +8,43 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from shardserve.batching.errors import Aborted, ServingError
-from shardserve.cluster.base_paths import look
+from shardserve.cluster.base_paths import Found, look
 from shardserve.cluster.configured import ConfiguredModel
 from shardserve.cluster.labels import check_labels
 from shardserve.cluster.lifecycle import Lifecycle
 from shardserve.cluster.managed_model import Deployer, ManagedModel, Surroundings
-from shardserve.cluster.model_config import check_platforms
+from shardserve.cluster.model_config import ModelConfig, check_platforms
 from shardserve.cluster.model_views import ModelView, NotAvailable, failures_of
 from shardserve.cluster.options import ManagerOptions
 
 __all__ = ["Deployer", "Manager"]
 
+#: Base paths that are looked at at the same time, those on disks that hang among them.
+_LOOKS = 8
+
+
+@dataclass
+class _Look:
+    """A look at a model's base path. `again` asks for another one after it.
+
+    The model is as it was configured when this began.
+    """
+
+    model: ConfiguredModel
+    task: asyncio.Task[None]
+    again: bool = False
+
 
 class Manager:
     """Makes so what is configured. `changed` is called after anything has become different.
 
-    Versions that lie outside of all `roots` are not loaded, if there are any.
+    Versions that lie outside of all `roots` are not loaded, if there are any. `look` blocks a
+    thread of the manager's own.
     """
 
     def __init__(
@@ -36,10 +54,14 @@ class Manager:
         changed: Callable[[Mapping[str, ModelView]], None] = lambda _: None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         roots: Sequence[Path] = (),
+        look: Callable[[ModelConfig], Found] = look,
     ) -> None:
         self._options = options
         self._changed = changed
         self._pause = pause
+        self._look = look
+        self._lookers = ThreadPoolExecutor(_LOOKS, thread_name_prefix="base-path")
+        self._looks: dict[str, _Look] = {}
         self._models: dict[str, ManagedModel] = {}
         self._configured: tuple[ConfiguredModel, ...] = ()
         self._loads = asyncio.Semaphore(max(1, options.initial_loads))
@@ -69,7 +91,7 @@ class Manager:
         adopted()
         mine = self._configured
         new = [model.name for model in mine if not self._models[model.name].is_settled]
-        await self.poll()
+        self._begin_looks(again=True)
         refusals = await self._settle(mine)
         failures = failures_of({name: self._models[name].view() for name in new})
         if failures:
@@ -78,20 +100,18 @@ class Manager:
             raise refusals[0]
 
     async def poll(self) -> None:
-        """Look at the base paths once, and begin what that asks for."""
-        looked_at = {model.name: model for model in self._configured}
-        found = await asyncio.to_thread(look, [model.config for model in looked_at.values()])
-        for name, one in found.items():
-            managed = self._models[name]
-            # It may have been configured anew meanwhile.
-            if managed.is_configured and managed.model == looked_at[name]:
-                managed.want(one)
+        """Look at the base paths once, and begin what that asks for.
+
+        One that is being looked at already, as on a disk that hangs, is left to that.
+        """
+        await asyncio.gather(*self._begin_looks())
 
     async def run(self) -> None:
         """Poll for ever. With `poll_seconds` of 0 or less nothing is polled."""
-        while self._options.poll_seconds > 0:
-            await self._pause(self._options.poll_seconds)
-            await self.poll()
+        async with asyncio.TaskGroup() as polls:
+            while self._options.poll_seconds > 0:
+                await self._pause(self._options.poll_seconds)
+                polls.create_task(self.poll())
 
     def started(self) -> None:
         """From now on, loading is not to disturb what is served: fewer versions load at once."""
@@ -106,7 +126,42 @@ class Manager:
 
     async def abandon(self) -> None:
         """Begin nothing more, and end what is under way. What is loaded stays."""
+        looks = [look.task for look in self._looks.values()]
+        for task in looks:
+            task.cancel()
+        await asyncio.gather(*looks, return_exceptions=True)
         await asyncio.gather(*(one.abandon() for one in self._models.values()))
+
+    def _begin_looks(self, *, again: bool = False) -> list[asyncio.Task[None]]:
+        """The looks that begin here. Those under way are asked to look `again`."""
+        begun = []
+        for model in self._configured:
+            look = self._looks.get(model.name)
+            if look is None or look.task.done() or look.model != model:
+                begun.append(self._begin_look(model))
+            else:
+                look.again = look.again or again
+        return begun
+
+    def _begin_look(self, model: ConfiguredModel) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(self._look_at(model))
+        task.add_done_callback(lambda _: self._progress())
+        self._looks[model.name] = _Look(model, task)
+        return task
+
+    async def _look_at(self, model: ConfiguredModel) -> None:
+        await self._want(model)
+        while (look := self._looks[model.name]).model is model and look.again:
+            look.again = False
+            await self._want(model)
+
+    async def _want(self, model: ConfiguredModel) -> None:
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._lookers, self._look, model.config)
+        managed = self._models[model.name]
+        # It may have been configured anew meanwhile.
+        if managed.is_configured and managed.model == model:
+            managed.want(found)
 
     def _adopt(self, models: tuple[ConfiguredModel, ...]) -> None:
         wanted = {model.name: model for model in models}
@@ -144,6 +199,10 @@ class Manager:
         return refusals
 
     def _can_settle(self, model: ConfiguredModel) -> bool:
+        look = self._looks[model.name].task
+        if not look.done() or look.cancelled():
+            return False
+        look.result()  # Raises what nobody expects of a look.
         return self._models[model.name].view().can_settle(model.config.labels)
 
     def _assign_labels(self, managed: ManagedModel) -> Iterable[ServingError]:
@@ -167,6 +226,9 @@ class Manager:
 
     def _tell(self) -> None:
         # Who waits goes on whatever becomes of those who are told.
+        self._progress()
+        self._changed(self.models)
+
+    def _progress(self) -> None:
         self._progressed.set()
         self._progressed = asyncio.Event()
-        self._changed(self.models)
