@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import urllib.error
 import urllib.request
@@ -284,6 +285,15 @@ def test_ctrl_c_while_ray_starts_leaves_no_process(tiny_dlrm: Path) -> None:
         assert started.descendants() == []
 
 
+@pytest.fixture
+def hangs_up() -> Iterator[None]:
+    """What is started is ended by its terminal's going away, even if these tests are not."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangs_up")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_local_engine(tiny_dlrm: Path, number: signal.Signals) -> None:
     with server(tiny_dlrm, "--engine=local") as started:
@@ -293,14 +303,17 @@ def test_a_signal_ends_the_local_engine(tiny_dlrm: Path, number: signal.Signals)
         assert started.descendants() == []
 
 
-def test_a_signal_ends_the_local_engine_though_a_load_cannot_be_interrupted(tmp_path: Path) -> None:
-    version = tmp_path / "m" / "1"
-    version.mkdir(parents=True)
-    os.mkfifo(version / "saved_model.pb")
+def test_a_signal_ends_the_local_engine_though_a_load_cannot_be_interrupted(
+    tiny_dlrm: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_dlrm, tmp_path / "m")
+    index = tmp_path / "m" / "1" / "variables" / "variables.index"
+    index.unlink()
+    os.mkfifo(index)
 
     with server(tmp_path / "m", "--engine=local") as started:
-        # It is opened once the server reads there, and no byte comes, as from a disk that hangs.
-        with (version / "saved_model.pb").open("wb"):
+        # It is open once the server reads there, and no byte comes, as from a disk that hangs.
+        with index.open("wb"):
             assert started.end(signal.SIGTERM) == 0
 
         assert started.descendants() == []
