@@ -160,9 +160,11 @@ def _entry(name: str, view: ModelView, servings: Mapping[VersionId, Serving]) ->
 
 
 def _version_entry(status: VersionStatus, serving: Serving | None) -> VersionEntry:
+    # Routers keep what is on its way: what is cancelled is not.
+    state = State.UNLOADING if status.cancelled else _STATES[status.phase]
     if status.error is None:
-        return VersionEntry(_STATES[status.phase], serving=serving)
-    return VersionEntry(_STATES[status.phase], status.error.code, status.error.message, serving)
+        return VersionEntry(state, serving=serving)
+    return VersionEntry(state, status.error.code, status.error.message, serving)
 
 
 def _changes(before: VersionEntry | None, after: VersionEntry) -> Iterable[str]:

@@ -50,7 +50,9 @@ class Controller:
 
     async def wait_for_table(self, known: int) -> CatalogTable:
         """The table, as soon as its number is not `known`, or after a while as it is."""
-        return await self._plane.catalog.wait(known, _LONG_POLL_SECONDS)
+        while (table := await self._plane.table(known, _LONG_POLL_SECONDS)) is None:
+            pass
+        return table
 
     async def wait_for_start(self, known: int) -> Start:
         """As `wait_for_table`, how far the start has come."""
@@ -78,10 +80,15 @@ class Controller:
         """What the doors show clients and ask of them, the key too; None for doors in the clear."""
         return self._plane.tls
 
-    async def wait_for_catalog(self, router: str, known: int, report: RouterReport) -> CatalogTable:
-        """As `wait_for_table`. A router says by it that it is there, and what it has."""
+    async def wait_for_catalog(
+        self, router: str, known: int, report: RouterReport
+    ) -> CatalogTable | None:
+        """As `wait_for_table`. A router says by it that it is there, and what it has.
+
+        None while a controller that was made anew does not know yet what is configured.
+        """
         self._plane.routers.heard(router, report)
-        return await self._plane.catalog.wait(known, _ROUTER_POLL_SECONDS)
+        return await self._plane.table(known, _ROUTER_POLL_SECONDS)
 
     async def report_router(self, router: str, report: RouterReport) -> None:
         """A router has something new to say."""

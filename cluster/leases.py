@@ -57,6 +57,10 @@ class Leases:
         self._until.pop(router, None)
         self._reports.pop(router, None)
 
+    def renew(self, now: float) -> None:
+        """Begin the leases of all routers there are anew."""
+        self._until = dict.fromkeys(self._until, now + self._seconds)
+
     def expire(self, now: float) -> frozenset[str]:
         """Forget the routers whose leases are over; who they were."""
         gone = frozenset(router for router, until in self._until.items() if until <= now)

@@ -7,9 +7,9 @@ tell); this is between them. One for all models, on one event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from shardserve.batching.errors import Aborted, ServingError
@@ -17,6 +17,7 @@ from shardserve.cluster.base_paths import Found, look
 from shardserve.cluster.configured import ConfiguredModel
 from shardserve.cluster.labels import check_labels
 from shardserve.cluster.lifecycle import Lifecycle
+from shardserve.cluster.looks import Looks
 from shardserve.cluster.managed_model import Deployer, ManagedModel, Surroundings
 from shardserve.cluster.model_config import ModelConfig, check_platforms
 from shardserve.cluster.model_views import ModelView, NotAvailable, failures_of
@@ -24,20 +25,7 @@ from shardserve.cluster.options import ManagerOptions
 
 __all__ = ["Deployer", "Manager"]
 
-#: Base paths that are looked at at the same time, those on disks that hang among them.
-_LOOKS = 8
-
-
-@dataclass
-class _Look:
-    """A look at a model's base path. `again` asks for another one after it.
-
-    The model is as it was configured when this began.
-    """
-
-    model: ConfiguredModel
-    task: asyncio.Task[None]
-    again: bool = False
+logger = logging.getLogger(__name__)
 
 
 class Manager:
@@ -59,14 +47,14 @@ class Manager:
         self._options = options
         self._changed = changed
         self._pause = pause
-        self._look = look
-        self._lookers = ThreadPoolExecutor(_LOOKS, thread_name_prefix="base-path")
-        self._looks: dict[str, _Look] = {}
+        self._looks = Looks(look, self._found, self._progress)
         self._models: dict[str, ManagedModel] = {}
         self._configured: tuple[ConfiguredModel, ...] = ()
         self._loads = asyncio.Semaphore(max(1, options.initial_loads))
         self._surroundings = Surroundings(deployer, lambda: self._loads, roots, self._tell)
         self._progressed = asyncio.Event()
+        self._settling: dict[int, asyncio.Task[list[ServingError]]] = {}
+        self._generation = 0
 
     @property
     def models(self) -> dict[str, ModelView]:
@@ -74,25 +62,32 @@ class Manager:
         return {name: one.view() for name, one in self._models.items()}
 
     async def configure(
-        self, models: Sequence[ConfiguredModel], adopted: Callable[[], None] = lambda: None
+        self,
+        models: Sequence[ConfiguredModel],
+        adopted: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Serve exactly these from now on; what is not among them goes.
 
         Returns when each model that is new has a version that answers, and labels are assigned.
         Raises InvalidArgument, and changes nothing, for a platform that changes; otherwise
-        `adopted` is called once nothing is refused any more. Raises `NotAvailable` when a model's
+        `adopted` is awaited once nothing is refused any more. Raises `NotAvailable` when a model's
         versions all failed, FailedPrecondition for a label whose version does not answer; the other
         models and labels stand then. Aborted if another configuration comes before all that.
+        Who is cancelled only waits no more: the configuration stands, labels too.
         """
         check_platforms(
             [model.config for model in self._configured], [model.config for model in models]
         )
         self._adopt(tuple(models))
-        adopted()
         mine = self._configured
         new = [model.name for model in mine if not self._models[model.name].is_settled]
-        self._begin_looks(again=True)
-        refusals = await self._settle(mine)
+        is_waited_for = self._generation in self._settling
+        settling = self._settling_of(mine)
+        if is_waited_for:
+            self._looks.begin(mine, again=True)
+        if adopted is not None:
+            await adopted()
+        refusals = await asyncio.shield(settling)
         failures = failures_of({name: self._models[name].view() for name in new})
         if failures:
             raise NotAvailable(failures)
@@ -104,14 +99,20 @@ class Manager:
 
         One that is being looked at already, as on a disk that hangs, is left to that.
         """
-        await asyncio.gather(*self._begin_looks())
+        await asyncio.gather(*self._looks.begin(self._configured))
 
     async def run(self) -> None:
         """Poll for ever. With `poll_seconds` of 0 or less nothing is polled."""
         async with asyncio.TaskGroup() as polls:
             while self._options.poll_seconds > 0:
                 await self._pause(self._options.poll_seconds)
-                polls.create_task(self.poll())
+                polls.create_task(self._poll_or_tell())
+
+    async def _poll_or_tell(self) -> None:
+        try:
+            await self.poll()
+        except Exception:
+            logger.exception("base paths were not looked at this time")
 
     def started(self) -> None:
         """From now on, loading is not to disturb what is served: fewer versions load at once."""
@@ -126,38 +127,12 @@ class Manager:
 
     async def abandon(self) -> None:
         """Begin nothing more, and end what is under way. What is loaded stays."""
-        looks = [look.task for look in self._looks.values()]
-        for task in looks:
-            task.cancel()
-        await asyncio.gather(*looks, return_exceptions=True)
+        await self._looks.abandon()
+        for settling in list(self._settling.values()):
+            settling.cancel()
         await asyncio.gather(*(one.abandon() for one in self._models.values()))
 
-    def _begin_looks(self, *, again: bool = False) -> list[asyncio.Task[None]]:
-        """The looks that begin here. Those under way are asked to look `again`."""
-        begun = []
-        for model in self._configured:
-            look = self._looks.get(model.name)
-            if look is None or look.task.done() or look.model != model:
-                begun.append(self._begin_look(model))
-            else:
-                look.again = look.again or again
-        return begun
-
-    def _begin_look(self, model: ConfiguredModel) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(self._look_at(model))
-        task.add_done_callback(lambda _: self._progress())
-        self._looks[model.name] = _Look(model, task)
-        return task
-
-    async def _look_at(self, model: ConfiguredModel) -> None:
-        await self._want(model)
-        while (look := self._looks[model.name]).model is model and look.again:
-            look.again = False
-            await self._want(model)
-
-    async def _want(self, model: ConfiguredModel) -> None:
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._lookers, self._look, model.config)
+    def _found(self, model: ConfiguredModel, found: Found) -> None:
         managed = self._models[model.name]
         # It may have been configured anew meanwhile.
         if managed.is_configured and managed.model == model:
@@ -175,6 +150,7 @@ class Manager:
             managed.model, managed.is_configured = model, True
         if models != self._configured:
             self._configured = models
+            self._generation += 1
         self._tell()
 
     def _new_model(self, model: ConfiguredModel) -> ManagedModel:
@@ -184,12 +160,29 @@ class Manager:
         lifecycle = Lifecycle(options.policy, options.retries, most)
         return ManagedModel(model, lifecycle, self._surroundings)
 
-    async def _settle(self, models: tuple[ConfiguredModel, ...]) -> list[ServingError]:
+    def _settling_of(self, models: tuple[ConfiguredModel, ...]) -> asyncio.Task[list[ServingError]]:
+        """One task for each configuration, however many wait for it, and however long."""
+        generation = self._generation
+        if generation not in self._settling:
+            settling = asyncio.ensure_future(self._settle(models, generation))
+            self._settling[generation] = settling
+            settling.add_done_callback(partial(self._has_settled, generation))
+        return self._settling[generation]
+
+    def _has_settled(self, generation: int, settling: asyncio.Task[list[ServingError]]) -> None:
+        del self._settling[generation]
+        if not settling.cancelled():
+            settling.exception()  # Perhaps nobody waits for it any more.
+
+    async def _settle(
+        self, models: tuple[ConfiguredModel, ...], generation: int
+    ) -> list[ServingError]:
         """Wait for each of these models, and assign its labels; what was refused of them."""
+        self._looks.begin(models, again=True)
         refusals: list[ServingError] = []
         waiting = list(models)
         while waiting:
-            if self._configured is not models:
+            if self._generation != generation:
                 raise Aborted("another configuration came before this one was served")
             for model in [model for model in waiting if self._can_settle(model)]:
                 waiting.remove(model)
@@ -199,10 +192,8 @@ class Manager:
         return refusals
 
     def _can_settle(self, model: ConfiguredModel) -> bool:
-        look = self._looks[model.name].task
-        if not look.done() or look.cancelled():
+        if not self._looks.are_over(model.name):
             return False
-        look.result()  # Raises what nobody expects of a look.
         return self._models[model.name].view().can_settle(model.config.labels)
 
     def _assign_labels(self, managed: ManagedModel) -> Iterable[ServingError]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from shardserve.batching.errors import Aborted, ServingError
 from shardserve.cluster.configured import ConfiguredModel, configured
@@ -13,10 +14,14 @@ from shardserve.cluster.model_config import ModelConfig, parse_reload, read_mode
 from shardserve.cluster.model_options import ModelOptions, read_model_options
 from shardserve.cluster.model_roots import check_roots
 from shardserve.cluster.options import Models
+from shardserve.cluster.progress import failure_of
 from shardserve.cluster.python_servables import check_python
 from shardserve.router.platforms import check_platform
 
 logger = logging.getLogger(__name__)
+
+#: Between two attempts to learn what was configured before.
+_RETRY_SECONDS = 5.0
 
 Configure = Callable[[Sequence[ConfiguredModel]], Awaitable[None]]
 
@@ -72,6 +77,39 @@ class ModelSource:
         return configured(configs, own, self._defaults)
 
 
+async def first_models(
+    source: ModelSource,
+    reloaded: bytes | None,
+    *,
+    was_open: bool,
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> tuple[ConfiguredModel, ...]:
+    """What was last configured, as far as is known: by a reload, by the file, at the start.
+
+    At a first start it raises as `ModelSource` does. Where the doors `was_open` before, what is
+    wrong is logged and waited out: routers serve on with what they have.
+    """
+    while True:
+        try:
+            return await asyncio.to_thread(_first, source, reloaded, was_open)
+        except ServingError as error:
+            if not was_open:
+                raise
+            logger.error("not configured again: %s", error.message)
+        await pause(_RETRY_SECONDS)
+
+
+def _first(
+    source: ModelSource, reloaded: bytes | None, was_open: bool
+) -> tuple[ConfiguredModel, ...]:
+    if reloaded is not None:
+        return source.requested(reloaded)
+    if was_open and source.is_polled:
+        with suppress(ServingError):
+            return source.read_again()
+    return source.at_start()
+
+
 async def follow_file(
     source: ModelSource,
     configure: Configure,
@@ -80,9 +118,9 @@ async def follow_file(
 ) -> None:
     """Read the file every so often, for ever, and configure what it says.
 
-    What is wrong is logged, and is the source's `problem` until it is put right; `changed` is
-    called then. What was served goes on meanwhile. With no file, or none that is to be polled, it
-    does nothing.
+    What is wrong, whatever error it is, is logged, and is the source's `problem` until it is put
+    right; `changed` is called then. What was served goes on meanwhile. With no file, or none that
+    is to be polled, it does nothing.
     """
 
     def note(problem: str) -> None:
@@ -97,8 +135,8 @@ async def follow_file(
             await pause(source.poll_seconds)
             try:
                 found = await asyncio.to_thread(source.read_again)
-            except ServingError as error:
-                note(error.message)
+            except Exception as error:  # noqa: BLE001 (it is told; the next round may go well)
+                note(_problem_of(error))
                 continue
             if before is None or before[1].done() or before[0] != found:
                 before = found, group.create_task(_configure(configure, found, note))
@@ -111,7 +149,13 @@ async def _configure(
         await configure(models)
     except Aborted:
         return  # What came instead has its own word.
-    except ServingError as error:
-        note(error.message)
+    except Exception as error:  # noqa: BLE001 (it is told; other configurations may go well)
+        note(_problem_of(error))
     else:
         note("")
+
+
+def _problem_of(error: Exception) -> str:
+    if not isinstance(error, ServingError):
+        logger.error("the configuration file is not followed this time", exc_info=error)
+    return failure_of(error).message

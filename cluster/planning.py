@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable
 
 import ray
 
@@ -11,6 +13,8 @@ from shardserve.cluster.configured import Wanted
 from shardserve.cluster.progress import Failure, failure_of
 from shardserve.cluster.stream_actor import NAMESPACE, Post
 from shardserve.shards.model import TENSORFLOW, ModelPlan
+
+logger = logging.getLogger(__name__)
 
 #: Each is a process that loads TensorFlow.
 _AT_A_TIME = 4
@@ -38,21 +42,25 @@ class Planner:
 
 @ray.remote(num_cpus=0, max_calls=1)
 def plan_remotely(wanted: Wanted, post: Post) -> ModelPlan | Failure:
-    """See `plan_version`; what it raises comes back as data.
-
-    The controller is told how far the verification of checksums has come.
-    """
-    from shardserve.cluster.version_plan import check_kind, plan_version  # noqa: PLC0415
-
+    """See `planned`. The controller is told how far the verification of checksums has come."""
     controller = ray.get_actor(post.controller, NAMESPACE)
 
     def verified(nbytes: int, total: int) -> None:
         controller.verified.remote(post.deployment, nbytes, total)
+
+    return planned(wanted, verified)
+
+
+def planned(wanted: Wanted, verified: Callable[[int, int], None]) -> ModelPlan | Failure:
+    """See `plan_version`; what it raises comes back as data, without a trace of Ray's."""
+    from shardserve.cluster.version_plan import check_kind, plan_version  # noqa: PLC0415
 
     try:
         plan = plan_version(wanted, verified)[1]
         if plan.platform != TENSORFLOW:
             check_kind(plan)
         return plan
-    except ServingError as error:
+    except Exception as error:
+        if not isinstance(error, ServingError):
+            logger.exception("%s cannot be planned", wanted.id)
         return failure_of(error)

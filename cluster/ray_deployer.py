@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from shardserve.batching.errors import NotFound
 from shardserve.cluster.catalog_table import Serving
@@ -68,19 +68,17 @@ class RayDeployer:
             await self._routers.loaded(wanted.id, deployment.token)
             deployment.activate()
             await self._routers.follow(self._publish())
+        except asyncio.CancelledError:
+            await self._take_back(deployment, self._routers.dropped)
+            raise
         except BaseException:
-            deployment.withdraw()
-            await deployment.end()
-            del self._deployments[wanted.id]
+            # Routers may have an earlier deployment of the version, and keep it for the next.
+            await self._take_back(deployment, lambda _, number: self._routers.follow(number))
             raise
 
     async def unload(self, version: VersionId) -> None:
         """See `Deployer.unload`."""
-        deployment = self._deployments[version]
-        deployment.withdraw()
-        await self._routers.dropped(version, self._publish())
-        await deployment.end()
-        del self._deployments[version]
+        await self._take_back(self._deployments[version], self._routers.dropped)
 
     async def measures(self) -> list[Measure]:
         """What all actors tell of themselves, by model, shard or group, and replica."""
@@ -91,6 +89,22 @@ class RayDeployer:
     async def stop(self) -> None:
         """Let all actors answer what has come in, and serve no more."""
         await asyncio.gather(*(one.stop() for one in self._deployments.values()))
+
+    async def _take_back(
+        self, deployment: Deployment, routed: Callable[[VersionId, int], Awaitable[None]]
+    ) -> None:
+        """End a deployment when `routed` says that no router asks it any more."""
+        version = deployment.wanted.id
+        was_offered = deployment.serving is not None
+        deployment.withdraw()
+        try:
+            if was_offered:
+                await routed(version, self._publish())
+        finally:
+            try:
+                await deployment.end()
+            finally:
+                del self._deployments[version]
 
     def _tell(self) -> None:
         self._publish()

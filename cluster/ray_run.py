@@ -25,7 +25,7 @@ from shardserve.cluster.stream_actor import NAMESPACE
 from shardserve.router import logs
 
 _POLL_SECONDS = 0.25
-#: Routers answer what has come in, actors stop, and Serve takes its time around both.
+#: Routers take some seconds for each door, then Serve's own, then the actors of all deployments.
 _END_SECONDS = 30.0
 #: Ray's object store carries plans and tables here, nothing large.
 _OBJECT_STORE_BYTES = 100 << 20

@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 _MEASURES_SECONDS = 3.0
 #: Between two attempts to find the controller.
 _RETRY_SECONDS = 0.5
-#: What the controller may take to hear that a router goes.
-_LAST_WORDS_SECONDS = 2.0
+#: What a router that goes waits for the controller to hear of it.
+_LEFT_SECONDS = 2.0
 
 
 class Router:
@@ -49,7 +49,8 @@ class Router:
     It is made, and its doors open, when the models of the start are served, here as elsewhere.
     """
 
-    _is_here = False
+    #: Whether there is anything to be closed.
+    _is_there = False
 
     async def __init__(self, application: Application) -> None:  # type: ignore[misc]
         logs.configure()
@@ -83,7 +84,7 @@ class Router:
         self._serving = Serving(runtime, self._reload, self._measures, self._collected)
         self._ingress = Ingress(self._serving.rest, self._serving.prediction)
         self._following = asyncio.ensure_future(self._follow())
-        self._is_here = True
+        self._is_there = True
         await self._ready()
         await self._serving.open()
 
@@ -91,8 +92,16 @@ class Router:
         while not (self._models.table.opens and self._models.is_ready):
             if self._models.refusal is not None:
                 raise self._models.refusal.error()
-            await self._changed.wait()
+            await self._news()
             self._changed.clear()
+
+    async def _news(self) -> None:
+        """Return when something has changed. Raises what ends the following of tables."""
+        changed = asyncio.ensure_future(self._changed.wait())
+        await asyncio.wait({changed, self._following}, return_when=asyncio.FIRST_COMPLETED)
+        changed.cancel()
+        if self._following.done():
+            self._following.result()
 
     async def _follow(self) -> None:
         """Apply every table that comes, for ever. Without a controller, the latest one is kept.
@@ -106,12 +115,14 @@ class Router:
                 asked = self._controller.wait_for_catalog.remote(
                     self._id, known, self._models.report()
                 )
-                table: CatalogTable = await asked
+                table: CatalogTable | None = await asked
             except RayError as error:
                 contact = await self._missed(contact, error)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             contact = Contact()
+            if table is None:
+                continue
             if table.collect != self._models.table.collect:
                 snapshot = await self._metrics.snapshot()
                 self._controller.report_metrics.remote(self._id, table.collect, snapshot)
@@ -137,10 +148,13 @@ class Router:
         return plan
 
     async def _reload(self, config: Any) -> None:
+        asked = self._controller.reload.remote(config.SerializeToString())
         try:
-            failure: Failure | None = await self._controller.reload.remote(
-                config.SerializeToString()
-            )
+            failure: Failure | None = await asked
+        except asyncio.CancelledError:
+            # The call would wait on in the controller, for nobody, for as long as a model needs.
+            ray.cancel(asked)
+            raise
         except RayError as error:
             raise Unavailable(f"the controller does not answer: {error}") from error
         if failure is not None:
@@ -171,29 +185,25 @@ class Router:
         return self._serving.prediction
 
     async def leave(self) -> None:
-        """Answer what has come in, close the doors, free the models, and be waited for no more."""
-        self._is_here = False
+        """Close the doors, free the models, and be waited for no more."""
+        self._is_there = False
         await self._serving.close()
         self._following.cancel()
         await self._models.close()
-        # A controller that is not there waits for nobody.
         with suppress(RayError, TimeoutError):
-            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+            async with asyncio.timeout(_LEFT_SECONDS):
                 await self._controller.left.remote(self._id)
 
     def __del__(self) -> Coroutine[Any, Any, None] | None:
-        """For Serve, which calls this before it ends a replica, and awaits what it returns.
+        """For Serve, which awaits it before it ends a replica. Nothing is left to do the next time.
 
-        Where Python calls it, there is nothing to leave, and nobody to await it.
+        Python calls it again, and awaits nothing.
         """
-        if not self._is_here:
-            return None
-        self._is_here = False
-        return self.leave()
+        return self.leave() if self._is_there else None
 
     async def check_health(self) -> None:
         """For Serve, which makes a replica anew that raises here."""
-        if self._is_here and self._following.done():
+        if self._is_there and self._following.done():
             raise Unavailable(f"tables are followed no more: {self._following.exception()}")
 
     async def __call__(self, request: Request) -> Response:

@@ -7,22 +7,29 @@ from collections.abc import Collection
 
 from shardserve.router.metric_snapshot import Snapshot, summed, unpacked
 
+#: So many routers that have gone may still come back.
+_REMEMBERED = 64
+
 
 class RouterMetrics:
     """The latest snapshot of each router, and what those left behind that are no more.
 
-    Routers report when they are asked by a new number. Belongs to one event loop.
+    Routers report when they are asked by a new number. One that was thought to have gone may report
+    again, and is counted once. Belongs to one event loop.
     """
 
     def __init__(self) -> None:
         self._latest: dict[str, Snapshot] = {}
         self._answered: dict[str, int] = {}
         self._past = Snapshot()
+        #: Of the last that have gone, the oldest first: not in `_past` yet.
+        self._gone: dict[str, Snapshot] = {}
         self._changed = asyncio.Event()
 
     def reported(self, router: str, number: int, snapshot: bytes) -> None:
         """A router's answer to the question of that number. Raises DataLoss for what is none."""
         self._latest[router] = unpacked(snapshot)
+        self._gone.pop(router, None)
         self._answered[router] = number
         self._tell()
 
@@ -30,7 +37,11 @@ class RouterMetrics:
         """It will not answer any more; what it had counted stays."""
         latest = self._latest.pop(router, Snapshot())
         self._answered.pop(router, None)
-        self._past = summed([self._past, latest.past()])
+        before = self._gone.pop(router, Snapshot())
+        self._gone[router] = summed([before, latest.past()])
+        while len(self._gone) > _REMEMBERED:
+            oldest = self._gone.pop(next(iter(self._gone)))
+            self._past = summed([self._past, oldest])
         self._tell()
 
     async def collected(self, number: int, routers: Collection[str], seconds: float) -> bytes:
@@ -41,7 +52,7 @@ class RouterMetrics:
                     await self._changed.wait()
         except TimeoutError:
             pass  # Of those that did not answer the last that they said counts.
-        return summed([self._past, *self._latest.values()]).packed()
+        return summed([self._past, *self._gone.values(), *self._latest.values()]).packed()
 
     def _tell(self) -> None:
         self._changed.set()

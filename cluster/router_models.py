@@ -159,6 +159,8 @@ class RouterModels:
             self._retire(version, old)
             return None
         if old.before is None:
+            if old.task is not None:
+                old.task.cancel()  # It connects to actors that nobody asks any more.
             return old.part
         self._retire(version, replace(old, before=None))
         return old.before
@@ -187,9 +189,11 @@ class RouterModels:
             self._changed()
             return
         before, one.before = one.before, None
-        await self._connecting(one)
-        if before is not None:
-            self._retire(version, _Version(one.held, before))
+        try:
+            await self._connecting(one)
+        finally:
+            if before is not None:
+                self._retire(version, _Version(one.held, before))
 
     async def _connecting(self, one: _Version) -> None:
         deployment = None

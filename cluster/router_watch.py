@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from shardserve.cluster.leases import (
     Leases,
@@ -23,17 +23,21 @@ from shardserve.cluster.versions import VersionId
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
+#: Who looks so much later than it meant to has stood still.
+_LATE_SECONDS = 2.0
 
 
 class RouterWatch:
     """The routers there are, and what they have.
 
-    Until it is told that the start is over, it waits for at least `expected` routers.
+    Until it is told that the start is over, it waits for at least `expected` routers. Times are in
+    seconds.
     """
 
     def __init__(self, expected: int) -> None:
         self._leases = Leases()
         self._expected = expected
+        self._is_over = False
         self._changed = asyncio.Event()
 
     @property
@@ -58,11 +62,27 @@ class RouterWatch:
         self._expected = 0
         self._tell()
 
-    async def expire(self, gone: Callable[[str], None]) -> None:
-        """Forget, for ever, those who are gone, and say so of each."""
+    def end(self) -> None:
+        """From now on nobody is waited for."""
+        self._is_over = True
+        self._tell()
+
+    async def expire(
+        self,
+        gone: Callable[[str], None],
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Forget, for ever, those who are gone, and say so of each.
+
+        While this process did not run it could hear nobody: then all leases begin anew.
+        """
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            for router in self._leases.expire(time.monotonic()):
+            before = now()
+            await pause(_LOOK_SECONDS)
+            if now() - before > _LOOK_SECONDS + _LATE_SECONDS:
+                self._leases.renew(now())
+            for router in self._leases.expire(now()):
                 logger.warning("router %s is gone", router)
                 gone(router)
                 self._tell()
@@ -90,7 +110,7 @@ class RouterWatch:
         return list(self._leases.reports.values())
 
     async def _until(self, done: Callable[[], bool]) -> None:
-        while not done():
+        while not (self._is_over or done()):
             await self._changed.wait()
 
     def _tell(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 
 from shardserve.batching.errors import ResourceExhausted
 from shardserve.cluster import fleet
@@ -21,7 +22,14 @@ from shardserve.cluster.placement import (
 from shardserve.cluster.planning import Planner
 from shardserve.cluster.stage_placement import stage_bundles, stage_seats, stage_shortage
 from shardserve.cluster.stream_actor import Post
+from shardserve.cluster.uncancelled import on_thread
+from shardserve.cluster.waiting import noted_after
 from shardserve.shards.model import ModelPlan
+
+#: After which a person is told what is waited for.
+_PATIENCE_SECONDS = 5.0
+_NOT_ITS_TURN = "waiting for other versions to be placed"
+_NOT_GIVEN = "Ray has not given the room that should be free; others may have it"
 
 #: Of a version that needs no actors.
 NOTHING = Placed({}, ())
@@ -59,11 +67,16 @@ class Site:
         shards = _shard_bundles(plan, places)
         bundles = (*shards, *stage_bundles(plan.stage_groups))
         name = self._group_of(plan.name, plan.version)
-        async with self._one_by_one:
-            waits_for(await self._lacking(plan, shards))
-            group = await asyncio.to_thread(fleet.reserve, name, bundles)
-            placed = await fleet.place(group, places, stages, bundles, post)
-            self._taken[name] = tuple(zip(placed.nodes, bundles, strict=True))
+        with noted_after(_PATIENCE_SECONDS, partial(waits_for, _NOT_ITS_TURN)) as note:
+            async with self._one_by_one:
+                note.cancel()
+                lacking = await self._lacking(plan, shards)
+                waits_for(lacking)
+                # Or `release` would find no group, and the thread make one afterwards.
+                group = await on_thread(partial(fleet.reserve, name, bundles))
+                with noted_after(_PATIENCE_SECONDS, partial(waits_for, lacking or _NOT_GIVEN)):
+                    placed = await fleet.place(group, places, stages, bundles, post)
+                self._taken[name] = tuple(zip(placed.nodes, bundles, strict=True))
         return placed
 
     async def release(self, model: str, version: int) -> None:

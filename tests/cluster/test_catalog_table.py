@@ -20,6 +20,7 @@ from shardserve.cluster.catalog_table import (
 from shardserve.cluster.lifecycle import Phase, VersionStatus
 from shardserve.cluster.model_views import ModelView
 from shardserve.cluster.placement import Seat
+from shardserve.cluster.router_steps import Drop, Has, Held, steps
 from shardserve.cluster.table import RoutingTable, registered
 from shardserve.cluster.versions import VersionId
 from shardserve.router.catalog import Catalog, ModelSpec, State
@@ -95,3 +96,11 @@ def test_changes_name_the_version_and_the_actor() -> None:
         "problem: no such path"
     ]
     assert before.servings() == {ONE: Serving("d", "f", EMPTY)}
+
+
+def test_a_load_that_is_cancelled_is_on_its_way_no_more() -> None:
+    """Or routers that have it, and were asked for it already, would keep it."""
+    cancelled = VersionStatus(1, "", Phase.LOADING, is_wanted=False, cancelled=True)
+    table = CatalogTable(1, entries({"m": view(cancelled, settled=False)}, {}))
+    assert table.models["m"].versions[1].state is State.UNLOADING
+    assert steps(table, {ONE: Held("d", "f", Has.LOADED)}, {ONE}) == [Drop(ONE)]

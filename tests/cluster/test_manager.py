@@ -362,3 +362,47 @@ async def test_a_look_that_fails_as_nobody_expects_fails_who_asked_for_it(tmp_pa
     with pytest.raises(RuntimeError, match="no look at a"):
         await manager.poll()
     await manager.close()
+
+
+async def test_who_stops_waiting_for_a_configuration_takes_nothing_from_it(tmp_path) -> None:
+    deployer = Deployer()
+    deployer.held[1] = asyncio.Event()
+    manager = Manager(deployer, OPTIONS)
+    config = model(tmp_path, "a", 1, labels={"stable": 1})
+    configuring = asyncio.ensure_future(manager.configure([config]))
+    await until(lambda: deployer.attempts)
+    configuring.cancel()
+    await asyncio.wait([configuring])
+    deployer.held[1].set()
+    await until(lambda: manager.models["a"].is_settled)
+    assert manager.models["a"].labels == {"stable": 1}
+    await manager.close()
+
+
+async def test_however_many_wait_for_a_configuration_one_task_does(tmp_path) -> None:
+    manager = Manager(Deployer(), OPTIONS)
+    missing = model(tmp_path, "missing")
+    before = len(asyncio.all_tasks())
+    for _ in range(20):
+        waiting = asyncio.ensure_future(manager.configure([missing]))
+        await until(lambda: (one := manager.models.get("missing")) and one.problems)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    assert len(asyncio.all_tasks()) <= before + 2  # One that waits, and one that looks.
+    await manager.close()
+
+
+async def test_a_look_at_base_paths_that_fails_is_not_the_last(tmp_path) -> None:
+    rounds = iter(range(4))
+
+    async def pause(_: float) -> None:
+        if next(rounds, None) is None:
+            raise asyncio.CancelledError
+
+    manager = Manager(Deployer(), ManagerOptions(poll_seconds=1.0), pause=pause)
+    nowhere = ConfiguredModel(ModelConfig("a", None), ModelOptions())  # No such thing as a path.
+    with pytest.raises(AttributeError):
+        await manager.configure([nowhere])
+    with pytest.raises(asyncio.CancelledError):
+        await manager.run()
+    assert next(rounds, None) is None

@@ -58,7 +58,11 @@ async def router(run: ServerRun) -> AsyncIterator[Client]:
     try:
         yield Client(made.prediction)
     finally:
-        await made.leave()
+        # As Serve does, and then Python.
+        leaving = made.__del__()
+        assert leaving is not None
+        await leaving
+        assert made.__del__() is None
 
 
 async def until(client: Client, model: str, states: dict[int, State]) -> None:

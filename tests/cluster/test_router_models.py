@@ -197,3 +197,39 @@ async def settle() -> None:
 
 TestRouter = Router.TestCase
 TestRouter.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+class Stranded(Part):
+    """Its actors can be asked at first, and never again once it follows others."""
+
+    async def connected(self) -> None:
+        if self.serving.deployment != "first":
+            await asyncio.Event().wait()
+
+
+async def test_a_version_that_is_replaced_while_it_connects_anew_is_waited_for_no_more() -> None:
+    one = VersionId("m", 1)
+    parts: list[Stranded] = []
+
+    def make(version: VersionId, serving: Serving) -> Stranded:
+        parts.append(Stranded(version, serving))
+        return parts[-1]
+
+    models = RouterModels(Catalog(), make)
+
+    async def apply(number: int, serving: Serving) -> None:
+        entry = VersionEntry(State.AVAILABLE, serving=serving)
+        models.apply(CatalogTable(number, {"m": ModelEntry({one.version: entry})}))
+        await settle()
+
+    await apply(1, Serving("first", "same", NOBODY, is_active=True))
+    parts[0].outcome.set_result(None)
+    await settle()
+    await apply(2, Serving("second", "same", NOBODY, is_active=True))
+    await apply(3, Serving("third", "other", NOBODY))
+    assert models.report().held == {one}
+
+    async with asyncio.timeout(10):
+        await models.close()
+
+    assert [part.closed for part in parts] == [1, 1]

@@ -1,0 +1,38 @@
+"""The routers' application of one run, which may be ended while it is still being started."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+#: Between two attempts to end what is being started.
+_AGAIN_SECONDS = 0.5
+
+
+class RouterApp:
+    """Started once, and ended once. Both functions block; `deploy` may go on while `withdraw` runs.
+
+    Belongs to the running event loop.
+    """
+
+    def __init__(self, deploy: Callable[[], None], withdraw: Callable[[], None]) -> None:
+        self._deploy = deploy
+        self._withdraw = withdraw
+        self._deploying: asyncio.Future[None] | None = None
+        self._is_over = False
+
+    async def start(self) -> None:
+        """Return when routers answer, or when it is ended. Raises what `deploy` raises."""
+        if not self._is_over:
+            self._deploying = asyncio.ensure_future(asyncio.to_thread(self._deploy))
+            await asyncio.shield(self._deploying)
+
+    async def end(self) -> None:
+        """Return when there are no routers, and none will come of a start that was under way."""
+        self._is_over = True
+        while True:
+            nothing_can_follow = self._deploying is None or self._deploying.done()
+            await asyncio.to_thread(self._withdraw)
+            if self._deploying is None or nothing_can_follow:
+                return
+            await asyncio.wait({self._deploying}, timeout=_AGAIN_SECONDS)
