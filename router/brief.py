@@ -1,36 +1,16 @@
-"""Which stages take less time than handing them to a thread does, so that nothing is handed over.
-
-Two things make a stage brief: its operations are such that its time depends on nothing but the
-shapes of what it gets, and runs with just these shapes were quick. No request can make the event
-loop wait then, whatever values it sends.
+"""Which stages take a time that runs with the same shapes foretell (`run_times`), and so may run on
+the event loop: no request makes it wait, whatever values it sends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
-from typing import Any
+from collections.abc import Iterable, Set
 
 import tensorflow as tf
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
-from shardserve.router.servable import Array
 from shardserve.shards.cut.bodies import COMPILED, functions_of
-
-#: What handing over takes, about: the waiting of two threads for each other, with the work of both.
-BRIEF_SECONDS = 50e-6
-
-#: Runs with the same shapes before their time is believed.
-ENOUGH_RUNS = 3
-
-#: Combinations of shapes that are known of a stage. Clients choose them: it is bounded.
-MAX_SHAPES = 256
-
-#: The weight of the latest run in the average.
-_LATEST = 1 / 8
-
-#: What a run counts at most: that the system took the core away says nothing of the stage.
-_MOST = 2 * BRIEF_SECONDS
 
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 
@@ -52,46 +32,12 @@ _BY_SHAPES = frozenset(
 )
 
 
-class RunTimes:
-    """What the runs of one stage have taken, by the shapes of its feeds.
+def run_on_caller(devices: Iterable[str]) -> bool:
+    """Whether operations on devices of these types take their time of the thread that calls.
 
-    For one event loop. Feeds of strings have no time of their own: nobody knows how long they are.
+    Those of a GPU are begun by it, and take theirs later.
     """
-
-    def __init__(self) -> None:
-        self._known: dict[Any, Average] = {}
-
-    def of(self, values: Sequence[Array]) -> Average | None:
-        """Those with such feeds, which may have been none; None for strings."""
-        shapes = values[0].shape if len(values) == 1 else tuple([value.shape for value in values])
-        average = self._known.get(shapes)
-        return self._first(shapes, values) if average is None else average
-
-    def _first(self, shapes: Any, values: Sequence[Array]) -> Average | None:
-        if any(value.dtype.hasobject for value in values):
-            return None
-        if len(self._known) >= MAX_SHAPES:
-            self._known.clear()
-        return self._known.setdefault(shapes, Average())
-
-
-class Average:
-    """A moving average of seconds, of runs that take about the same."""
-
-    __slots__ = ("_runs", "_seconds")
-
-    def __init__(self) -> None:
-        self._runs = 0
-        self._seconds = 0.0
-
-    @property
-    def is_brief(self) -> bool:
-        return self._runs >= ENOUGH_RUNS and self._seconds <= BRIEF_SECONDS
-
-    def add(self, seconds: float) -> None:
-        weight = _LATEST if self._runs else 1.0
-        self._seconds += (min(seconds, _MOST) - self._seconds) * weight
-        self._runs += 1
+    return set(devices) <= {"CPU"}
 
 
 def takes_time_by_shapes(

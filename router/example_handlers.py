@@ -28,7 +28,7 @@ from shardserve.router.proto_codec import message_field
 from shardserve.router.request_steps import RequestSteps
 from shardserve.router.result_codec import encode_classification_result, encode_regression_result
 from shardserve.router.serialized_examples import encode_examples_request
-from shardserve.router.servable import Array, RequestContext, Servable
+from shardserve.router.servable import Array, RequestContext, Servable, nbytes_of
 
 #: The field of PredictionLog that logs each method.
 _LOGS = {CLASSIFY: "classify_log", REGRESS: "regress_log"}
@@ -146,7 +146,7 @@ class ExampleHandlers:
                 lambda: encode_examples_request(asked, examples),
                 lambda: task.response(outputs, len(examples), served),
                 served,
-                len(body) + len(reply),
+                nbytes_of([examples, *outputs.values()]),
             )
         return reply
 

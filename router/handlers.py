@@ -25,7 +25,7 @@ from shardserve.router.predict import (
 from shardserve.router.proto_codec import encode_predict_request, encode_predict_response
 from shardserve.router.request_logs import RequestLogs
 from shardserve.router.request_steps import RequestSteps
-from shardserve.router.servable import Array, RequestContext, Servable, Signature
+from shardserve.router.servable import Array, RequestContext, Servable, Signature, nbytes_of
 from shardserve.router.session import StageThreads
 from shardserve.router.trials import Trials
 
@@ -106,7 +106,7 @@ class Handlers:
                 lambda: encode_predict_request(call.inputs, asked),
                 lambda: encode_predict_response(results, served),
                 served,
-                len(body) + len(reply),
+                nbytes_of([*call.inputs.values(), *results.values()]),
             )
         return reply
 

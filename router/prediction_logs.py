@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
 import os
 import queue
 import socket
@@ -69,6 +72,9 @@ class LogLimits:
     flush_seconds: float = 1.0
 
 
+#: Of all files of the process, whatever their prefixes.
+_numbers = itertools.count()
+
 #: Makes a serialised PredictionLog.
 MakeRecord = Callable[[], bytes]
 
@@ -76,9 +82,10 @@ MakeRecord = Callable[[], bytes]
 class PredictionLogWriter:
     """Writes records on a thread of its own, so that no request waits for a disk.
 
-    Files are `PREFIX-HOST-PROCESS-SECONDS-NUMBER.tfrecord`, so that routers can share a prefix, in
-    the order in which they were begun. A record that finds too many waiting is dropped and counted;
-    so is one that cannot be made, and everything after the disk has failed.
+    Files are `PREFIX-HOST-PROCESS-SECONDS-NUMBER.tfrecord`, so that routers and models can share a
+    prefix, in the order in which they were begun in their process. A record that finds too many
+    waiting is dropped and counted; so is one that cannot be made, and everything after the disk has
+    failed.
     """
 
     def __init__(self, prefix: Path, limits: LogLimits = LogLimits()) -> None:
@@ -123,9 +130,8 @@ class PredictionLogWriter:
     def _write(self) -> None:
         try:
             self._prefix.parent.mkdir(parents=True, exist_ok=True)
-            number = 0
-            while self._write_file(number):
-                number += 1
+            while self._write_file():
+                pass
         except (tf.errors.OpError, OSError) as error:
             logs.logger().error("request log failed", prefix=str(self._prefix), error=str(error))
             self._drop_all()
@@ -136,24 +142,23 @@ class PredictionLogWriter:
             while not self._waiting.empty():
                 self.dropped += self._waiting.get() is not None
 
-    def _write_file(self, number: int) -> bool:
+    def _write_file(self) -> bool:
         """Write one file until it is full; False once all is written."""
         record = self._next()
         if record is None:
             return False
-        where = f"{socket.gethostname()}-{os.getpid()}-{int(time.time())}-{number}"
-        with tf.io.TFRecordWriter(f"{self._prefix}-{where}.tfrecord") as file:
-            nbytes = 0
+        where = f"{socket.gethostname()}-{os.getpid()}-{int(time.time())}-{next(_numbers)}"
+        with tf.io.TFRecordWriter(f"{self._prefix}-{where}.tfrecord") as records:
+            file = _File(records, self._limits.flush_seconds)
             while record is not None:
                 file.write(record)
                 self.written += 1
-                nbytes += len(record)
-                if nbytes >= self._limits.file_bytes:
+                if file.nbytes >= self._limits.file_bytes:
                     return True
                 record = self._next(file)
         return False
 
-    def _next(self, file: tf.io.TFRecordWriter | None = None) -> bytes | None:
+    def _next(self, file: _File | None = None) -> bytes | None:
         """The next record that can be made; None if there will be none any more."""
         while (waiting := self._taken(file)) is not None:
             make, nbytes = waiting
@@ -167,12 +172,36 @@ class PredictionLogWriter:
                     self._waiting_bytes -= nbytes
         return None
 
-    def _taken(self, file: tf.io.TFRecordWriter | None) -> tuple[MakeRecord, int] | None:
-        """What waits next. While nothing comes, what was written goes to disk."""
-        if file is None:
-            return self._waiting.get()
-        try:
-            return self._waiting.get(timeout=self._limits.flush_seconds)
-        except queue.Empty:
-            file.flush()
-            return self._waiting.get()
+    def _taken(self, file: _File | None) -> tuple[MakeRecord, int] | None:
+        """What waits next. Meanwhile, and before it, what is due goes to disk."""
+        while file is not None and (seconds := file.seconds_left()) < math.inf:
+            if seconds <= 0:
+                file.flush()
+                continue
+            with contextlib.suppress(queue.Empty):
+                return self._waiting.get(timeout=seconds)
+        return self._waiting.get()
+
+
+class _File:
+    """Records on their way to a file."""
+
+    def __init__(self, records: tf.io.TFRecordWriter, flush_seconds: float) -> None:
+        self.nbytes = 0
+        self._records = records
+        self._flush_seconds = flush_seconds
+        #: When the oldest record that is not on disk has to be.
+        self._due = math.inf
+
+    def write(self, record: bytes) -> None:
+        self._records.write(record)
+        self.nbytes += len(record)
+        self._due = min(self._due, time.monotonic() + self._flush_seconds)
+
+    def flush(self) -> None:
+        self._records.flush()
+        self._due = math.inf
+
+    def seconds_left(self) -> float:
+        """Until a flush is due; inf where all is on disk."""
+        return self._due - time.monotonic()

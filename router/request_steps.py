@@ -44,8 +44,12 @@ class RequestSteps:
         return servable
 
     def admit(self, spec: ModelSpec, deadline: float) -> None:
-        """As `resolve`, where nothing is known of a request but its model and its deadline."""
-        admit(self.catalog.resolve(spec), deadline)
+        """As `resolve`, where nothing is known of a request but its model and its deadline.
+
+        Of a model on trial that does not say who answers: nothing is refused.
+        """
+        if self.catalog.trial(spec) is None:
+            admit(self.catalog.resolve(spec), deadline)
 
     def resolve_for_body(
         self,

@@ -144,6 +144,8 @@ class Rest:
         except Unavailable as error:
             exchange = _Exchange(headers, 0.0)
             exchange.route = asked
+            if self._traces is not None:
+                exchange.trace(method, path)
             return self._failed(exchange, error)
         except ServingError:
             return None

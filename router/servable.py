@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -136,6 +136,15 @@ def admit(servable: Servable, deadline: float) -> None:
     ask = getattr(servable, "admit", None)
     if ask is not None:
         ask(deadline)
+
+
+def nbytes_of(arrays: Iterable[Array]) -> int:
+    """The bytes that they keep, of strings as well."""
+    return sum([_nbytes(array) for array in arrays])
+
+
+def _nbytes(array: Array) -> int:
+    return array.nbytes + (sum(map(len, array.flat)) if array.dtype.hasobject else 0)
 
 
 def numpy_dtype(dtype: int) -> np.dtype[Any]:

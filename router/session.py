@@ -20,7 +20,8 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 
 from shardserve.batching.errors import DeadlineExceeded, InvalidArgument, Unavailable, error_of
-from shardserve.router.brief import Average, RunTimes, takes_time_by_shapes
+from shardserve.router.brief import run_on_caller, takes_time_by_shapes
+from shardserve.router.run_times import Runs, RunTimes
 from shardserve.router.servable import Array, RequestContext
 
 #: How long a thread may keep the others from running Python. A stage that is done otherwise waits
@@ -237,9 +238,11 @@ class TensorFlowRunner:
         self.graph = graph if graph is not None else tf.Graph()
         #: Functions of the graph whose time is known to depend on shapes alone; see `brief`.
         self.functions_by_shapes: Set[str] = frozenset()
-        #: Whether a stage runs on the thread that calls, so that its time is that thread's.
-        self._runs_on_caller = parallelism.inter_op_threads < 0
         self.session = tf.compat.v1.Session(graph=self.graph, config=parallelism.config())
+        #: Whether a stage runs on the thread that calls, so that its time is that thread's.
+        self._runs_on_caller = parallelism.inter_op_threads < 0 and run_on_caller(
+            device.device_type for device in self.session.list_devices()
+        )
         self._stages: weakref.WeakSet[Stage] = weakref.WeakSet()
 
     def make_callable(
@@ -282,14 +285,14 @@ class TensorFlowRunner:
         must not change until this returns, nor after it raised for a deadline or a cancellation.
         Raises as `Stage` and `StageThreads.run` do.
         """
-        average = None if stage.times is None else stage.times.of(values)
-        if average is None:
+        runs = None if stage.times is None else stage.times.of(values)
+        if runs is None:
             result: list[Array] = await self.threads.run(lambda: stage(*values), context, spend)
             return result
-        if average.is_brief:
-            return self._run_here(stage, values, context, spend, average)
-        result, seconds = await self.threads.run(lambda: _timed(stage, values), context, spend)
-        average.add(seconds)
+        if runs.is_brief:
+            return self._run_here(stage, values, context, spend, runs)
+        result, own, passed = await self.threads.run(lambda: _timed(stage, values), context, spend)
+        runs.on_thread(own, passed)
         return result
 
     def _run_here(
@@ -298,7 +301,7 @@ class TensorFlowRunner:
         values: Sequence[Array],
         context: RequestContext,
         spend: str,
-        average: Average,
+        runs: Runs,
     ) -> list[Array]:
         self.threads.check_open()
         started = time.monotonic()
@@ -308,7 +311,7 @@ class TensorFlowRunner:
             return stage(*values)
         finally:
             seconds = time.monotonic() - started
-            average.add(seconds)
+            runs.on_loop(seconds)
             context.spend(spend, seconds)
 
     def close(self) -> None:
@@ -327,7 +330,8 @@ class TensorFlowRunner:
         self.session = None
 
 
-def _timed(stage: Stage, values: Sequence[Array]) -> tuple[list[Array], float]:
-    """What the stage returns, and the seconds it has taken of this thread, not those it waited."""
-    started = time.thread_time()
-    return stage(*values), time.thread_time() - started
+def _timed(stage: Stage, values: Sequence[Array]) -> tuple[list[Array], float, float]:
+    """What the stage returns, the seconds that it took of this thread, and those that passed."""
+    started, own = time.monotonic(), time.thread_time()
+    results = stage(*values)
+    return results, time.thread_time() - own, time.monotonic() - started

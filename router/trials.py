@@ -12,16 +12,17 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from shardserve.batching.errors import Code, InvalidArgument, ServingError
 from shardserve.batching.stage import StageCounts
 from shardserve.router import logs
-from shardserve.router.catalog import Catalog, Trial
+from shardserve.router.catalog import Catalog, Snapshot, Trial
 from shardserve.router.experiments import Experiment, Route, route, stickiness
 from shardserve.router.metrics import Metrics
 from shardserve.router.predict import signature_named
-from shardserve.router.servable import Array, RequestContext, Servable, Signature, admit
+from shardserve.router.servable import Array, RequestContext, Servable, Signature, admit, nbytes_of
 from shardserve.router.tensor_types import BY_NUMPY, name_of
 
 #: What versions are in an experiment, as metrics call it.
@@ -85,12 +86,18 @@ class Trials:
                 self._metrics.shadow_dropped(trial.newest.name, trial.newest.version)
             return
         self._nbytes += shadow.nbytes
+        # Before its task first runs, the request may have left, and its version be freed.
+        snapshot = self._catalog.enter()
         task = asyncio.create_task(self._run(trial.newest, shadow), name=SHADOW)
         self._shadows.add(task)
-        task.add_done_callback(self._shadows.discard)
+        task.add_done_callback(partial(self._ended, snapshot, shadow.nbytes))
+
+    def _ended(self, snapshot: Snapshot, nbytes: int, task: asyncio.Task[None]) -> None:
+        self._shadows.discard(task)
+        self._nbytes -= nbytes
+        self._catalog.leave(snapshot)
 
     async def _run(self, servable: Servable, shadow: _Shadow) -> None:
-        snapshot = self._catalog.enter()
         started = time.perf_counter()
         code = Code.CANCELLED
         try:
@@ -102,8 +109,6 @@ class Trials:
             self._log.exception("defect", model=servable.name, version=servable.version)
             code = Code.INTERNAL
         finally:
-            self._catalog.leave(snapshot)
-            self._nbytes -= shadow.nbytes
             self.count(servable, SHADOW, code, time.perf_counter() - started)
 
     def _chance(self, experiment: Experiment, model: str, context: RequestContext) -> float:
@@ -161,6 +166,9 @@ class Tried:
         except ServingError as error:
             code = error.code
             raise
+        except Exception:
+            code = Code.INTERNAL
+            raise
         finally:
             seconds = time.perf_counter() - started
             self._trials.count(self._servable, self._role, code, seconds)
@@ -193,7 +201,7 @@ class _Shadow:
         self._inputs = inputs
         self._outputs = outputs
         self._request_id = request_id
-        self.nbytes = sum([_nbytes(array) for array in inputs.values()])
+        self.nbytes = nbytes_of(inputs.values())
 
     async def run(self, servable: Servable, deadline: float) -> None:
         """Raises as `Servable.run` does, and for what the version has no signature of."""
@@ -205,10 +213,6 @@ class _Shadow:
         admit(servable, deadline)
         context = RequestContext(self._request_id, deadline)
         await servable.run(self._signature, inputs, self._outputs, context)
-
-
-def _nbytes(array: Array) -> int:
-    return array.nbytes + (sum(map(len, array.flat)) if array.dtype.hasobject else 0)
 
 
 def _inputs_of(signature: Signature, given: Mapping[str, Array]) -> dict[str, Array]:

@@ -102,6 +102,8 @@ class _Replay:
             except ServingError as error:
                 where = f"{self._path}: warmup record {record.number}"
                 raise error_of(error.code, f"{where}: {error.message}") from error
+            # Nothing else need suspend, and other versions serve on this loop.
+            await asyncio.sleep(0)
 
     async def _answer(self, log: prediction_log_pb2.PredictionLog) -> None:
         context = RequestContext("warm-up", math.inf)

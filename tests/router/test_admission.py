@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from tensorflow_serving.apis import model_pb2, predict_pb2
 
-from shardserve.batching.errors import InvalidArgument, NotFound, Unavailable
+from shardserve.batching.errors import Code, InvalidArgument, NotFound, Unavailable
 from shardserve.router.catalog import Catalog, Model, ModelSpec, State, Version
+from shardserve.router.experiments import Experiment
 from shardserve.router.handlers import Handlers
 from shardserve.router.logs import REQUEST_ID
 from shardserve.router.metrics import Metrics
@@ -22,6 +23,7 @@ from shardserve.router.prediction import LARGE_REQUEST, RPCS, PredictionHandlers
 from shardserve.router.rest import Rest
 from shardserve.router.servable import Array, RequestContext, Signature, TensorInfo
 from shardserve.router.session import StageThreads
+from shardserve.router.tracing import Ended, TracedContext
 
 
 class Draining:
@@ -130,6 +132,45 @@ async def test_a_path_seen_before_is_refused_by_its_head_while_its_servable_refu
     )
     assert (REQUEST_ID, "mine") in refused.headers
     assert b'request_count{model_name="m",status="UNAVAILABLE"} 1' in metrics.page([])
+
+
+async def test_a_model_on_trial_is_not_refused_by_its_head_while_its_newest_version_refuses(
+    draining: Draining, threads: StageThreads
+) -> None:
+    baseline, draining.version = Draining(), 2
+    versions = {1: Version(State.AVAILABLE, baseline), 2: Version(State.AVAILABLE, draining)}
+    catalog = Catalog({"m": Model(versions, experiment=Experiment(shadow=0.01))})
+    rest = Rest(Handlers(catalog, threads), Metrics(CollectorRegistry()))
+    draining.stopped = True
+    for _ in range(2):
+        assert rest.refusal("POST", "/v1/models/m:predict", {}) is None
+        answered = await rest.handle("POST", "/v1/models/m:predict", {}, b'{"instances": [1.0]}')
+        assert answered.status == 200
+
+
+class Kept:
+    """Traces that a test looks at."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, Ended]] = []
+
+    def ended(self, context: TracedContext, ended: Ended) -> None:
+        self.kept.append((context.request_id, ended))
+
+    def close(self) -> None: ...
+
+
+async def test_what_is_refused_by_its_head_is_traced(served: Handlers, draining: Draining) -> None:
+    traces = Kept()
+    rest = Rest(served, Metrics(CollectorRegistry()), traces=traces)
+    path = "/v1/models/m:predict"
+    await rest.handle("POST", path, {}, b'{"instances": [1.0]}')
+    draining.stopped = True
+    assert rest.refusal("POST", path, {REQUEST_ID: "mine"}) is not None
+    request_id, ended = traces.kept[-1]
+    assert (request_id, ended.name, ended.code) == ("mine", "POST predict", Code.UNAVAILABLE)
+    assert ended.attributes["http.response.status_code"] == 503
+    assert ended.attributes["url.path"] == path
 
 
 async def test_what_asks_for_no_prediction_is_never_refused_by_its_head(

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from threading import get_ident
+from time import monotonic
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from shardserve.batching.errors import DeadlineExceeded, InvalidArgument, Unavailable
-from shardserve.router.brief import (
-    BRIEF_SECONDS,
-    ENOUGH_RUNS,
-    MAX_SHAPES,
-    RunTimes,
-    functions_by_shapes,
-)
+from shardserve.router.brief import functions_by_shapes, run_on_caller
+from shardserve.router.run_times import BRIEF_SECONDS, ENOUGH_RUNS, LONG_SECONDS
 from shardserve.router.servable import RequestContext
 from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFlowRunner
 from shardserve.router.whole import WholeServable
@@ -43,10 +40,10 @@ def runner(threads: StageThreads) -> Iterator[TensorFlowRunner]:
 
 def _known_as_brief(stage: Stage, *values: np.ndarray) -> None:
     assert stage.times is not None
-    average = stage.times.of(values)
-    assert average is not None
+    runs = stage.times.of(values)
+    assert runs is not None
     for _ in range(ENOUGH_RUNS):
-        average.add(BRIEF_SECONDS / 2)
+        runs.on_thread(BRIEF_SECONDS / 2, BRIEF_SECONDS / 2)
 
 
 def _noting_threads(stage: Stage) -> tuple[Stage, list[int]]:
@@ -57,6 +54,20 @@ def _noting_threads(stage: Stage) -> tuple[Stage, list[int]]:
         return stage.call(*values)
 
     return Stage(stage.feeds, stage.fetches, stage.dtypes, call, stage.times), seen
+
+
+def _work_long() -> None:
+    until = monotonic() + 2 * LONG_SECONDS
+    while monotonic() < until:
+        pass
+
+
+def _before(work: Callable[[], None], stage: Stage) -> Stage:
+    def call(*values: np.ndarray) -> list[np.ndarray]:
+        work()
+        return stage.call(*values)
+
+    return Stage(stage.feeds, stage.fetches, stage.dtypes, call, stage.times)
 
 
 async def test_a_stage_runs_on_the_loop_for_shapes_whose_runs_were_brief(
@@ -71,20 +82,30 @@ async def test_a_stage_runs_on_the_loop_for_shapes_whose_runs_were_brief(
     assert seen[1] != get_ident()
 
 
-async def test_runs_that_turn_slow_go_to_a_thread_again(
+async def test_a_run_that_turns_out_long_sends_the_next_to_a_thread(
     runner: TensorFlowRunner, context: Contexts
 ) -> None:
-    stage, seen = _noting_threads(runner.make_callable(["x:0"], ["double:0"]))
+    stage, seen = _noting_threads(_before(_work_long, runner.make_callable(["x:0"], ["double:0"])))
     _known_as_brief(stage, _X)
-    assert stage.times is not None
-    average = stage.times.of([_X])
-    assert average is not None
-    average.add(BRIEF_SECONDS * 100)
-    assert average.is_brief
-    for _ in range(10):
-        average.add(BRIEF_SECONDS * 100)
     await runner.run(stage, [_X], context())
-    assert seen[0] != get_ident()
+    await runner.run(stage, [_X], context())
+    assert seen[0] == get_ident()
+    assert seen[1] != get_ident()
+
+
+async def test_a_stage_that_waits_for_other_threads_stays_off_the_loop(
+    runner: TensorFlowRunner, context: Contexts
+) -> None:
+    """Its own thread does next to nothing meanwhile."""
+    with ThreadPoolExecutor(1) as others:
+        waiting = _before(
+            lambda: others.submit(_work_long).result(),
+            runner.make_callable(["x:0"], ["double:0"]),
+        )
+        stage, seen = _noting_threads(waiting)
+        for _ in range(4 * ENOUGH_RUNS):
+            await runner.run(stage, [_X], context())
+    assert get_ident() not in seen
 
 
 def test_what_values_may_make_slow_is_never_brief(runner: TensorFlowRunner) -> None:
@@ -103,6 +124,15 @@ def test_nothing_is_brief_where_operations_run_on_other_threads(threads: StageTh
         tf.multiply(x, 2.0, "double")
     assert runner.make_callable(["x:0"], ["double:0"]).times is None
     runner.close()
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"), [(["CPU"], True), (["CPU", "GPU"], False), (["CPU", "XLA_CPU"], False)]
+)
+def test_nothing_is_brief_where_operations_may_run_on_another_device(
+    devices: list[str], expected: bool
+) -> None:
+    assert run_on_caller(devices) is expected
 
 
 def test_calls_are_looked_into(half_plus_two: WholeServable, mixed: WholeServable) -> None:
@@ -154,12 +184,3 @@ async def test_nothing_runs_once_the_threads_are_closed(context: Contexts) -> No
     with pytest.raises(Unavailable, match="shutting down"):
         await runner.run(stage, [_X], context())
     runner.close()
-
-
-def test_as_many_shapes_as_clients_think_of_are_not_kept() -> None:
-    times = RunTimes()
-    first = times.of([np.empty(0, np.float32)])
-    assert times.of([np.empty(0, np.float32)]) is first
-    for size in range(1, MAX_SHAPES + 1):
-        times.of([np.empty(size, np.float32)])
-    assert times.of([np.empty(0, np.float32)]) is not first

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shardserve.batching.errors import Code
 from shardserve.router import logs
 from shardserve.router.metric_families import LATENCY, LATENCY_BOUNDS, REQUESTS
-from shardserve.router.metric_series import MAX_SERIES, Counter, Histogram
+from shardserve.router.metric_series import MAX_FAULTS, MAX_SERIES, Counter, Histogram
 from shardserve.router.metrics import Metrics
 from shardserve.shards.measures import Measure, MeasureKind
 
@@ -107,6 +107,18 @@ def test_clients_cannot_make_series_without_end() -> None:
     assert counter.series()["", "OK"] == 10
     assert len(counter.series()) == MAX_SERIES + 1
     assert histogram.series()["", "predict", "REST"].count == 10
+
+
+def test_names_that_clients_invent_leave_room_for_models_that_are_served() -> None:
+    counter = Counter(REQUESTS)
+    for number in range(MAX_SERIES):
+        counter.add((f"no{number}", "NOT_FOUND"))
+        counter.add((f"no{number}", "INVALID_ARGUMENT"))
+    counter.add(("loaded later", "OK"))
+    series = counter.series()
+    assert series["loaded later", "OK"] == 1
+    assert len(series) == MAX_FAULTS + 3
+    assert counter.total() == 2 * MAX_SERIES + 1
 
 
 def test_failures_are_timed_apart(registry: CollectorRegistry) -> None:

@@ -1,6 +1,7 @@
 """Files of PredictionLogs are what TensorFlow reads and writes."""
 
 from pathlib import Path
+from threading import Event
 
 import pytest
 import tensorflow as tf
@@ -34,6 +35,34 @@ def test_what_is_written_is_read_in_order_over_all_files(
     files = sorted(prefix.parent.iterdir(), key=lambda path: int(path.stem.rsplit("-", 1)[1]))
     assert [name for path in files for name in names(path)] == models
     assert (writer.written, writer.dropped) == (len(models), 0)
+
+
+def test_models_may_share_a_prefix(tmp_path) -> None:
+    writers = [PredictionLogWriter(tmp_path / "requests") for _ in range(3)]
+    for number, writer in enumerate(writers):
+        writer.write(log(f"m{number}").SerializeToString)
+    for writer in writers:
+        writer.close()
+    files = list(tmp_path.iterdir())
+    assert len({path.stem.rsplit("-", 1)[1] for path in files}) == 3
+    assert sorted(name for path in files for name in names(path)) == ["m0", "m1", "m2"]
+
+
+def test_what_is_due_is_on_disk_however_much_waits(tmp_path) -> None:
+    writer = PredictionLogWriter(tmp_path / "requests", LogLimits(flush_seconds=0.0))
+    all_wait = Event()
+    found: list[list[str]] = []
+
+    def make() -> bytes:
+        all_wait.wait()
+        found.append([name for path in tmp_path.iterdir() for name in names(path)])
+        return log("m").SerializeToString()
+
+    for _ in range(3):
+        writer.write(make)
+    all_wait.set()
+    writer.close()
+    assert found == [[], ["m"], ["m", "m"]]
 
 
 def test_a_disk_that_fails_drops_records_and_stops_nobody(tmp_path) -> None:

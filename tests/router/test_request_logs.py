@@ -63,9 +63,10 @@ class Doors:
         versions = {servable.version: self.version}
         return Model(versions, {"stable": servable.version}, Experiment(), logging)
 
-    async def post(self, action: str, body: Any, which: str = "") -> None:
+    async def post(self, action: str, body: Any, which: str = "", spaces: int = 0) -> None:
         path = f"/v1/models/m{which}:{action}"
-        response = await self.rest.handle("POST", path, {}, orjson.dumps(body))
+        text = orjson.dumps(body) + b" " * spaces
+        response = await self.rest.handle("POST", path, {}, text)
         assert response.status == 200, response.body
 
     async def call(self, method: str, request: Any) -> bytes:
@@ -180,3 +181,29 @@ async def test_what_finds_too_much_waiting_is_dropped_and_counted(
     assert (writer.written, writer.dropped) == (1, 1)
     page = doors.metrics.page().decode()
     assert 'model_name="m",status_code="RESOURCE_EXHAUSTED"} 1' in page
+
+
+@pytest.mark.parametrize("action", ["predict", "classify"])
+async def test_what_waits_over_rest_is_counted_by_its_arrays_and_not_by_its_text(
+    half_plus_two: WholeServable,
+    examples: WholeServable,
+    tmp_path: Path,
+    threads: StageThreads,
+    action: str,
+) -> None:
+    if action == "predict":
+        doors = Doors(half_plus_two, threads, tmp_path / "m")
+        few, many = {"instances": [2.0]}, {"instances": [2.0] * 100}
+    else:
+        doors = Doors(examples, threads, tmp_path / "m")
+        few, many = (
+            {"signature_name": "classify", "examples": [{"x": 3.0}] * count} for count in (1, 100)
+        )
+    doors.handlers.logs._open["m"].writer.close()
+    doors.handlers.logs._open["m"].writer = writer = PredictionLogWriter(
+        tmp_path / "small", LogLimits(waiting_bytes=300)
+    )
+    await doors.post(action, many)
+    await doors.post(action, few, spaces=1000)
+    doors.logged()
+    assert (writer.written, writer.dropped) == (1, 1)

@@ -285,6 +285,40 @@ async def test_a_version_is_not_freed_under_its_shadows_nor_asked_after_it_has_g
     assert len(shadow.asked) == 1
 
 
+async def test_a_version_is_not_freed_before_its_shadow_has_begun(one, threads) -> None:
+    shadow = Second(one)
+    shadow.go = asyncio.Event()
+    doors = Doors({1: one, 2: shadow}, SHADOWED, threads)
+    await predicted(doors)
+    assert not shadow.asked
+    doors.serve({1: one}, SHADOWED)
+    quiet = asyncio.ensure_future(doors.catalog.quiesce())
+    await asyncio.sleep(0)
+    assert shadow.asked
+    assert not quiet.done()
+    shadow.go.set()
+    await asyncio.wait_for(quiet, 5)
+
+
+async def test_a_shadow_that_is_cancelled_before_it_has_begun_keeps_nothing(one, threads) -> None:
+    doors = Doors({1: one, 2: Second(one)}, SHADOWED, threads)
+    await predicted(doors)
+    [shadow] = [task for task in asyncio.all_tasks() if task.get_name() == "shadow"]
+    shadow.cancel()
+    doors.serve({1: one}, SHADOWED)
+    await asyncio.wait_for(doors.catalog.quiesce(), 5)
+
+
+async def test_a_defect_of_a_version_on_trial_counts_as_one(one, threads) -> None:
+    newest = Second(one)
+    newest.error = ZeroDivisionError("!")
+    doors = Doors({1: one, 2: newest}, Experiment(canary=1.0), threads)
+    body = orjson.dumps({"instances": [2.0]})
+    response = await doors.rest.handle("POST", "/v1/models/m:predict", {}, body)
+    assert response.status == 500
+    assert doors.counted("experiment_requests") == {("2", "canary", "INTERNAL"): 1}
+
+
 async def test_a_request_that_outlasts_its_shadow_s_version_has_none(one, threads) -> None:
     """Its own servable is kept for it; who is silent is not."""
     before, shadow = Second(one), Second(one)

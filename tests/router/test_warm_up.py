@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tensorflow as tf
@@ -20,6 +22,7 @@ from shardserve.batching.errors import (
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.router.batched import BatchedServable
 from shardserve.router.metrics import Metrics
+from shardserve.router.servable import Signature, TensorInfo
 from shardserve.router.session import StageThreads
 from shardserve.router.warm_up import WARM_UP_FILE, replay
 from shardserve.router.warm_up_options import WarmUpOptions
@@ -114,6 +117,45 @@ async def test_every_record_is_sent_so_often_whatever_model_it_was_of(
     labels = f'{{model_path="{tmp_path}",status="OK"}}'
     assert f"{PREFIX}_records_read{labels} 4" in page
     assert f"{PREFIX}_latency_count{labels} 1" in page
+
+
+class Prompt:
+    """A servable that never waits, as a stage that runs on the event loop does not."""
+
+    name = "prompt"
+    version = 1
+    signatures = {"serving_default": Signature("", {"x": TensorInfo("x:0", 1, None)}, {})}  # noqa: RUF012
+    signature_def_map = b""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+        self.asked_in: list[int] = []
+
+    async def run(self, signature: str, inputs: Any, outputs: Any, context: Any) -> dict[str, Any]:
+        self.asked_in.append(self.turns.count)
+        return {"y": inputs["x"]}
+
+
+class Turns:
+    """Counts those of the event loop."""
+
+    count = 0
+
+    async def go_on(self) -> None:
+        while True:
+            self.count += 1
+            await asyncio.sleep(0)
+
+
+async def test_a_replay_leaves_the_event_loop_to_others_after_each_record(
+    tmp_path: Path, threads: StageThreads
+) -> None:
+    turns = Turns()
+    servable = Prompt(turns)
+    others = asyncio.ensure_future(turns.go_on())
+    await replay(servable, written(tmp_path, *[predict_log()] * 20), threads)
+    others.cancel()
+    assert len(set(servable.asked_in)) == 20
 
 
 async def test_all_kinds_of_requests_are_replayed(
