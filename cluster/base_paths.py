@@ -1,4 +1,4 @@
-"""What lies under the base paths of models now. One that cannot be read concerns its model only."""
+"""What lies under the base path of a model now."""
 
 from __future__ import annotations
 
@@ -25,12 +25,8 @@ class Found:
     error: str | None = None
 
 
-def look(models: Iterable[ModelConfig]) -> dict[str, Found]:
-    """What each model's policy wants of what is there, by the model's name."""
-    return {model.name: _found(model) for model in models}
-
-
-def _found(model: ModelConfig) -> Found:
+def look(model: ModelConfig) -> Found:
+    """What the model's policy wants of what is there. It blocks, as long as the disk does."""
     try:
         return _looked_at(model)
     except OSError as error:

@@ -33,7 +33,7 @@ _WORDS = {
 def start_display(console: Console) -> Iterator[StartDisplay]:
     """A display that is drawn until the block ends."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TimeElapsedColumn(),
@@ -53,7 +53,7 @@ class StartDisplay:
     def step(self, text: str, of: str = "") -> None:
         """Say what begins now, unless it was the last thing said of the same."""
         if text != self._said.get(of):
-            self._bars.console.print(text, highlight=False)
+            self._bars.console.print(text, markup=False, highlight=False)
             self._said[of] = text
 
     def show(self, start: Start) -> None:

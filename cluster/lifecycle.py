@@ -32,6 +32,11 @@ PASSING = frozenset(
 )
 
 
+#: Versions of a model that have gone, the newest of them, of which it is still told that they had
+#: been there. Whoever keeps all of them grows with every version that there ever was.
+KEPT_ENDED = 32
+
+
 class Phase(enum.StrEnum):
     """Where a version is. A version that is RETRYING waits for its next attempt to load."""
 
@@ -45,7 +50,7 @@ class Phase(enum.StrEnum):
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """One version. `files` tells apart different contents of its directory.
+    """One version. `files` tells apart different contents of its directory; "" when it has gone.
 
     `error` says why it ENDED, or what the last attempt to load failed with. `cancelled` while it
     is LOADING in vain.
@@ -59,6 +64,10 @@ class VersionStatus:
     retry_at: float = math.inf
     error: ServingError | None = None
     cancelled: bool = False
+
+    @property
+    def has_gone(self) -> bool:
+        return self.phase is Phase.ENDED and not self.is_wanted
 
     @property
     def holds_resources(self) -> bool:
@@ -142,22 +151,27 @@ def _newest(versions: Sequence[VersionStatus]) -> Load | None:
 
 
 class Lifecycle:
-    """One model's versions. At most `parallel` of them load at the same time."""
+    """One model's versions. At most `parallel` of them load at the same time.
+
+    Of those that have gone, the `kept` newest are remembered.
+    """
 
     def __init__(
         self,
         policy: Policy = availability_preserving,
         retries: Retries = Retries(),
         parallel: int = 1,
+        kept: int = KEPT_ENDED,
     ) -> None:
         self._policy = policy
         self._retries = retries
         self._parallel = parallel
+        self._kept = kept
         self._versions: dict[int, VersionStatus] = {}
 
     @property
     def versions(self) -> Mapping[int, VersionStatus]:
-        """Every version there ever was, by number."""
+        """Every version that is remembered, by number."""
         return dict(sorted(self._versions.items()))
 
     @property
@@ -211,9 +225,8 @@ class Lifecycle:
         if status is None:
             return VersionStatus(version, files)
         changed = status.files != files
-        gone = status.phase is Phase.ENDED and not status.is_wanted
         failed = status.phase in (Phase.ENDED, Phase.RETRYING) and changed
-        if gone or failed:
+        if status.has_gone or failed:
             return VersionStatus(version, files)
         # What is loaded or loading is of the files that were there then.
         return replace(status, is_wanted=True)
@@ -232,7 +245,15 @@ class Lifecycle:
             else:
                 break
             actions.append(action)
+        self._forget()
         return [*actions, *self._wake()]
+
+    def _forget(self) -> None:
+        gone = [version for version, status in self.versions.items() if status.has_gone]
+        for version in gone:
+            self._set(version, files="")
+        for version in gone[: max(0, len(gone) - self._kept)]:
+            del self._versions[version]
 
     @property
     def _loading(self) -> int:

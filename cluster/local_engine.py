@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -20,17 +22,21 @@ from shardserve.cluster.options import ServeOptions
 from shardserve.cluster.progress import Start, started
 from shardserve.cluster.serving import Serving, start_runtime
 from shardserve.cluster.start_checks import check_addresses, check_start, example_of, served_of
-from shardserve.cluster.stop_signals import SIGNALS
+from shardserve.cluster.stop_signals import stop_signals
 from shardserve.cluster.versions import VersionId
 from shardserve.router import logs
 
 logger = logging.getLogger(__name__)
 
+#: What may be under way on threads, as a load in TensorFlow, which nothing can interrupt.
+_THREADS_SECONDS = 5.0
+
 
 def serve(options: ServeOptions, console: Console) -> None:
-    """Serve what is configured until a signal asks to stop.
+    """Serve what is configured until a signal asks to stop, and end well then, served or not.
 
-    Raises a `ServingError` when the models of the start cannot be served.
+    Raises a `ServingError` when the models of the start cannot be served. May end the process: what
+    threads are busy with is waited for a few seconds only.
     """
     logs.configure()
     check_start(options)
@@ -41,34 +47,52 @@ def serve(options: ServeOptions, console: Console) -> None:
 
 async def _serve(options: ServeOptions, console: Console) -> None:
     stopping = asyncio.Event()
-    for number in SIGNALS:
+    for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     with start_display(console) as display:
         server = LocalServer(options, display.show)
-        is_served = await _unless(stopping, server.start())
+        starting = asyncio.ensure_future(server.start())
+        is_served = await _unless(stopping, starting)
     if is_served:
         await server.open()
         served = served_of(server.models)
         announce(console, options, served, example_of(options, served))
         await stopping.wait()
+    console.print("stopping")
+    await server.shut()
+    _end_soon()
+    starting.cancel()
     await server.close()
+    await asyncio.wait((starting,))
 
 
-async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
-    """Whether the work came to its end before there was a signal; it is cancelled otherwise."""
-    working, signalled = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+async def _unless(stopping: asyncio.Event, working: asyncio.Future[None]) -> bool:
+    """Whether the work came to its end before there was a signal; else it is still under way."""
+    signalled = asyncio.ensure_future(stopping.wait())
     await asyncio.wait((working, signalled), return_when=asyncio.FIRST_COMPLETED)
     signalled.cancel()
     if working.done():
         working.result()
-        return True
-    working.cancel()
-    await asyncio.wait((working,))
-    return False
+    return working.done()
+
+
+def _end_soon() -> None:
+    """End the process, well, unless it has come to its end by itself before.
+
+    Requests are answered and logs written by now; Python would wait for every thread.
+    """
+    ending = threading.Timer(_THREADS_SECONDS, _end)
+    ending.daemon = True
+    ending.start()
+
+
+def _end() -> None:
+    logger.warning("the process ends while threads are busy, as one that loads a model")
+    os._exit(0)
 
 
 class LocalServer:
-    """All of it. Make it on the event loop; `start`, `open` and `close` it, each once."""
+    """All of it. Make it on the event loop; `start`, `open`, `shut` and `close` it, each once."""
 
     def __init__(self, options: ServeOptions, show: Callable[[Start], None]) -> None:
         self._show = show
@@ -102,9 +126,13 @@ class LocalServer:
         """Open the doors. Raises Unavailable, naming the address, for a port that is taken."""
         await self.serving.open()
 
-    async def close(self) -> None:
-        """Refuse new requests, answer those that came in, for a few seconds, and end all else."""
+    async def shut(self) -> None:
+        """Refuse new requests, answer those that came in, for a few seconds, and write the logs."""
         await self.serving.close()
+
+    async def close(self) -> None:
+        """`shut` it, if nobody has, and end all else. Waits for loads, which end when they can."""
+        await self.shut()
         for task in self._tasks:
             task.cancel()
         await self._manager.abandon()

@@ -97,8 +97,10 @@ class ManagedModel:
         """Have the versions that were found, unless they could not be looked for; note problems."""
         self._note(found.problems if found.error is None else (found.error,))
         if found.error is None:
-            self._directories.update(found.directories)
-            self._perform(self._lifecycle.want(found.files, _now()))
+            actions = self._lifecycle.want(found.files, _now())
+            known = {**self._directories, **found.directories}
+            self._directories = {v: known[v] for v in self._lifecycle.versions}
+            self._perform(actions)
 
     def end(self) -> None:
         """It is configured no more: have no version."""

@@ -13,17 +13,17 @@ from functools import partial
 from pathlib import Path
 
 from shardserve.batching.errors import Aborted, ServingError
-from shardserve.cluster.base_paths import look
+from shardserve.cluster.base_paths import Found, look
 from shardserve.cluster.configured import ConfiguredModel
 from shardserve.cluster.labels import check_labels
 from shardserve.cluster.lifecycle import Lifecycle
+from shardserve.cluster.looks import Looks
 from shardserve.cluster.managed_model import Deployer, ManagedModel, Surroundings
-from shardserve.cluster.model_config import check_platforms
+from shardserve.cluster.model_config import ModelConfig, check_platforms
 from shardserve.cluster.model_views import ModelView, NotAvailable, failures_of
 from shardserve.cluster.options import ManagerOptions
 
 __all__ = ["Deployer", "Manager"]
-
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 class Manager:
     """Makes so what is configured. `changed` is called after anything has become different.
 
-    Versions that lie outside of all `roots` are not loaded, if there are any.
+    Versions that lie outside of all `roots` are not loaded, if there are any. `look` blocks a
+    thread of the manager's own.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class Manager:
         changed: Callable[[Mapping[str, ModelView]], None] = lambda _: None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         roots: Sequence[Path] = (),
+        look: Callable[[ModelConfig], Found] = look,
     ) -> None:
         self._options = options
         self._changed = changed
         self._pause = pause
+        self._looks = Looks(look, self._found, self._progress)
         self._models: dict[str, ManagedModel] = {}
         self._configured: tuple[ConfiguredModel, ...] = ()
         self._loads = asyncio.Semaphore(max(1, options.initial_loads))
@@ -80,10 +83,10 @@ class Manager:
         new = [model.name for model in mine if not self._models[model.name].is_settled]
         is_waited_for = self._generation in self._settling
         settling = self._settling_of(mine)
+        if is_waited_for:
+            self._looks.begin(mine, again=True)
         if adopted is not None:
             await adopted()
-        if is_waited_for:
-            await self.poll()
         refusals = await asyncio.shield(settling)
         failures = failures_of({name: self._models[name].view() for name in new})
         if failures:
@@ -92,23 +95,24 @@ class Manager:
             raise refusals[0]
 
     async def poll(self) -> None:
-        """Look at the base paths once, and begin what that asks for."""
-        looked_at = {model.name: model for model in self._configured}
-        found = await asyncio.to_thread(look, [model.config for model in looked_at.values()])
-        for name, one in found.items():
-            managed = self._models[name]
-            # It may have been configured anew meanwhile.
-            if managed.is_configured and managed.model == looked_at[name]:
-                managed.want(one)
+        """Look at the base paths once, and begin what that asks for.
+
+        One that is being looked at already, as on a disk that hangs, is left to that.
+        """
+        await asyncio.gather(*self._looks.begin(self._configured))
 
     async def run(self) -> None:
         """Poll for ever. With `poll_seconds` of 0 or less nothing is polled."""
-        while self._options.poll_seconds > 0:
-            await self._pause(self._options.poll_seconds)
-            try:
-                await self.poll()
-            except Exception:
-                logger.exception("base paths were not looked at this time")
+        async with asyncio.TaskGroup() as polls:
+            while self._options.poll_seconds > 0:
+                await self._pause(self._options.poll_seconds)
+                polls.create_task(self._poll_or_tell())
+
+    async def _poll_or_tell(self) -> None:
+        try:
+            await self.poll()
+        except Exception:
+            logger.exception("base paths were not looked at this time")
 
     def started(self) -> None:
         """From now on, loading is not to disturb what is served: fewer versions load at once."""
@@ -123,9 +127,16 @@ class Manager:
 
     async def abandon(self) -> None:
         """Begin nothing more, and end what is under way. What is loaded stays."""
+        await self._looks.abandon()
         for settling in list(self._settling.values()):
             settling.cancel()
         await asyncio.gather(*(one.abandon() for one in self._models.values()))
+
+    def _found(self, model: ConfiguredModel, found: Found) -> None:
+        managed = self._models[model.name]
+        # It may have been configured anew meanwhile.
+        if managed.is_configured and managed.model == model:
+            managed.want(found)
 
     def _adopt(self, models: tuple[ConfiguredModel, ...]) -> None:
         wanted = {model.name: model for model in models}
@@ -167,7 +178,7 @@ class Manager:
         self, models: tuple[ConfiguredModel, ...], generation: int
     ) -> list[ServingError]:
         """Wait for each of these models, and assign its labels; what was refused of them."""
-        await self.poll()
+        self._looks.begin(models, again=True)
         refusals: list[ServingError] = []
         waiting = list(models)
         while waiting:
@@ -181,6 +192,8 @@ class Manager:
         return refusals
 
     def _can_settle(self, model: ConfiguredModel) -> bool:
+        if not self._looks.are_over(model.name):
+            return False
         return self._models[model.name].view().can_settle(model.config.labels)
 
     def _assign_labels(self, managed: ManagedModel) -> Iterable[ServingError]:
@@ -203,6 +216,10 @@ class Manager:
         return refused
 
     def _tell(self) -> None:
+        # Who waits goes on whatever becomes of those who are told.
+        self._progress()
         self._changed(self.models)
+
+    def _progress(self) -> None:
         self._progressed.set()
         self._progressed = asyncio.Event()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -20,6 +21,7 @@ from starlette.responses import Response
 
 from shardserve.batching.errors import ServingError, Unavailable
 from shardserve.cluster.catalog_table import CatalogTable
+from shardserve.cluster.controller_loss import Contact, missed
 from shardserve.cluster.options import Application
 from shardserve.cluster.progress import Failure, failure_of
 from shardserve.cluster.stream_actor import NAMESPACE
@@ -53,7 +55,8 @@ class Router:
     async def __init__(self, application: Application) -> None:  # type: ignore[misc]
         logs.configure()
         self._id = secrets.token_hex(8)
-        self._controller: Any = ray.get_actor(application.controller, NAMESPACE)
+        self._name = application.controller
+        self._controller: Any = ray.get_actor(self._name, NAMESPACE)
         # TensorFlow takes seconds to import.
         await asyncio.to_thread(_import_tensorflow)
         try:
@@ -101,7 +104,11 @@ class Router:
             self._following.result()
 
     async def _follow(self) -> None:
-        """Apply every table that comes, for ever. Without a controller, the latest one is kept."""
+        """Apply every table that comes, for ever. Without a controller, the latest one is kept.
+
+        Raises Unavailable when Ray has known no controller for so long that the run is over.
+        """
+        contact = Contact()
         while True:
             known = self._models.table.number
             try:
@@ -110,9 +117,10 @@ class Router:
                 )
                 table: CatalogTable | None = await asked
             except RayError as error:
-                logger.warning("no controller: %s", error)
+                contact = await self._missed(contact, error)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
+            contact = Contact()
             if table is None:
                 continue
             if table.collect != self._models.table.collect:
@@ -120,6 +128,16 @@ class Router:
                 self._controller.report_metrics.remote(self._id, table.collect, snapshot)
             if table.number != known:
                 self._models.apply(table)
+
+    async def _missed(self, contact: Contact, error: RayError) -> Contact:
+        if not contact.is_lost:
+            logger.warning("no controller: %s", error)
+        is_known = await asyncio.to_thread(_is_known, self._name)
+        now = time.monotonic()
+        contact = missed(contact, now, is_known=is_known)
+        if contact.is_over(now):
+            raise Unavailable(f"{self._name} is over: there is no controller any more")
+        return contact
 
     def _tell(self) -> None:
         self._changed.set()
@@ -185,7 +203,7 @@ class Router:
 
     async def check_health(self) -> None:
         """For Serve, which makes a replica anew that raises here."""
-        if self._following.done():
+        if self._is_there and self._following.done():
             raise Unavailable(f"tables are followed no more: {self._following.exception()}")
 
     async def __call__(self, request: Request) -> Response:
@@ -221,3 +239,14 @@ class Router:
 
 def _import_tensorflow() -> None:
     from shardserve.cluster import ingress_requests, planned_version  # noqa: F401, PLC0415
+
+
+def _is_known(controller: str) -> bool:
+    """Whether Ray has an actor of that name, or is to make it anew. It blocks."""
+    try:
+        ray.get_actor(controller, NAMESPACE)
+    except ValueError:
+        return False
+    except RayError:  # Ray itself does not answer, so nothing is known.
+        return True
+    return True

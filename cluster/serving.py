@@ -150,10 +150,13 @@ class Serving:
             await door.start()
 
     async def close(self) -> None:
-        """Refuse new requests, and answer those that came in, for a few seconds at most."""
+        """Refuse new requests, and answer those that came in, for a few seconds at most.
+
+        Logs and traces are written then. Once is enough.
+        """
         self.rest.drain()
-        for door in self._doors:
-            await door.stop()
-        if self._traces is not None:
-            await asyncio.to_thread(self._traces.close)
+        await asyncio.gather(*(door.stop() for door in self._doors))
+        traces, self._traces = self._traces, None
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
         await asyncio.to_thread(self._handlers.logs.close)

@@ -55,5 +55,5 @@ def example_of(options: ServeOptions, served: list[Served]) -> Example | None:
     if len(served) != 1 or served[0].name not in configs:
         return None
     config = configs[served[0].name]
-    found = look([config])[config.name].directories.get(max(served[0].versions))
+    found = look(config).directories.get(max(served[0].versions))
     return None if found is None else find_example(found, options.example)

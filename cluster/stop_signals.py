@@ -5,7 +5,15 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals that ask us to stop.
+
+    That of a terminal that goes away is one of them, unless it is ignored, as `nohup` has it.
+    """
+    asked = (signal.SIGINT, signal.SIGTERM)
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return asked if is_ignored else (*asked, signal.SIGHUP)
 
 
 class Stopped(Exception):
@@ -24,7 +32,7 @@ class StopSignals:
 
     def listen(self) -> None:
         """Take the signals; again after calling what takes them for itself, as `ray.init` does."""
-        for number in SIGNALS:
+        for number in stop_signals():
             signal.signal(number, self._ask)
 
     def check(self) -> None:

@@ -20,33 +20,31 @@ def version(base: Path, name: str) -> Path:
 def test_the_policy_chooses_among_the_version_directories(tmp_path: Path) -> None:
     for name in ("1", "00000123", "7", "notes"):
         version(tmp_path, name)
-    found = look([ModelConfig("m", tmp_path, policy=Latest(2))])["m"]
+    found = look(ModelConfig("m", tmp_path, policy=Latest(2)))
     assert found.directories == {7: tmp_path / "7", 123: tmp_path / "00000123"}
     assert found.error is None
 
 
-def test_a_base_path_that_is_missing_stalls_nobody_else(tmp_path: Path) -> None:
-    version(tmp_path / "there", "1")
-    models = [ModelConfig("a", tmp_path / "gone"), ModelConfig("b", tmp_path / "there")]
-    found = look(models)
-    assert "gone of model a: No such file" in (found["a"].error or "")
-    assert found["b"].directories.keys() == {1}
+def test_a_base_path_that_is_missing_is_told_and_raises_nothing(tmp_path: Path) -> None:
+    found = look(ModelConfig("a", tmp_path / "gone"))
+    assert "gone of model a: No such file" in (found.error or "")
+    assert not found.directories
 
 
 def test_a_version_that_is_named_and_missing_is_a_problem_to_log(tmp_path: Path) -> None:
     version(tmp_path, "1")
-    found = look([ModelConfig("m", tmp_path, policy=Specific(frozenset({1, 9})))])["m"]
+    found = look(ModelConfig("m", tmp_path, policy=Specific(frozenset({1, 9}))))
     assert found.directories.keys() == {1}
     assert "version 9 of model m" in found.problems[0]
 
 
 def test_contents_that_change_are_told_apart_and_those_that_do_not_are_not(tmp_path: Path) -> None:
     directory = version(tmp_path, "1")
-    model = [ModelConfig("m", tmp_path, policy=All())]
-    before = look(model)["m"].files
-    assert look(model)["m"].files == before
+    model = ModelConfig("m", tmp_path, policy=All())
+    before = look(model).files
+    assert look(model).files == before
     (directory / "variables" / "variables.index").write_bytes(b"more")
-    assert look(model)["m"].files != before
+    assert look(model).files != before
 
 
 def test_a_label_needs_a_version_that_answers() -> None:

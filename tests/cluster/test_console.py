@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
+
+from rich.console import Console
 
 from shardserve.cluster.console import (
     MAX_BARS,
@@ -12,6 +15,7 @@ from shardserve.cluster.console import (
     bars_of,
     lines_of,
     start_bars,
+    start_display,
 )
 from shardserve.cluster.door_config import DEFAULT_METRICS_PATH
 from shardserve.cluster.example import Example
@@ -122,3 +126,17 @@ def test_the_announcement_of_several_models_lists_them() -> None:
     assert "2 models are served, until Ctrl-C:" in text
     assert "  a version 1\n  b versions 3, 4\n" in text
     assert "http://127.0.0.1:8501/v1/models/NAME" in text
+
+
+def test_texts_that_look_like_markup_are_shown_as_they_are() -> None:
+    said = io.StringIO()
+    loading = Progress(Phase.LOADING, "[/note]", totals={Seat(0, 0): 10})
+    versions = {VersionId("[/job:x]", 1): loading, VersionId("[red]", 2): loading}
+
+    with start_display(Console(file=said, width=200)) as display:
+        display.step("joining [/ray]")
+        display.show(Start(1, versions, warnings=("no kernel at [/job:localhost/cpu:0]",)))
+
+    for shown in ("[/ray]", "[/job:x] version 1", "[red] version 2: shard 0", "[/note]"):
+        assert shown in said.getvalue()
+    assert "warning: no kernel at [/job:localhost/cpu:0]" in said.getvalue()

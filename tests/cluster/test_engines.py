@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import urllib.error
 import urllib.request
@@ -283,13 +285,39 @@ def test_ctrl_c_while_ray_starts_leaves_no_process(tiny_dlrm: Path) -> None:
         assert started.descendants() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.fixture
+def hangs_up() -> Iterator[None]:
+    """What is started is ended by its terminal's going away, even if these tests are not."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangs_up")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_local_engine(tiny_dlrm: Path, number: signal.Signals) -> None:
     with server(tiny_dlrm, "--engine=local") as started:
         assert started.is_ready(), started.said
 
         assert started.end(number) == 0
         assert started.descendants() == []
+
+
+def test_a_signal_ends_the_local_engine_though_a_load_cannot_be_interrupted(
+    tiny_dlrm: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_dlrm, tmp_path / "m")
+    index = tmp_path / "m" / "1" / "variables" / "variables.index"
+    index.unlink()
+    os.mkfifo(index)
+
+    with server(tmp_path / "m", "--engine=local") as started:
+        # It is open once the server reads there, and no byte comes, as from a disk that hangs.
+        with index.open("wb"):
+            assert started.end(signal.SIGTERM) == 0
+
+        assert started.descendants() == []
+        assert "stopping" in started.said
 
 
 def test_a_port_that_is_taken_is_said_at_once(tiny_dlrm: Path, local: Server) -> None:

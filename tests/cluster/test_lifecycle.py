@@ -33,7 +33,7 @@ class Programs(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lifecycle = Lifecycle(self.policy, Retries(1, 10.0), self.parallel)
+        self.lifecycle = Lifecycle(self.policy, Retries(1, 10.0), self.parallel, kept=1)
         self.now = 0.0
         self.wanted: dict[int, str] = {}
         self.loading: set[int] = set()
@@ -105,6 +105,14 @@ class Programs(RuleBasedStateMachine):
         assert {v for v, p in phases.items() if p is Phase.READY} == self.ready
         assert {v for v, p in phases.items() if p is Phase.UNLOADING} == self.unloading
         assert len(self.loading) <= self.parallel
+
+    @invariant()
+    def it_remembers_what_is_wanted_and_little_of_what_has_gone(self) -> None:
+        versions = self.lifecycle.versions
+        gone = [one for one in versions.values() if one.has_gone]
+        assert len(gone) <= 1
+        assert not any(one.files for one in gone)
+        assert set(self.wanted) <= versions.keys()
 
     def teardown(self) -> None:
         """Where loads succeed from now on, it comes to have what is wanted, and nothing else."""
@@ -241,3 +249,23 @@ def test_what_failed_for_good_is_tried_again_when_its_files_change() -> None:
 
     assert lifecycle.want({1: "broken"}, now=2.0) == []
     assert lifecycle.want({1: "mended"}, now=3.0) == [Load(1)]
+
+
+def test_the_newest_of_the_versions_that_have_gone_are_remembered() -> None:
+    lifecycle = Lifecycle(kept=2)
+    for version in range(1, 6):
+        actions_of(lifecycle, version)
+        for action in lifecycle.loaded(version, 0.0):
+            assert isinstance(action, Unload)
+            lifecycle.unloaded(action.version, 0.0)
+    phases = {number: one.phase for number, one in lifecycle.versions.items()}
+    assert phases == {3: Phase.ENDED, 4: Phase.ENDED, 5: Phase.READY}
+
+
+def test_a_version_that_failed_is_remembered_with_its_files_while_it_is_there() -> None:
+    lifecycle = Lifecycle(retries=Retries(0), kept=0)
+    lifecycle.want({1: "broken"}, 0.0)
+    lifecycle.failed(1, Unavailable("no"), 0.0)
+    assert lifecycle.want({1: "broken"}, 1.0) == []
+    assert lifecycle.want({}, 2.0) == []
+    assert not lifecycle.versions

@@ -1,6 +1,7 @@
 """The manager of models, over base paths on disk and a deployer that does what a test says."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from shardserve.batching.errors import (
     Unavailable,
     Unknown,
 )
+from shardserve.cluster.base_paths import Found, look
 from shardserve.cluster.configured import ConfiguredModel, Wanted
 from shardserve.cluster.lifecycle import Phase, Retries
 from shardserve.cluster.manager import Manager
@@ -276,6 +278,92 @@ async def test_problems_and_attempts_that_failed_are_told_to_whoever_waits(tmp_p
     await manager.close()
 
 
+async def test_a_watcher_that_fails_ends_the_wait_and_does_not_stall_it(tmp_path) -> None:
+    def watch(models) -> None:
+        if models["a"].available:
+            raise RuntimeError("cannot draw this")
+
+    manager = Manager(Deployer(), OPTIONS, watch)
+    with pytest.raises(RuntimeError, match="cannot draw this"):
+        async with asyncio.timeout(10):
+            await manager.configure([model(tmp_path, "a", 1)])
+    await manager.abandon()
+
+
+class HungDisk:
+    """Looks at base paths; that of the model `hung` only when it is released."""
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+        self.looks: list[str] = []
+
+    def look(self, config: ModelConfig) -> Found:
+        self.looks.append(config.name)
+        if config.name == "hung":
+            assert self.released.wait(60)
+        return look(config)
+
+
+async def test_a_disk_that_hangs_stalls_nobody_else_and_is_asked_once(tmp_path) -> None:
+    disk = HungDisk()
+    manager = Manager(Deployer(), OPTIONS, look=disk.look)
+    models = [model(tmp_path, "hung", 1), model(tmp_path, "there", 1)]
+    configuring = asyncio.ensure_future(manager.configure(models))
+    await until(lambda: available(manager) == {"hung": set(), "there": {1}})
+    model(tmp_path, "there", 2)
+    async with asyncio.timeout(10):
+        await manager.poll()
+    await until(lambda: available(manager)["there"] == {2})
+    assert not configuring.done()
+    assert disk.looks.count("hung") == 1
+    disk.released.set()
+    await configuring
+    assert available(manager) == {"hung": {1}, "there": {2}}
+    await manager.close()
+
+
+async def test_a_configuration_is_not_held_up_by_a_disk_that_one_before_it_waits_for(
+    tmp_path,
+) -> None:
+    disk = HungDisk()
+    manager = Manager(Deployer(), OPTIONS, look=disk.look)
+    first = asyncio.ensure_future(manager.configure([model(tmp_path, "hung", 1)]))
+    await until(lambda: disk.looks)
+    await manager.configure([model(tmp_path, "there", 1)])
+    with pytest.raises(Aborted):
+        await first
+    disk.released.set()
+    await manager.poll()
+    assert available(manager) == {"hung": set(), "there": {1}}
+    await manager.close()
+
+
+async def test_a_configuration_sees_what_came_after_a_look_that_was_under_way(tmp_path) -> None:
+    disk = HungDisk()
+    manager = Manager(Deployer(), OPTIONS, look=disk.look)
+    hung = model(tmp_path, "hung", 1)
+    first = asyncio.ensure_future(manager.configure([hung]))
+    await until(lambda: disk.looks)
+    second = asyncio.ensure_future(manager.configure([hung]))
+    await asyncio.sleep(0)
+    disk.released.set()
+    await asyncio.gather(first, second)
+    assert disk.looks == ["hung", "hung"]
+    await manager.close()
+
+
+async def test_a_look_that_fails_as_nobody_expects_fails_who_asked_for_it(tmp_path) -> None:
+    def broken(config: ModelConfig) -> Found:
+        raise RuntimeError(f"no look at {config.name}")
+
+    manager = Manager(Deployer(), OPTIONS, look=broken)
+    with pytest.raises(RuntimeError, match="no look at a"):
+        await manager.configure([model(tmp_path, "a", 1)])
+    with pytest.raises(RuntimeError, match="no look at a"):
+        await manager.poll()
+    await manager.close()
+
+
 async def test_who_stops_waiting_for_a_configuration_takes_nothing_from_it(tmp_path) -> None:
     deployer = Deployer()
     deployer.held[1] = asyncio.Event()
@@ -300,7 +388,7 @@ async def test_however_many_wait_for_a_configuration_one_task_does(tmp_path) -> 
         await until(lambda: (one := manager.models.get("missing")) and one.problems)
         waiting.cancel()
         await asyncio.wait([waiting])
-    assert len(asyncio.all_tasks()) == before + 1
+    assert len(asyncio.all_tasks()) <= before + 2  # One that waits, and one that looks.
     await manager.close()
 
 

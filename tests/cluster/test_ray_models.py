@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shardserve.batching.errors import FailedPrecondition, NotFound
+from shardserve.batching.errors import FailedPrecondition, NotFound, Unavailable
+from shardserve.cluster import controller_loss
 from shardserve.cluster.lifecycle import Retries
 from shardserve.cluster.model_config import ModelConfig
 from shardserve.cluster.model_options import ModelOptions
@@ -20,8 +21,10 @@ from shardserve.cluster.options import (
     Models,
     RayOptions,
 )
+from shardserve.cluster.ports import free_ports
 from shardserve.cluster.router_deployment import Router
 from shardserve.router.catalog import State
+from shardserve.router.metric_snapshot import unpacked
 from shardserve.shards.model import PlanOptions
 from tests.cluster.runs import ServerRun, serving
 from tests.versioned_models import THRESHOLD, Client, config_text, export, model_text
@@ -40,12 +43,18 @@ def options_file(path: Path, text: str) -> Path:
     return path
 
 
+async def make_router(run: ServerRun, doors: DoorOptions) -> Router:
+    """A router as Serve makes it."""
+    made = Router.__new__(Router)
+    application = Application(run.name, run.name, doors, RayOptions(), is_guest=False)
+    await made.__init__(application)  # type: ignore[misc, func-returns-value]
+    return made
+
+
 @asynccontextmanager
 async def router(run: ServerRun) -> AsyncIterator[Client]:
-    """A router as Serve makes it, but for its doors."""
-    made = Router.__new__(Router)
-    application = Application(run.name, run.name, NO_DOORS, RayOptions(), is_guest=False)
-    await made.__init__(application)  # type: ignore[misc, func-returns-value]
+    """A router without doors."""
+    made = await make_router(run, NO_DOORS)
     try:
         yield Client(made.prediction)
     finally:
@@ -127,3 +136,53 @@ async def test_a_controller_that_dies_remembers_its_reload_and_what_is_whole_ans
         export(tmp_path / "m", 3, 30.0)
         await until(client, "m", {1: State.END, 3: State.AVAILABLE})
         assert [await client.ask("m"), await client.ask("n")] == [30.0, 20.0]
+
+
+async def test_a_router_that_serve_ends_answers_what_has_come_in_and_says_that_it_goes(
+    tmp_path: Path,
+) -> None:
+    export(tmp_path / "m", 1, 10.0)
+    models = Models((ModelConfig("m", tmp_path / "m"),))
+    (port,) = free_ports(1)
+    async with serving(models, ModelOptions(), SECONDS, MANAGER) as run:
+        made = await make_router(run, DoorOptions(grpc_port=0, rest_port=port))
+        assert await routers_of(run) == {made._id}
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        body = b'{"instances": [3]}'
+        head = "POST /v1/models/m:predict HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n"
+        writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode())
+        assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"
+
+        going = made.__del__()
+        assert going is not None
+        leaving = asyncio.ensure_future(going)
+        writer.write(body)
+        await leaving
+
+        assert b"200 OK" in await reader.read()
+        writer.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+        assert await routers_of(run) == set()
+        assert made.__del__() is None
+
+
+async def test_a_router_whose_run_is_over_says_so_to_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(tmp_path / "m", 1, 10.0)
+    monkeypatch.setattr(controller_loss, "OVER_SECONDS", 0.0)
+    models = Models((ModelConfig("m", tmp_path / "m"),))
+    async with serving(models, ModelOptions(), SECONDS, MANAGER) as run:
+        made = await make_router(run, NO_DOORS)
+        await made.check_health()
+
+    await asyncio.wait([made._following])
+    with pytest.raises(Unavailable, match=f"{run.name} is over"):
+        await made.check_health()
+    await made.leave()
+
+
+async def routers_of(run: ServerRun) -> set[str]:
+    """The ids of the routers that the controller knows of."""
+    return set(unpacked(await run.controller.collected.remote()).processes)
