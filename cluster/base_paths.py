@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shardserve.cluster.model_config import ModelConfig, missing_versions, wanted_versions
 from shardserve.cluster.versions import versions_of
+from shardserve.shards.graph_file import graph_file
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,21 @@ def _looked_at(model: ModelConfig) -> Found:
     return Found(
         directories,
         {version: digest_of(path) for version, path in directories.items()},
-        tuple(
-            f"version {version} of model {model.name} is not under base path {model.base_path}"
-            for version in missing
+        (
+            *(
+                f"version {version} of model {model.name} is not under base path {model.base_path}"
+                for version in missing
+            ),
+            *(() if names else (_no_versions(model),)),
         ),
     )
+
+
+def _no_versions(model: ModelConfig) -> str:
+    text = f"no versions of model {model.name} found under base path {model.base_path}"
+    if graph_file(model.base_path).exists():
+        return f"{text}, which holds a SavedModel itself: a base path holds numbered directories"
+    return text
 
 
 def digest_of(directory: Path) -> str:

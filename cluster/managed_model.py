@@ -27,6 +27,7 @@ from shardserve.cluster.model_roots import check_directory
 from shardserve.cluster.model_views import ModelView
 from shardserve.cluster.progress import failure_of
 from shardserve.cluster.versions import VersionId
+from shardserve.router import logs
 
 logger = logging.getLogger(__name__)
 
@@ -162,11 +163,15 @@ class ManagedModel:
         except asyncio.CancelledError:
             if version in self._under_way:
                 self._load_failed(version, Cancelled(CANCELLED))
+        except ServingError as error:
+            logger.error("%s cannot be loaded: %s", name, error.message)
+            self._load_failed(version, error)
         except Exception as error:
             failure = failure_of(error)
             logger.exception("%s cannot be loaded", name)
             self._load_failed(version, error_of(failure.code, failure.message))
         else:
+            logs.logger(model=name.model, version=version).info("version loaded")
             del self._under_way[version]
             self._perform(self._lifecycle.loaded(version, _now()))
             self._around.changed()
@@ -183,6 +188,8 @@ class ManagedModel:
         except Exception:
             # Whatever is left of it is not served any more.
             logger.exception("%s was not unloaded well", name)
+        else:
+            logs.logger(model=name.model, version=version).info("version unloaded")
         del self._under_way[version]
         self._perform(self._lifecycle.unloaded(version, _now()))
         self._around.changed()

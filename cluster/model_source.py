@@ -32,6 +32,8 @@ class ModelSource:
     def __init__(self, models: Models, defaults: ModelOptions) -> None:
         self._models = models
         self._defaults = defaults
+        #: Models of the options file that are not configured.
+        self._strangers: set[str] = set()
         #: What is wrong with the file, "" if nothing is.
         self.problem = ""
 
@@ -66,6 +68,17 @@ class ModelSource:
             logger.error("configuration file: %s", problem)
         return True
 
+    def _note_strangers(self, names: set[str]) -> None:
+        """Log, once, the models that only the options file knows."""
+        if names != self._strangers:
+            self._strangers = names
+            for name in sorted(names):
+                logger.warning(
+                    "%s has options of model %r, which is not configured",
+                    self._models.options_file,
+                    name,
+                )
+
     def _with_options(self, configs: Sequence[ModelConfig]) -> tuple[ConfiguredModel, ...]:
         check_roots(configs, self._models.roots)
         for config in configs:
@@ -74,6 +87,7 @@ class ModelSource:
         configs = [with_log_prefix(config, self._models.log_root) for config in configs]
         file = self._models.options_file
         own = {} if file is None else read_model_options(file, self._defaults)
+        self._note_strangers(set(own) - {config.name for config in configs})
         return configured(configs, own, self._defaults)
 
 

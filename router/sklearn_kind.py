@@ -96,7 +96,12 @@ def _naming(where: str, read: Any) -> Any:
     try:
         return read()
     except UntrustedTypesFoundException as error:
-        raise PermissionDenied(f"{where}: {error}") from error
+        # The rest is advice to whoever calls skops.
+        what = str(error).partition("\n")[0]
+        raise PermissionDenied(
+            f"{where}: {what} They are not known to be harmless; an ONNX model of the estimator "
+            "does without them."
+        ) from error
     except ServingError:
         raise
     except (BadZipFile, pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError) as error:

@@ -38,6 +38,15 @@ def test_a_version_that_is_named_and_missing_is_a_problem_to_log(tmp_path: Path)
     assert "version 9 of model m" in found.problems[0]
 
 
+def test_a_base_path_without_versions_is_a_problem_to_log(tmp_path: Path) -> None:
+    model = ModelConfig("m", tmp_path)
+    (found,) = look(model).problems
+    assert found == f"no versions of model m found under base path {tmp_path}"
+    (tmp_path / "saved_model.pb").write_bytes(b"graph")
+    (found,) = look(model).problems
+    assert found.endswith("which holds a SavedModel itself: a base path holds numbered directories")
+
+
 def test_contents_that_change_are_told_apart_and_those_that_do_not_are_not(tmp_path: Path) -> None:
     directory = version(tmp_path, "1")
     model = ModelConfig("m", tmp_path, policy=All())

@@ -94,3 +94,16 @@ async def test_an_unexpected_error_of_a_configuration_ends_nothing(tmp_path: Pat
         await follow_file(source, configure, pause=pause)
 
     assert source.problem == "RuntimeError: nobody thought of this"
+
+
+def test_options_of_a_model_that_is_not_configured_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = tmp_path / "options"
+    options.write_text('model_options { name: "rankr" canary: "5%" }')
+    models = Models((ModelConfig("ranker", tmp_path),), options_file=options)
+    source = ModelSource(models, ModelOptions())
+    source.at_start()
+    source.at_start()
+    (told,) = caplog.messages
+    assert told == f"{options} has options of model 'rankr', which is not configured"
