@@ -29,7 +29,7 @@ from shardserve.router.metrics import Metrics
 from shardserve.router.rest import Response, Rest
 
 MAX_BODY = 1 << 20
-BOUNDS = ClientBounds(body=MAX_BODY)
+BOUNDS = ClientBounds(body=MAX_BODY, idle_seconds=1)
 
 PREDICT = "/v1/models/half_plus_two:predict"
 BODY = b'{"instances": [1, 2, 5]}'
