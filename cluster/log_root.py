@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from shardserve.batching.errors import FailedPrecondition, PermissionDenied
 from shardserve.cluster.model_config import ModelConfig
-
-
-def check_logs(models: Iterable[ModelConfig], root: Path | None) -> None:
-    """Raise as `with_log_prefix`. To be asked of every configuration, whoever it came from."""
-    for model in models:
-        with_log_prefix(model, root)
 
 
 def with_log_prefix(model: ModelConfig, root: Path | None) -> ModelConfig:

@@ -9,14 +9,11 @@ from contextlib import suppress
 
 from shardserve.batching.errors import Aborted, ServingError
 from shardserve.cluster.configured import ConfiguredModel, configured
-from shardserve.cluster.log_root import with_log_prefix
 from shardserve.cluster.model_config import ModelConfig, parse_reload, read_model_config
 from shardserve.cluster.model_options import ModelOptions, read_model_options
-from shardserve.cluster.model_roots import check_roots
 from shardserve.cluster.options import Models
+from shardserve.cluster.permitted import permitted
 from shardserve.cluster.progress import failure_of
-from shardserve.cluster.python_servables import check_python
-from shardserve.router.platforms import check_platform
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +77,7 @@ class ModelSource:
                 )
 
     def _with_options(self, configs: Sequence[ModelConfig]) -> tuple[ConfiguredModel, ...]:
-        check_roots(configs, self._models.roots)
-        for config in configs:
-            check_platform(config.platform, f"Model {config.name}")
-        check_python(configs, self._models.python_servables)
-        configs = [with_log_prefix(config, self._models.log_root) for config in configs]
+        configs = permitted(configs, self._models)
         file = self._models.options_file
         own = {} if file is None else read_model_options(file, self._defaults)
         self._note_strangers(set(own) - {config.name for config in configs})

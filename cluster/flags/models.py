@@ -9,12 +9,10 @@ from typing import Annotated, ClassVar
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.cluster.flags.group import flag
-from shardserve.cluster.log_root import check_logs
 from shardserve.cluster.model_config import ModelConfig, check_name, read_model_config
 from shardserve.cluster.model_options import ModelOptions, read_model_options
-from shardserve.cluster.model_roots import check_roots
 from shardserve.cluster.options import Models
-from shardserve.cluster.python_servables import check_python
+from shardserve.cluster.permitted import permitted
 
 
 @dataclass(frozen=True)
@@ -80,18 +78,12 @@ def models_of(flags: ModelFlags, defaults: ModelOptions, *, waits: bool) -> Mode
 
     Base paths of a file of models are waited for, and, if it `waits`, that of a single one.
     Raises NotFound or InvalidArgument for a file that cannot be read, with line and column where it
-    does not parse, PermissionDenied for a base path outside of the roots, and as `check_logs` and
-    `check_python`.
+    does not parse, PermissionDenied for a base path outside of the roots, and as `permitted`.
     """
     roots = tuple(Path(root).absolute() for root in flags.allowed_model_roots.split(",") if root)
     configs = _configs(flags)
     functions = frozenset(name for name in flags.allowed_python_servables.split(",") if name)
-    check_roots(configs, roots)
-    check_python(configs, functions)
-    check_logs(configs, flags.request_log_root)
-    if flags.model_options_file is not None:
-        read_model_options(flags.model_options_file, defaults)
-    return Models(
+    models = Models(
         configs,
         flags.model_config_file,
         flags.model_config_file_poll_wait_seconds,
@@ -101,6 +93,10 @@ def models_of(flags: ModelFlags, defaults: ModelOptions, *, waits: bool) -> Mode
         python_servables=functions,
         are_waited_for=waits or flags.model_config_file is not None,
     )
+    permitted(configs, models)
+    if flags.model_options_file is not None:
+        read_model_options(flags.model_options_file, defaults)
+    return models
 
 
 def warnings_of_models(flags: ModelFlags, given: Collection[str]) -> list[str]:

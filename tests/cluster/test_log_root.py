@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shardserve.batching.errors import FailedPrecondition, PermissionDenied
-from shardserve.cluster.log_root import check_logs, with_log_prefix
+from shardserve.cluster.log_root import with_log_prefix
 from shardserve.cluster.model_config import ModelConfig
 from shardserve.router.request_logging import RequestLogging
 
@@ -19,7 +19,7 @@ def prefix_of(model: ModelConfig) -> Path | None:
 
 
 def test_a_model_that_does_not_log_needs_no_root() -> None:
-    check_logs([ModelConfig("m", Path("/models/m"))], None)
+    with_log_prefix(ModelConfig("m", Path("/models/m")), None)
 
 
 def test_a_prefix_is_relative_to_the_root_or_below_it(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_prefix_is_relative_to_the_root_or_below_it(tmp_path: Path) -> None:
 
 def test_without_a_root_the_flag_is_named() -> None:
     with pytest.raises(FailedPrecondition, match=r"model m: .*--request_log_root"):
-        check_logs([logging("requests")], None)
+        with_log_prefix(logging("requests"), None)
 
 
 @pytest.mark.parametrize("prefix", ["../requests", "/etc/cron.d/m", "a/../../m", "out/m"])
@@ -39,4 +39,4 @@ def test_a_prefix_that_leads_out_is_refused(tmp_path: Path, prefix: str) -> None
     root.mkdir()
     (root / "out").symlink_to(tmp_path)
     with pytest.raises(PermissionDenied, match=r"model m: .*outside of --request_log_root"):
-        check_logs([logging(prefix)], root)
+        with_log_prefix(logging(prefix), root)
