@@ -16,7 +16,6 @@ Settings: `model=DIR`, the example model's base path (`.cache/dlrm`); `uneven=DI
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import orjson
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.batching_section import Section
 from benchmarks.report import Claim, Options, Row
@@ -48,6 +48,7 @@ from benchmarks.serving_subjects import MODEL, OurPorts, haproxy_files, is_avail
 from benchmarks.uneven_model import Documents, UnevenConfig, export
 from benchmarks.workloads import DlrmQueries
 from examples.dlrm import EXTRA
+from shardserve.router.metric_families import OF_STAGES
 from shardserve.router.rest import MONITORING_PATH
 
 #: In seconds: of the 99th percentile, and the deadline of every request under overload.
@@ -66,7 +67,8 @@ SERVER = ("--shards=2", "--tensorflow_intra_op_parallelism=1")
 UNBATCHED, WHOLE, STAGES = "no batching", "whole requests", "stages"
 #: The `max_batch_size`s of each way to batch, of which it gets the best.
 SIZES = {WHOLE: (8, 16), STAGES: (16, 64)}
-#: Which queue it shows in the metrics that requests are batched that way.
+#: The counter in which it shows that requests are batched that way, and for which stage.
+BATCHES = OF_STAGES["batches"].name
 QUEUES = {WHOLE: "requests", STAGES: "dense"}
 
 
@@ -180,10 +182,15 @@ def check_batches(model: Model, way: Way, rest_port: int) -> None:
     """
     if way.name in QUEUES:
         url = f"http://127.0.0.1:{rest_port}{MONITORING_PATH}"
-        queue = f'batching_batches{{stage="{MODEL}/{QUEUES[way.name]}"}} '
         with urllib.request.urlopen(url, timeout=START_SECONDS) as page:
-            found = re.search(f"{re.escape(queue)}([0-9]+)", page.read().decode())
-        if found is None or not int(found[1]):
+            families = list(text_string_to_metric_families(page.read().decode()))
+        started = (
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == BATCHES and sample.labels["stage"] == QUEUES[way.name]
+        )
+        if not sum(started):
             raise RuntimeError(f"{model.name}: {way.name} are not batched")
 
 
