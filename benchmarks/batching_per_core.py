@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from benchmarks.batching_section import Section
 from benchmarks.report import Claim, Options, Row, missing
 
-OURS, SERVE = "shardserve", "serve.batch"
-SUBJECTS = (OURS, SERVE, "BatchFunction", "LitServe")
+OURS, SERVE, HANDLE = "shardserve", "serve.batch", "serve.batch, by handle"
+SUBJECTS = (OURS, SERVE, HANDLE, "BatchFunction", "LitServe")
 TENSORS = (1, 27)
 
 #: By subject and tensors: the rate of each round, requests a second of processor time.
@@ -89,8 +89,10 @@ def _notes(rounds: int, seconds: str, standing: str) -> list[str]:
     )
     whom = (
         "per core: serve.batch is the decorator in plain asyncio on uvloop, without a Serve "
-        "cluster; BatchFunction is called by threads; LitServe is its batching loop alone, between "
-        "a queue and its answers, without HTTP and processes; mosec's batcher is in a Rust server "
-        "behind HTTP and cannot be called by itself"
+        "cluster; by handle it is in a deployment of one replica that is called by its handle, "
+        "without HTTP, and the processor time of caller and replica counts; BatchFunction is "
+        "called by threads; LitServe is its batching loop alone, between a queue and its answers, "
+        "without HTTP and processes; mosec's batcher is in a Rust server behind HTTP and cannot be "
+        "called by itself"
     )
     return [how, whom]

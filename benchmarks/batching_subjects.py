@@ -96,6 +96,59 @@ def serve_batch(run: Run) -> dict[str, float]:
     return uvloop.run(measure())
 
 
+def serve_handle(run: Run) -> dict[str, float]:
+    """The same through a deployment's handle, as users of Ray Serve call it, without HTTP.
+
+    One replica. The processor time of the caller's process and of the replica's count, those of
+    Ray's own processes do not.
+    """
+    import psutil
+    import ray
+    import uvloop
+    from ray import serve
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    serve.start(proxy_location="Disabled")
+
+    @serve.deployment(max_ongoing_requests=100 * MAX_BATCH)
+    class Identity:
+        @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
+        async def identity(self, requests: list[list[Array]]) -> list[list[Array]]:
+            return _numpy_identity(requests)
+
+        async def __call__(self, tensors: list[Array]) -> list[Array]:
+            answer: list[Array] = await self.identity(tensors)
+            return answer
+
+        def process(self) -> int:
+            return os.getpid()
+
+    handle = serve.run(Identity.bind(), route_prefix=None)
+    replica = psutil.Process(handle.process.remote().result())
+
+    def processor() -> float:
+        theirs = replica.cpu_times()
+        return time.process_time() + float(theirs.user + theirs.system)
+
+    async def measure() -> dict[str, float]:
+        clock = _Clock(run, processor)
+
+        async def caller() -> None:
+            tensors = run.request()
+            while clock.goes_on(TURNS):
+                for _ in range(TURNS):
+                    await handle.remote(tensors)
+
+        await asyncio.gather(*[caller() for _ in range(run.standing)])
+        return clock.figures()
+
+    try:
+        return uvloop.run(measure())
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
 def batch_function(run: Run) -> dict[str, float]:
     """TensorFlow's `BatchFunction` in a graph that threads call."""
     import tensorflow as tf
@@ -158,6 +211,7 @@ def litserve(run: Run) -> dict[str, float]:
 SUBJECTS: dict[str, Callable[[Run], dict[str, float]]] = {
     "shardserve": shardserve,
     "serve.batch": serve_batch,
+    "serve.batch, by handle": serve_handle,
     "BatchFunction": batch_function,
     "LitServe": litserve,
 }
@@ -166,8 +220,9 @@ SUBJECTS: dict[str, Callable[[Run], dict[str, float]]] = {
 class _Clock:
     """Counts answers: those of the time after a warm-up, by processor time and by time."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, processor: Callable[[], float] = time.process_time) -> None:
         self._run = run
+        self._processor = processor
         self._answers = self._counted = 0
         self._begins = time.perf_counter() + WARM_UP
         self._began: tuple[int, float, float] | None = None
@@ -182,9 +237,9 @@ class _Clock:
         now = time.perf_counter()
         if self._began is None:
             if now >= self._begins:
-                self._began = (self._answers, now, time.process_time())
+                self._began = (self._answers, now, self._processor())
         elif self._ended is None and now >= self._began[1] + self._run.seconds:
-            self._ended = (self._answers, now, time.process_time())
+            self._ended = (self._answers, now, self._processor())
         return self._ended is None
 
     def figures(self) -> dict[str, float]:

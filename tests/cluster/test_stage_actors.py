@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.errors import ResourceExhausted, Unavailable
@@ -18,14 +19,22 @@ from shardserve.cluster.routing import Routing
 from shardserve.cluster.serving import Runtime
 from shardserve.cluster.stage_placement import StageSeat
 from shardserve.cluster.table import RoutingTable
-from shardserve.router.remote_region import remote_regions
+from shardserve.router.remote_stage import remote_stages
 from shardserve.router.servable import Array, RequestContext, Servable
 from shardserve.router.session import StageThreads
 from shardserve.shards.model import PlanOptions
 from shardserve.shards.stages import BatchingOptions
-from tests import stage_models
+from tests import stage_models, step_models
 from tests.cluster.runs import ONLY, SECRET, ModelRun, running
 from tests.uncut import Uncut
+
+DEFAULT = "serving_default"
+ENCODE = {
+    "step": "step",
+    "state": {"h": "new_h", "c": "new_c"},
+    "per_step": {"x": "x"},
+    "returns": {"output": "all"},
+}
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -52,7 +61,7 @@ async def routed(run: ModelRun) -> AsyncIterator[Servable]:
     following = asyncio.ensure_future(routing.follow(run.table))
     threads = StageThreads(1)
     runtime = Runtime(threads, BatchDevice(1))
-    remote = remote_regions(plan, routing.stages)
+    remote = remote_stages(plan, routing.stages)
     servable = await asyncio.to_thread(load_servable, plan, routing.channels, runtime, remote)
     await routing.connected()
     try:
@@ -61,6 +70,34 @@ async def routed(run: ModelRun) -> AsyncIterator[Servable]:
         following.cancel()
         await routing.close()
         threads.close()
+
+
+async def test_steps_on_an_actor_answer_as_tensorflow_does(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("encoder") / "1"
+    await asyncio.to_thread(step_models.export_encoder, directory)
+    actors = {"actors": {"num_cpus": 0.1, "group": "steps"}}
+    sections = {"sequences": {"encode": {**ENCODE, **actors}}, "loops": {DEFAULT: actors}}
+    file = tmp_path / "stages.yaml"
+    file.write_text(yaml.safe_dump(sections))
+    async with running(directory, PlanOptions(batching=BatchingOptions(stages_file=file))) as run:
+        start = await run.finished_start()
+        assert start.is_settled, start.failure
+        assert set(start.versions[ONLY].loaded) == {StageSeat("steps", 0)}
+        async with routed(run) as servable:
+            x = np.random.default_rng(1).normal(size=(2, 9, step_models.WIDTH)).astype(np.float32)
+            context = RequestContext("test", time.monotonic() + 10.0)
+            stepped, whole = await asyncio.gather(
+                servable.run("encode", {"x": x}, ["output"], context),
+                servable.run(DEFAULT, {"x": x}, ["outputs"], context),
+            )
+            assert not any("/sequences/" in n or "/loops/" in n for n in servable.stage_counts())
+    alone = await asyncio.to_thread(Uncut, directory)
+    expected = alone.answer(DEFAULT, {"x": x})["outputs"]
+    np.testing.assert_allclose(stepped["output"], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whole["outputs"], expected, rtol=1e-5, atol=1e-6)
+    alone.close()
 
 
 async def answer(servable: Servable, rows: int, seed: int) -> Array:
