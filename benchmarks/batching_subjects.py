@@ -123,7 +123,7 @@ def serve_handle(run: Run) -> dict[str, float]:
         def process(self) -> int:
             return os.getpid()
 
-    handle = serve.run(Identity.bind(), route_prefix=None)
+    handle = serve.run(Identity.bind(), route_prefix=None)  # type: ignore[attr-defined]
     replica = psutil.Process(handle.process.remote().result())
 
     def processor() -> float:

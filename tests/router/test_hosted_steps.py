@@ -97,6 +97,8 @@ async def test_requests_of_two_routers_are_stepped_together(load) -> None:
         routers = [sequence(loaded, one), sequence(loaded, other)]
         await asyncio.gather(*[ask(router, zeros(200)) for router in routers for _ in range(8)])
         counts = host.stages[STAGE].counts()
+        told = {(one.name, dict(one.labels)["stage"]): one.value for one in host.measures()}
+        assert told["batching_rows", STAGE] == counts.rows
     assert counts.rows == 16 * 200
     assert counts.batches < counts.rows / 8  # More than one router's requests at each step.
 
