@@ -145,7 +145,6 @@ def serve_handle(run: Run) -> dict[str, float]:
     try:
         return uvloop.run(measure())
     finally:
-        serve.shutdown()
         ray.shutdown()
 
 
