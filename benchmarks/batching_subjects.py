@@ -135,9 +135,8 @@ def serve_handle(run: Run) -> dict[str, float]:
 
         async def caller() -> None:
             tensors = run.request()
-            while clock.goes_on(TURNS):
-                for _ in range(TURNS):
-                    await handle.remote(tensors)
+            while clock.goes_on(1):  # So slow that the callers would be counted all at once.
+                await handle.remote(tensors)
 
         await asyncio.gather(*[caller() for _ in range(run.standing)])
         return clock.figures()
