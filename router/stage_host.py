@@ -31,14 +31,19 @@ class StageHost:
     """Runs stages for whoever asks, of any model and version. Implements `StageExecutor`.
 
     `stages` are by the names that requests have for them, those that call others before these.
-    `close` lets go of what they run on.
+    `close` lets go of what they run on. `inside` tells what those stages have done that are run
+    for these.
     """
 
     def __init__(
-        self, stages: Mapping[str, HostedStage], close: Callable[[], None] = lambda: None
+        self,
+        stages: Mapping[str, HostedStage],
+        close: Callable[[], None] = lambda: None,
+        inside: Callable[[], Mapping[str, StageCounts]] = dict,
     ) -> None:
         self.stages = stages
         self.close = close
+        self._inside = inside
 
     async def run(self, request: StageRequest, arrived: float, deadline: float) -> StageReply:
         """See `StageExecutor.run`. Raises NotFound for a stage that is not here."""
@@ -51,12 +56,16 @@ class StageHost:
         queued = context.seconds.get("queue", 0.0)
         return StageReply(tuple(outputs), queued, max(0.0, time.monotonic() - arrived - queued))
 
+    def counts(self) -> dict[str, StageCounts]:
+        """What each stage has done, by name."""
+        return {**self._inside(), **{name: one.counts() for name, one in self.stages.items()}}
+
     def measures(self) -> list[Measure]:
-        """What each has done, by the `stage`'s name."""
+        """The same for a page, by the `stage`'s name."""
         return [
             measure.labelled(stage=name)
-            for name, stage in self.stages.items()
-            for measure in count_measures(stage.counts())
+            for name, counts in self.counts().items()
+            for measure in count_measures(counts)
         ]
 
     async def drain(self) -> None:

@@ -8,7 +8,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import cast
 
-from shardserve.batching.driver import BatchDevice
+from shardserve.batching.driver import BatchDevice, StageCounts
 from shardserve.router.call_outs import CallOuts
 from shardserve.router.hosted_sequence import HostedSequence
 from shardserve.router.lifted import LoopRunner
@@ -53,30 +53,39 @@ class LoadedStages:
         programs = [*self.cut.programs.values(), *regions]
         return any(one.lookups for program in programs for one in program.rounds)
 
-    def hosted(
-        self, device: BatchDevice, channels: Sequence[ShardChannel]
-    ) -> dict[str, HostedStage]:
-        """The group's stages by their `stage_name`, those that call others before these.
+    def servable(self, device: BatchDevice, channels: Sequence[ShardChannel]) -> ShardedServable:
+        """What runs the group's regions, and its sequences' signatures, all on `device`.
 
         Call it on the event loop that they are to run on. `channels` lead to the plan's shards.
         """
         tables = {name: source.table for name, source in self.plan.sources.items()}
         fanout = Fanout(self.plan.layout, tables)
         call_outs = CallOuts((), fanout, channels)
-        servable = ShardedServable(
+        return ShardedServable(
             self.plan, self.cut, channels, self.runner, StageBatching(device), fanout, call_outs
         )
+
+    def hosted(self, servable: ShardedServable, device: BatchDevice) -> dict[str, HostedStage]:
+        """The group's stages by their `stage_name`, those that call others before these."""
         stages = {
             **dict(self._sequences(servable, device)),
             **dict(self._regions(servable)),
             **dict(self._stepped(device)),
         }
-        name, version = self.plan.name, self.plan.version
-        return {stage_name(name, version, stage): one for stage, one in stages.items()}
+        return {self._name(stage): one for stage, one in stages.items()}
+
+    def inside(self, servable: ShardedServable) -> dict[str, StageCounts]:
+        """What the stages of sequences' signatures have done, by their `stage_name`."""
+        counts = servable.stage_counts() if self.group.sequences else {}
+        prefix = f"{self.plan.name}/"
+        return {self._name(name.removeprefix(prefix)): one for name, one in counts.items()}
 
     def close(self) -> None:
         """Free the session. No stage may run any more."""
         self.runner.close()
+
+    def _name(self, stage: str) -> str:
+        return stage_name(self.plan.name, self.plan.version, stage)
 
     def _sequences(
         self, servable: ShardedServable, device: BatchDevice
@@ -103,15 +112,22 @@ def host_of(*loaded: tuple[LoadedStages, Sequence[ShardChannel]]) -> StageHost:
     Call it on the event loop that they are to run on. Each comes with the channels to its shards.
     """
     device = BatchDevice(None)
+    served = [(one, one.servable(device, channels)) for one, channels in loaded]
     stages: dict[str, HostedStage] = {}
-    for one, channels in loaded:
-        stages |= one.hosted(device, channels)
+    for one, servable in served:
+        stages |= one.hosted(servable, device)
+
+    def inside() -> dict[str, StageCounts]:
+        found: dict[str, StageCounts] = {}
+        for one, servable in served:
+            found |= one.inside(servable)
+        return found
 
     def close() -> None:
         for one, _ in loaded:
             one.close()
 
-    return StageHost(stages, close)
+    return StageHost(stages, close, inside)
 
 
 def load_stages(

@@ -85,7 +85,7 @@ class Places:
         self._stack.push_async_callback(servable.close)
 
         def counts() -> Mapping[str, StageCounts]:
-            return _without({n: one.counts() for n, one in host.stages.items()}, "m/1/")
+            return _without(host.counts(), "m/1/")
 
         return Stepped(servable, counts, host.drain)
 

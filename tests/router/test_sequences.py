@@ -188,6 +188,8 @@ async def test_a_greedy_decoder_says_what_it_says_alone(serve, sharded, decoder_
         assert answer["steps"].tolist() == [expected["tokens"].shape[1]]
         steps |= set(answer["steps"].tolist())
     alone.close()
+    encoders = [one for name, one in stepped.counts().items() if name.startswith("loops/")]
+    assert [one.tasks for one in encoders] == [25]
     assert len(steps) > 3, "they stop at different steps"
     assert 40 not in steps or len(steps - {40}) > 2
 
