@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from benchmarks.batching_section import Section
 from benchmarks.report import Claim, Options, Row, missing
 
-OURS, SERVE, HANDLE = "shardserve", "serve.batch", "serve.batch, by handle"
-SUBJECTS = (OURS, SERVE, HANDLE, "BatchFunction", "LitServe")
+OURS, SERVE = "shardserve", "serve.batch"
+#: The same in a process of its own, called as their users call it.
+STREAM, HANDLE = "shardserve, by stream", "serve.batch, by handle"
+SUBJECTS = (OURS, STREAM, SERVE, HANDLE, "BatchFunction", "LitServe")
 TENSORS = (1, 27)
 #: Only in the first round, as it takes a cluster to start.
 ONCE = frozenset({HANDLE})
@@ -69,8 +71,9 @@ def _shown(item: tuple[tuple[str, int], list[float]]) -> tuple[int, int]:
 
 def _claims(rates: Rates) -> list[Claim]:
     ours = rates.get((OURS, 1))
-    ratio, by_handle = _ratio(ours, rates.get((SERVE, 1))), _ratio(ours, rates.get((HANDLE, 1)))
-    note = "1 tensor" + (f"; {by_handle:.1f} times it by handle" if by_handle is not None else "")
+    ratio = _ratio(ours, rates.get((SERVE, 1)))
+    remote = _ratio(rates.get((STREAM, 1)), rates.get((HANDLE, 1)))
+    note = "1 tensor" + (f"; by stream {remote:.1f} times by handle" if remote is not None else "")
     return [
         Claim("batching.per_core_1_tensor", _median(ours), 500_000),
         Claim("batching.per_core_27_tensors", _median(rates.get((OURS, 27))), 100_000),
@@ -97,10 +100,13 @@ def _notes(rounds: int, seconds: str, standing: str) -> list[str]:
     )
     whom = (
         "per core: serve.batch is the decorator in plain asyncio on uvloop, without a Serve "
-        "cluster; by handle it is in a deployment of one replica that is called by its handle, "
-        "without HTTP, for one round, and the processor time of caller and replica counts; "
-        "BatchFunction is called by threads; LitServe is its batching loop alone, between a queue "
-        "and its answers, without HTTP and processes; mosec's batcher is in a Rust server behind "
-        "HTTP and cannot be called by itself"
+        "cluster; BatchFunction is called by threads; LitServe is its batching loop alone, between "
+        "a queue and its answers, without HTTP and processes; mosec's batcher is in a Rust server "
+        "behind HTTP and cannot be called by itself"
     )
-    return [how, whom]
+    remote = (
+        "per core: by stream and by handle the caller is in another process, whose processor time "
+        "counts, too: over a stage actor's stream, and by the handle of a Serve deployment of one "
+        "replica, without HTTP, for one round"
+    )
+    return [how, whom, remote]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import queue
 import sys
@@ -70,6 +71,33 @@ def shardserve(run: Run) -> dict[str, float]:
     return uvloop.run(measure())
 
 
+def shardserve_stream(run: Run) -> dict[str, float]:
+    """The same in another process, asked as routers ask stage actors.
+
+    The processor time of both processes counts.
+    """
+    import uvloop
+
+    from benchmarks.batching_stream import NAME, connected, identity_process
+    from shardserve.shards.stage_messages import StageRequest
+
+    async def measure(path: str, process: int) -> dict[str, float]:
+        channel = await connected(path)
+        clock = _Clock(run, _with_process(process))
+
+        async def caller() -> None:
+            tensors = tuple(run.request())
+            while clock.goes_on(1):
+                await channel.ask(StageRequest(NAME, tensors, 1), math.inf)
+
+        await asyncio.gather(*[caller() for _ in range(run.standing)])
+        await channel.close()
+        return clock.figures()
+
+    with identity_process(run.tensors) as (path, process):
+        return uvloop.run(measure(path, process))
+
+
 def serve_batch(run: Run) -> dict[str, float]:
     """The decorator of Ray Serve, without a cluster. The function joins and splits with numpy."""
     import uvloop
@@ -102,7 +130,6 @@ def serve_handle(run: Run) -> dict[str, float]:
     One replica. The processor time of the caller's process and of the replica's count, those of
     Ray's own processes do not.
     """
-    import psutil
     import ray
     import uvloop
     from ray import serve
@@ -124,14 +151,10 @@ def serve_handle(run: Run) -> dict[str, float]:
             return os.getpid()
 
     handle = serve.run(Identity.bind(), route_prefix=None)  # type: ignore[attr-defined]
-    replica = psutil.Process(handle.process.remote().result())
-
-    def processor() -> float:
-        theirs = replica.cpu_times()
-        return time.process_time() + float(theirs.user + theirs.system)
+    replica = int(handle.process.remote().result())
 
     async def measure() -> dict[str, float]:
-        clock = _Clock(run, processor)
+        clock = _Clock(run, _with_process(replica))
 
         async def caller() -> None:
             tensors = run.request()
@@ -208,6 +231,7 @@ def litserve(run: Run) -> dict[str, float]:
 
 SUBJECTS: dict[str, Callable[[Run], dict[str, float]]] = {
     "shardserve": shardserve,
+    "shardserve, by stream": shardserve_stream,
     "serve.batch": serve_batch,
     "serve.batch, by handle": serve_handle,
     "BatchFunction": batch_function,
@@ -246,6 +270,19 @@ class _Clock:
         assert self._ended is not None
         answers, seconds, processor = (b - a for a, b in zip(self._began, self._ended, strict=True))
         return {"per_core": answers / processor, "per_second": answers / seconds}
+
+
+def _with_process(number: int) -> Callable[[], float]:
+    """The processor time of this process and of another one."""
+    import psutil
+
+    other = psutil.Process(number)
+
+    def seconds() -> float:
+        theirs = other.cpu_times()
+        return time.process_time() + float(theirs.user + theirs.system)
+
+    return seconds
 
 
 def _threads(run: Run, ask: Callable[[], object]) -> dict[str, float]:
