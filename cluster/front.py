@@ -39,9 +39,10 @@ class Front:
         )
         (sys.stdout if self.fails_on_output else sys.stderr).write(f"{line}\n")
 
-    def say_wrong_flags(self, message: str) -> None:
-        """What no flag can be, and where to look."""
-        sys.stderr.write(f"{self.program}: {message.rstrip('.')}; see {self.program} --help\n")
+    def say_wrong_flags(self, message: str, command: str = "") -> None:
+        """What no flag of the command can be, and where to look."""
+        called = f"{self.program} {command}".rstrip()
+        sys.stderr.write(f"{self.program}: {message.rstrip('.')}; see {called} --help\n")
 
 
 SHARDSERVE = Front(

@@ -20,12 +20,14 @@ from shardserve.cluster.front import Front
 from shardserve.cluster.model_options import ModelOptions
 from shardserve.cluster.options import ServeOptions, check
 
+VERSION_HELP = "Say which version this is, and end."
+
 
 @dataclass(frozen=True)
 class OtherFlags:
     PANEL: ClassVar[str] = "Other"
 
-    version: Annotated[bool, flag("Say which version this is, and end.")] = False
+    version: Annotated[bool, flag(VERSION_HELP)] = False
     print_example: Annotated[
         Path | None,
         flag("A REST request to show; assets.extra/predict_request.json if unset.", metavar="FILE"),
