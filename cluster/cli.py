@@ -43,7 +43,7 @@ def _version(is_asked: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[  # noqa: ARG001 (its callback does what it is for)
+    version: Annotated[
         bool, typer.Option("--version", help=VERSION_HELP, callback=_version, is_eager=True)
     ] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What is logged while a server starts, for the person who waits: each thing once, in plain words."""
+"""What is logged while a server starts, for who waits for it: each thing once, in plain words."""
 
 from __future__ import annotations
 

@@ -35,10 +35,14 @@ def test_a_warning_is_said_instead_of_being_logged(logged: list[str]) -> None:
 
 def test_an_error_that_ends_the_start_is_left_to_who_tells_of_the_end(logged: list[str]) -> None:
     said: list[str] = []
-    with pytest.raises(DataLoss), start_log(said.append):
+
+    def start() -> None:
         logger.error("%s cannot be loaded: %s", "m version 1", "a.pb: cut off")
         logger.error("%s cannot be loaded: %s", "m version 2", "b.pb: absent")
         raise DataLoss("1 model(s) did not become available: a.pb: cut off")
+
+    with pytest.raises(DataLoss), start_log(said.append):
+        start()
 
     assert said == []
     assert logged == ["m version 2 cannot be loaded: b.pb: absent"]
