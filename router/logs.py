@@ -54,7 +54,7 @@ def configure(level: str = "info") -> None:
         logger_factory=structlog.PrintLoggerFactory(_StandardError()),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(_StandardError())  # type: ignore[type-var]
+    handler = logging.StreamHandler(_StandardError())
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(to_json, foreign_pre_chain=fields))
     ours = logging.getLogger("shardserve")
     ours.handlers = [handler]

@@ -62,6 +62,14 @@ class ModelFlags:
     allow_pickle: Annotated[
         bool, flag("Read estimators that are pickled: that can run any code of their makers.")
     ] = False
+    trusted_types: Annotated[
+        str,
+        flag(
+            "Types, by comma, that a scikit-learn estimator may be made of besides the harmless.",
+            show_default="none",
+            metavar="TYPES",
+        ),
+    ] = ""
     request_log_root: Annotated[
         Path | None,
         flag(
@@ -71,6 +79,11 @@ class ModelFlags:
             resolve_path=True,
         ),
     ] = None
+
+
+def trusted_types_of(flags: ModelFlags) -> tuple[str, ...]:
+    """Of all models that say nothing else."""
+    return tuple(filter(None, flags.trusted_types.split(",")))
 
 
 def models_of(flags: ModelFlags, defaults: ModelOptions, *, waits: bool) -> Models:

@@ -12,7 +12,12 @@ from shardserve.cluster.flags.cluster import ClusterFlags, engine_of, ray_of, wa
 from shardserve.cluster.flags.doors import DoorFlags, doors_of, warnings_of_doors
 from shardserve.cluster.flags.group import flag
 from shardserve.cluster.flags.loading import LoadingFlags, manager_options_of
-from shardserve.cluster.flags.models import ModelFlags, models_of, warnings_of_models
+from shardserve.cluster.flags.models import (
+    ModelFlags,
+    models_of,
+    trusted_types_of,
+    warnings_of_models,
+)
 from shardserve.cluster.flags.runtime import RuntimeFlags, runtime_of
 from shardserve.cluster.flags.sharding import ShardingFlags, plan_of
 from shardserve.cluster.flags.unused import UnusedFlags, refuse_unused, warnings_of_unused
@@ -63,6 +68,7 @@ def options_of(
         runtime.tags,
         given,
         allow_pickle=flags.models.allow_pickle,
+        trusted_types=trusted_types_of(flags.models),
     )
     defaults = ModelOptions(plan)
     doors = doors_of(flags.doors, runtime.sessions, front.host)
