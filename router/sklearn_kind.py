@@ -1,8 +1,8 @@
 """scikit-learn estimators: `model.skops` in the version's directory, or a pickle, where allowed.
 
 skops keeps an estimator as data and says which types it would make before it makes any; only types
-that it trusts, or the operator, are made. `model.pkl` can run any code when it is read: it needs the
-operator's word.
+that it trusts, or the operator, are made. `model.pkl` can run any code when it is read: it needs
+the operator's word.
 """
 
 from __future__ import annotations
