@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.cluster.flags.group import flag
-from shardserve.cluster.model_config import ModelConfig, check_name, read_model_config
+from shardserve.cluster.model_config import ModelConfig, check_name, local_path, read_model_config
 from shardserve.cluster.model_options import ModelOptions, read_model_options
 from shardserve.cluster.options import Models
 from shardserve.cluster.permitted import permitted
@@ -131,4 +131,5 @@ def _configs(flags: ModelFlags) -> tuple[ModelConfig, ...]:
     if flags.model_base_path is None:
         raise InvalidArgument("--model_base_path or --model_config_file has to be given")
     check_name(flags.model_name)
-    return (ModelConfig(flags.model_name, flags.model_base_path.absolute()),)
+    base_path = local_path(str(flags.model_base_path), flags.model_name)
+    return (ModelConfig(flags.model_name, base_path.absolute()),)

@@ -225,6 +225,12 @@ def test_pickles_are_read_only_if_that_is_allowed() -> None:
     assert options("--allow_pickle").defaults.plan.allow_pickle
 
 
+def test_a_base_path_may_be_a_uri_of_a_file() -> None:
+    assert parsed("--model_base_path=file:///m/x")[0].models.configs[0].base_path == Path("/m/x")
+    with pytest.raises(InvalidArgument, match="gs is not read from"):
+        parsed("--model_base_path=gs://bucket/m")
+
+
 def test_types_are_trusted_only_if_they_are_named(tmp_path: Path) -> None:
     file = tmp_path / "options"
     file.write_text(
