@@ -197,7 +197,7 @@ def announcement(
         lines += ["", "Try:", f"  {example.command(f'{rest}{path}:predict')}"]
         if example.reply is not None:
             lines += ["The reply to expect:", f"  {example.reply}"]
-    return [*lines, ""]
+    return [*options.opened, *lines, ""]
 
 
 def _ingress_lines(options: ServeOptions, path: str) -> list[str]:

@@ -144,6 +144,7 @@ class ServeOptions:
     """All that `shardserve serve` needs to know.
 
     `defaults` go for models that have no options of their own, see `model_options.options_of`.
+    `opened` are lines to say when the doors are open.
     """
 
     models: Models
@@ -154,6 +155,7 @@ class ServeOptions:
     ray: RayOptions = RayOptions()
     warm_up: WarmUpOptions = WarmUpOptions()  # noqa: RUF009 (frozen)
     example: Path | None = None
+    opened: tuple[str, ...] = ()
 
 
 def check(options: ServeOptions) -> None:

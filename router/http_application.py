@@ -45,7 +45,8 @@ class ClientBounds:
     #: Seconds from a request's head to the end of its body.
     body_seconds: float = 60.0
     #: Seconds that a connection may be idle between two requests.
-    idle_seconds: int = 5
+    #: Longer than what keeps connections for its clients, such as a load balancer, lets them idle.
+    idle_seconds: int = 75
     #: Seconds that a client that was answered early may go on sending, so that it sees the reply.
     linger_seconds: float = 5.0
 

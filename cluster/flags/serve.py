@@ -83,6 +83,7 @@ def options_of(
         ray=ray,
         warm_up=runtime.warm_up,
         example=flags.other.print_example,
+        opened=front.opened(doors),
     )
     check(options)
     return options, [

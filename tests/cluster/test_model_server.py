@@ -181,7 +181,7 @@ def test_its_warnings_come_before_it_serves(served: tuple[Server, Path]) -> None
 def test_nothing_is_said_at_the_start_but_what_concerns_who_starts_it(
     served: tuple[Server, Path],
 ) -> None:
-    start, _, _ = served[0].said.partition(f"{MODEL} version")
+    start, _, _ = served[0].said.partition("Running gRPC")
     lines = [line for line in start.splitlines() if line]
     events = [json.loads(line)["event"] for line in lines if line.startswith("{")]
 
@@ -192,6 +192,12 @@ def test_nothing_is_said_at_the_start_but_what_concerns_who_starts_it(
         "loading the model",
         "the model is loaded",
     }
+
+
+def test_what_waits_for_the_originals_lines_finds_them(served: tuple[Server, Path]) -> None:
+    server, _ = served
+    assert f"Running gRPC ModelServer at 0.0.0.0:{server.grpc} ...\n" in server.said
+    assert f"Exporting HTTP/REST API at:localhost:{server.rest} ...\n" in server.said
 
 
 def test_rest_is_served_over_tls_with_the_headers_and_the_page_that_were_asked_for(
