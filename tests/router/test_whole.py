@@ -198,7 +198,10 @@ class _Ragged(tf.Module):
 
 
 def test_a_signature_with_a_ragged_tensor_is_not_served_and_the_others_are(
-    tmp_path: Path, threads: StageThreads, context: Contexts
+    tmp_path: Path,
+    threads: StageThreads,
+    context: Contexts,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     module = _Ragged()
     signatures = {"ragged": module.ragged, "plain": module.plain}
@@ -208,6 +211,9 @@ def test_a_signature_with_a_ragged_tensor_is_not_served_and_the_others_are(
     assert list(cut.programs) == ["plain"]
     servable = load_whole("m", 1, tmp_path / "1", threads)
     assert list(servable.signatures) == ["plain"]
+    assert caplog.messages == [
+        "signature 'ragged' of model m has a ragged or sparse tensor, and is not served"
+    ]
     described = get_model_metadata_pb2.SignatureDefMap.FromString(servable.signature_def_map)
     assert "ragged" in described.signature_def
     answer = asyncio.run(servable.run("plain", {"x": np.ones(2, np.float32)}, ("y",), context()))
