@@ -66,7 +66,7 @@ class StartDisplay:
     def step(self, text: str, of: str = "") -> None:
         """Say what begins now, unless it was the last thing said of the same."""
         if text != self._said.get(of):
-            self._bars.console.print(text, markup=False, highlight=False)
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
             self._said[of] = text
 
     def warn(self, text: str) -> None:

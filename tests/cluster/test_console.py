@@ -157,6 +157,14 @@ def test_a_server_of_one_process_speaks_of_neither_actors_nor_routers(phase: Pha
     assert not re.search("actor|router", line.text)
 
 
+def test_a_step_is_one_line_however_narrow_what_reads_it() -> None:
+    said = io.StringIO()
+    with start_display(Console(file=said, width=20), Engine.LOCAL) as display:
+        display.warn("no versions of model m found under base path /models/m")
+
+    assert "warning: no versions of model m found under base path /models/m\n" in said.getvalue()
+
+
 def test_a_warning_is_said_once_however_often_it_is_shown() -> None:
     said = io.StringIO()
     with start_display(Console(file=said, width=200), Engine.LOCAL) as display:
