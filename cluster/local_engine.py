@@ -20,11 +20,14 @@ from shardserve.cluster.model_source import ModelSource, follow_file
 from shardserve.cluster.model_views import ModelView, start_error, warnings_of
 from shardserve.cluster.options import ServeOptions
 from shardserve.cluster.progress import Start, started
-from shardserve.cluster.serving import Serving, start_runtime
+from shardserve.cluster.quiet import quiet_tensorflow
+from shardserve.cluster.serving import Serving, parallelism_of, start_runtime
 from shardserve.cluster.start_checks import check_addresses, check_start, example_of, served_of
+from shardserve.cluster.start_log import start_log
 from shardserve.cluster.stop_signals import stop_signals
 from shardserve.cluster.versions import VersionId
 from shardserve.router import logs
+from shardserve.router.session import start_tensorflow
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,9 @@ def serve(options: ServeOptions, console: Console) -> None:
     logs.configure()
     check_start(options)
     check_addresses(options)
+    # Before anything is drawn on the screen that it would write to.
+    with quiet_tensorflow():
+        start_tensorflow(parallelism_of(options.doors))
     uvloop.run(_serve(options, console))
     console.print("stopped")
 
@@ -49,10 +55,11 @@ async def _serve(options: ServeOptions, console: Console) -> None:
     stopping = asyncio.Event()
     for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    with start_display(console) as display:
+    with start_display(console, options.engine) as display:
         server = LocalServer(options, display.show)
         starting = asyncio.ensure_future(server.start())
-        is_served = await _unless(stopping, starting)
+        with start_log(display.warn):
+            is_served = await _unless(stopping, starting)
     if is_served:
         await server.open()
         served = served_of(server.models)

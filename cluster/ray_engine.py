@@ -35,7 +35,7 @@ def serve(options: ServeOptions, console: Console) -> None:
     name = f"shardserve-{secrets.token_hex(4)}"
     run = RayRun(name, options, StopSignals())
     try:
-        with start_display(console) as display:
+        with start_display(console, options.engine) as display:
             table = run.start(display)
         served = served_of(table.models)
         announce(console, options, served, example_of(options, served))

@@ -105,7 +105,7 @@ class ShardedServable:
     ) -> None:
         self.name = plan.name
         self.version = plan.version
-        self.signatures: Mapping[str, Signature] = signatures_of(cut.inlined.meta_graph)
+        self.signatures: Mapping[str, Signature] = signatures_of(cut.inlined.meta_graph, plan.name)
         self.signature_def_map = signature_def_map_of(cut.inlined.meta_graph)
         self._fanout = fanout
         self._call_outs = call_outs

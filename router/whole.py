@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,15 +19,15 @@ from shardserve.router.proto_codec import TensorError, decode_tensor
 from shardserve.router.saved_model import load_into
 from shardserve.router.servable import Array, RequestContext, Signature, TensorInfo
 from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFlowRunner
+from shardserve.shards.cut.saved_model import INIT_SIGNATURE, served_signatures
+
+logger = logging.getLogger(__name__)
 
 #: The signature a request means that names none.
 DEFAULT_SIGNATURE = "serving_default"
 
 #: Compiled (signature, outputs) pairs kept for a model. Clients choose the outputs: it is bounded.
 MAX_STAGES = 128
-
-_INITIALISATION = "__saved_model_init_op"
-
 
 #: Feeds and fetches.
 _Ends = tuple[tuple[str, ...], tuple[str, ...]]
@@ -44,7 +45,7 @@ class WholeServable:
     ) -> None:
         self.name = name
         self.version = version
-        self.signatures: Mapping[str, Signature] = signatures_of(meta_graph)
+        self.signatures: Mapping[str, Signature] = signatures_of(meta_graph, name)
         self.signature_def_map = signature_def_map_of(meta_graph)
         self._runner = runner
         runner.functions_by_shapes = functions_by_shapes(meta_graph.graph_def.library.function)
@@ -121,8 +122,16 @@ def load_whole(
     return servable
 
 
-def signatures_of(meta_graph: meta_graph_pb2.MetaGraphDef) -> dict[str, Signature]:
-    """The signatures that requests can name; inputs and outputs by alias, in sorted order."""
+def signatures_of(meta_graph: meta_graph_pb2.MetaGraphDef, model: str) -> dict[str, Signature]:
+    """The signatures that requests can name; inputs and outputs by alias, in sorted order.
+
+    Logs which of the model's are not served.
+    """
+    served = served_signatures(meta_graph)
+    for name in sorted(meta_graph.signature_def.keys() - served.keys() - {INIT_SIGNATURE}):
+        logger.warning(
+            "signature %r of model %s has a ragged or sparse tensor, and is not served", name, model
+        )
     return {
         name: Signature(
             method_name=signature.method_name,
@@ -130,8 +139,7 @@ def signatures_of(meta_graph: meta_graph_pb2.MetaGraphDef) -> dict[str, Signatur
             outputs=_infos(signature.outputs),
             defaults={alias: _default(name, alias, p) for alias, p in signature.defaults.items()},
         )
-        for name, signature in meta_graph.signature_def.items()
-        if name != _INITIALISATION
+        for name, signature in served.items()
     }
 
 

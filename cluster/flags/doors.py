@@ -15,7 +15,7 @@ from shardserve.cluster.flags.runtime import Sessions
 from shardserve.cluster.options import DoorOptions
 from shardserve.router.tls import Tls
 from shardserve.router.tls_context import server_context
-from shardserve.router.tracing import endpoint_of
+from shardserve.router.trace_collector import collector_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class DoorFlags:
     trace_endpoint: Annotated[
         str | None,
         flag(
-            "OTLP collector of requests' traces, by gRPC.",
+            "OTLP collector of requests' traces: gRPC, or HTTP if it has a path or port 4318.",
             metavar="URL",
             show_default="OTEL_EXPORTER_OTLP_ENDPOINT, or none",
         ),
@@ -118,7 +118,7 @@ def doors_of(flags: DoorFlags, sessions: Sessions, default_host: str) -> DoorOpt
         grpc_channel_arguments=_channel_arguments(flags.grpc_channel_arguments),
         profiler=flags.enable_profiler,
         rest_max_requests=flags.rest_api_num_threads,
-        trace_endpoint=endpoint_of(flags.trace_endpoint, os.environ),
+        trace_collector=collector_of(flags.trace_endpoint, os.environ),
     )
 
 
