@@ -106,7 +106,7 @@ async def on_local(models: Models, defaults: ModelOptions) -> AsyncIterator[Serv
     try:
         async with asyncio.timeout(SECONDS):
             await server.start()
-        yield Served(server.serving.prediction, rest=server.serving.rest, ended=server.close)
+        yield Served(server.endpoints.prediction, rest=server.endpoints.rest, ended=server.close)
     finally:
         await server.close()
 
