@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
-import ssl
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,8 @@ from shardserve.cluster.options import DoorOptions, Engine, Models, ServeOptions
 from shardserve.cluster.ports import free_ports
 from shardserve.router.tls import Tls
 from tests.cluster.conftest import ssl_config_text
-from tests.router.certificates import Authority, client_context
+from tests.cluster.probes import probed
+from tests.router.certificates import Authority
 
 
 def write(path: Path, tls: Tls, more: str = "") -> CertificateFile:
@@ -83,27 +82,10 @@ async def test_the_local_engine_shows_what_its_file_says_now(
         async with asyncio.timeout(40.0):
             await server.start()
             await server.open()
-            assert await is_trusted(port, first, tmp_path)
+            assert await probed(port, first, tmp_path) == 200
             write(path, second.server())
-            while not await is_trusted(port, second, tmp_path):
+            while await probed(port, second, tmp_path) is None:
                 pass
-            assert not await is_trusted(port, first, tmp_path)
+            assert await probed(port, first, tmp_path) is None
     finally:
         await server.close()
-
-
-async def is_trusted(port: int, authority: Authority, directory: Path) -> bool:
-    """Whether a client of that authority has an answer."""
-    context = client_context(authority.cert, None, directory)
-
-    def ask() -> bool:
-        connection = http.client.HTTPSConnection("127.0.0.1", port, context=context)
-        try:
-            connection.request("GET", "/health/ready")
-            return connection.getresponse().status == 200
-        except ssl.SSLCertVerificationError:
-            return False
-        finally:
-            connection.close()
-
-    return await asyncio.to_thread(ask)
