@@ -150,6 +150,7 @@ class ControlPlane:
     async def _serve(self) -> None:
         """Serve what is configured, for ever. What nobody expected ends that, and is told."""
         try:
+            await self._memory.recall()
             await asyncio.to_thread(fleet.release_all, self._run.name)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._manager.run())
@@ -174,7 +175,6 @@ class ControlPlane:
             self._die()
 
     async def _begin(self) -> None:
-        await self._memory.recall()
         try:
             await self._manager.configure(await self._first_models())
         except Exception as error:

@@ -26,8 +26,8 @@ class Memory:
         self.reloaded: bytes | None = None
         #: The configuration file, as it was followed last.
         self.followed: str | None = None
-        #: Whether the run's doors have been open.
-        self.has_opened = False
+        #: Whether the run's doors have been open. Before that is known they may have been.
+        self.has_opened = True
         #: Why the life before this one ended, if it could tell.
         self.failure: str | None = None
 
