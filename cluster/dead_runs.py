@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from shardserve.cluster.run import is_name
 from shardserve.cluster.stream_actor import NAMESPACE
@@ -39,5 +40,11 @@ def delete_dead() -> None:
 
 
 def delete_soon(run: str) -> None:
-    """Have Serve end the routers of a run that is dead, for one of them to call."""
-    serve.delete(run, _blocking=False)
+    """Have Serve end the routers of a run that is dead, for one of them to call.
+
+    Where Serve itself is gone there is nothing to be ended by it.
+    """
+    try:
+        serve.delete(run, _blocking=False)
+    except (RayServeException, RayError) as error:
+        logger.warning("Serve does not end the routers of %s: %s", run, error)
