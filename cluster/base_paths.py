@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardserve.cluster.model_config import ModelConfig, missing_versions, wanted_versions
-from shardserve.cluster.versions import versions_of
+from shardserve.cluster.versions import versions_under
 from shardserve.shards.graph_file import graph_file
 
 
@@ -36,7 +36,7 @@ def look(model: ModelConfig) -> Found:
 
 
 def _looked_at(model: ModelConfig) -> Found:
-    names = versions_of(child.name for child in model.base_path.iterdir())
+    names = versions_under(model.base_path)
     wanted = sorted(wanted_versions(model.policy, names))
     directories = {version: model.base_path / names[version] for version in wanted}
     missing = sorted(missing_versions(model.policy, names))

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from shutil import get_terminal_size
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -14,11 +14,12 @@ from typer.exceptions import TyperException
 from shardserve.batching.errors import ServingError
 from shardserve.cluster.flags.group import flags_of
 from shardserve.cluster.flags.offline import InspectFlags, PlanFlags
-from shardserve.cluster.flags.serve import ServeFlags
-from shardserve.cluster.flags.words import respelled
+from shardserve.cluster.flags.serve import VERSION_HELP, ServeFlags
+from shardserve.cluster.flags.words import respelled, stray_truth
 from shardserve.cluster.front import SHARDSERVE, TENSORFLOW_MODEL_SERVER, Front
 from shardserve.cluster.offline_commands import inspect, plan
-from shardserve.cluster.serve_command import context_settings, serve_command
+from shardserve.cluster.quiet import be_quiet
+from shardserve.cluster.serve_command import context_settings, serve_command, version_lines
 
 _INTERRUPTED = 130
 _WIDTH = 112
@@ -32,6 +33,23 @@ _FLAGS = {"serve": ServeFlags, "inspect": InspectFlags, "plan": PlanFlags}
 app = typer.Typer(
     help="Serve TensorFlow SavedModels that are too big for one machine.", **_SETTINGS
 )
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo("\n".join(version_lines()))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help=VERSION_HELP, callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("serve", context_settings=context_settings(SHARDSERVE))(serve_command(SHARDSERVE))
 app.command("inspect")(inspect)
 app.command("plan")(plan)
@@ -45,23 +63,21 @@ server.command(context_settings=context_settings(TENSORFLOW_MODEL_SERVER))(
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `shardserve`. Exits with 1 and one line for what the user can put right."""
     words = sys.argv[1:] if arguments is None else arguments
-    command = words[0] if words else ""
-    _run(SHARDSERVE, app, words or ("--help",), _FLAGS.get(command))
+    command = words[0] if words and words[0] in _FLAGS else ""
+    _run(SHARDSERVE, app, words or ("--help",), command)
 
 
 def tensorflow_model_server(arguments: Sequence[str] | None = None) -> None:
     """The command of that name: `shardserve serve` for who has the original's command line."""
-    words = sys.argv[1:] if arguments is None else arguments
-    _run(TENSORFLOW_MODEL_SERVER, server, words, ServeFlags)
+    _run(TENSORFLOW_MODEL_SERVER, server, sys.argv[1:] if arguments is None else arguments)
 
 
-def _run(front: Front, program: typer.Typer, words: Sequence[str], flags: type[Any] | None) -> None:
-    # What goes wrong is raised to us; the rest of TensorFlow's log says what hardware it found.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+def _run(front: Front, program: typer.Typer, words: Sequence[str], command: str = "") -> None:
+    be_quiet()
     # The help cuts names off that have no room.
     os.environ.setdefault("TERMINAL_WIDTH", str(max(_WIDTH, get_terminal_size().columns)))
     try:
-        spelled = respelled(words, flags_of(flags)) if flags else words
+        spelled = _spelled(front, words, command)
         status = program(spelled, prog_name=front.program, standalone_mode=False)
     except ServingError as error:
         front.say_failure(error)
@@ -69,6 +85,19 @@ def _run(front: Front, program: typer.Typer, words: Sequence[str], flags: type[A
     except typer.Abort:
         sys.exit(_INTERRUPTED)
     except TyperException as error:
-        front.say_wrong_flags(error.format_message())
+        front.say_wrong_flags(error.format_message(), command)
         sys.exit(front.wrong_flags)
     sys.exit(status or 0)
+
+
+def _spelled(front: Front, words: Sequence[str], command: str) -> Sequence[str]:
+    """The words as typer takes them. Raises TyperException for one that is no flag's value."""
+    if front is TENSORFLOW_MODEL_SERVER:
+        return respelled(words, flags_of(ServeFlags))
+    if not command:
+        return words
+    flags = tuple(flags_of(_FLAGS[command]))
+    stray = stray_truth(words, flags)
+    if stray is not None:
+        raise TyperException(stray)
+    return respelled(words, flags)

@@ -20,17 +20,29 @@ from shardserve.cluster.versions import VersionId
 #: With more seats than this, one bar stands for all of them.
 MAX_BARS = 16
 
-_WORDS = {
+_PLAN_WORDS = {
     Phase.PLANNING: "planning: reading the graph and the checkpoint's index",
     Phase.VERIFYING: "verifying checksums: reading the tables' bytes",
-    Phase.PLACING: "placing the actors",
-    Phase.LOADING: "loading the actors' parts of the model",
-    Phase.READY: "the actors are ready; the routers load what is theirs",
+}
+#: By engine: one process has neither actors nor routers to speak of.
+_WORDS = {
+    Engine.RAY: {
+        **_PLAN_WORDS,
+        Phase.PLACING: "placing the actors",
+        Phase.LOADING: "loading the actors' parts of the model",
+        Phase.READY: "the actors are ready; the routers load what is theirs",
+    },
+    Engine.LOCAL: {
+        **_PLAN_WORDS,
+        Phase.PLACING: "loading the model",
+        Phase.LOADING: "loading the model",
+        Phase.READY: "the model is loaded",
+    },
 }
 
 
 @contextmanager
-def start_display(console: Console) -> Iterator[StartDisplay]:
+def start_display(console: Console, engine: Engine) -> Iterator[StartDisplay]:
     """A display that is drawn until the block ends."""
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -39,14 +51,15 @@ def start_display(console: Console) -> Iterator[StartDisplay]:
         TimeElapsedColumn(),
     )
     with Bars(*columns, console=console, refresh_per_second=5) as bars:
-        yield StartDisplay(bars)
+        yield StartDisplay(bars, engine)
 
 
 class StartDisplay:
     """Draws steps and `Start` snapshots."""
 
-    def __init__(self, bars: Bars) -> None:
+    def __init__(self, bars: Bars, engine: Engine) -> None:
         self._bars = bars
+        self._engine = engine
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, str] = {}
 
@@ -56,11 +69,15 @@ class StartDisplay:
             self._bars.console.print(text, markup=False, highlight=False)
             self._said[of] = text
 
+    def warn(self, text: str) -> None:
+        """Say it, if it has not been said before."""
+        self.step(f"warning: {text}", text)
+
     def show(self, start: Start) -> None:
         """Draw a snapshot. A failure is left to who raises it."""
         for warning in start.warnings:
-            self.step(f"warning: {warning}", warning)
-        for line in lines_of(start):
+            self.warn(warning)
+        for line in lines_of(start, self._engine):
             self.step(line.text, line.of)
         for bar in start_bars(start):
             if bar.text not in self._tasks:
@@ -76,10 +93,10 @@ class Line:
     of: str = ""
 
 
-def lines_of(start: Start) -> list[Line]:
+def lines_of(start: Start, engine: Engine) -> list[Line]:
     """What to say of a snapshot, in which version names stand where there are several."""
     lines = [
-        Line(_named(version, start) + _step(progress), str(version))
+        Line(_named(version, start) + _step(progress, engine), str(version))
         for version, progress in start.versions.items()
     ]
     if start.is_settled and not start.is_routed:
@@ -96,8 +113,8 @@ def start_bars(start: Start) -> list[Bar]:
     ]
 
 
-def _step(progress: Progress) -> str:
-    return ": ".join(filter(None, (_WORDS[progress.phase], progress.note)))
+def _step(progress: Progress, engine: Engine) -> str:
+    return ": ".join(filter(None, (_WORDS[engine][progress.phase], progress.note)))
 
 
 def _named(version: VersionId, start: Start) -> str:
@@ -179,7 +196,7 @@ def announcement(
         lines += ["", "Try:", f"  {example.command(f'{rest}{path}:predict')}"]
         if example.reply is not None:
             lines += ["The reply to expect:", f"  {example.reply}"]
-    return [*lines, ""]
+    return [*options.opened, *lines, ""]
 
 
 def _ingress_lines(options: ServeOptions, path: str) -> list[str]:

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from shardserve.batching.errors import ServingError
-from shardserve.cluster.options import Engine
+from shardserve.cluster.options import DoorOptions, Engine
 
 ALL_INTERFACES = ""
 
@@ -19,7 +19,8 @@ class Front:
     or, where it `ignores_unknown` ones, said and left out. So is a base path that is not there,
     unless it `waits_for_models`. `wrong_flags` and `failed` are exit statuses. `failure` says in a
     line what keeps it from serving, on standard error, or on standard output where it
-    `fails_on_output`.
+    `fails_on_output`. `opened_grpc` and `opened_rest` are said when the doors are open: tools wait
+    for such lines.
     """
 
     program: str
@@ -31,6 +32,13 @@ class Front:
     failed: int
     failure: str = "{program}: {message}"
     fails_on_output: bool = False
+    opened_grpc: str = ""
+    opened_rest: str = ""
+
+    def opened(self, doors: DoorOptions) -> tuple[str, ...]:
+        """What it says of the doors when they are open."""
+        said = ((self.opened_grpc, doors.grpc_port), (self.opened_rest, doors.rest_port))
+        return tuple(line.format(port=port) for line, port in said if line and port)
 
     def say_failure(self, error: ServingError) -> None:
         """In one line."""
@@ -39,9 +47,10 @@ class Front:
         )
         (sys.stdout if self.fails_on_output else sys.stderr).write(f"{line}\n")
 
-    def say_wrong_flags(self, message: str) -> None:
-        """What no flag can be, and where to look."""
-        sys.stderr.write(f"{self.program}: {message.rstrip('.')}; see {self.program} --help\n")
+    def say_wrong_flags(self, message: str, command: str = "") -> None:
+        """What no flag of the command can be, and where to look."""
+        called = f"{self.program} {command}".rstrip()
+        sys.stderr.write(f"{self.program}: {message.rstrip('.')}; see {called} --help\n")
 
 
 SHARDSERVE = Front(
@@ -65,4 +74,6 @@ TENSORFLOW_MODEL_SERVER = Front(
     failed=255,
     failure="Failed to start server. Error: {code}: {message}",
     fails_on_output=True,
+    opened_grpc="Running gRPC ModelServer at 0.0.0.0:{port} ...",
+    opened_rest="Exporting HTTP/REST API at:localhost:{port} ...",
 )

@@ -22,11 +22,14 @@ from shardserve.cluster.model_source import ModelSource, follow_file
 from shardserve.cluster.model_views import ModelView, start_error, warnings_of
 from shardserve.cluster.options import ServeOptions
 from shardserve.cluster.progress import Start, started
-from shardserve.cluster.serving import Endpoints, start_runtime
+from shardserve.cluster.quiet import quiet_tensorflow
+from shardserve.cluster.serving import Endpoints, parallelism_of, start_runtime
 from shardserve.cluster.start_checks import check_addresses, check_start, example_of, served_of
+from shardserve.cluster.start_log import start_log
 from shardserve.cluster.stop_signals import drain_after, status_of, stop_signals
 from shardserve.cluster.versions import VersionId
 from shardserve.router import logs
+from shardserve.router.session import start_tensorflow
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,9 @@ def serve(options: ServeOptions, console: Console) -> int:
     logs.configure()
     check_start(options)
     check_addresses(options)
+    # Before anything is drawn on the screen that it would write to.
+    with quiet_tensorflow():
+        start_tensorflow(parallelism_of(options.doors))
     status = uvloop.run(_serve(options, console))
     console.print("stopped")
     return status
@@ -53,10 +59,11 @@ async def _serve(options: ServeOptions, console: Console) -> int:
     signals: asyncio.Queue[int] = asyncio.Queue()
     for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
-    with start_display(console) as display:
+    with start_display(console, options.engine) as display:
         server = LocalServer(options, display.show)
         starting = asyncio.ensure_future(server.start())
-        stopped = await _signal_before(signals, starting)
+        with start_log(display.warn):
+            stopped = await _signal_before(signals, starting)
     is_served = stopped is None
     if stopped is None:
         await server.open()

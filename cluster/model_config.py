@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,9 @@ from shardserve.router.request_logging import TFRECORD, RequestLogging
 TENSORFLOW = "tensorflow"
 #: `model_type`, that came before `model_platform`, had one kind that is not deprecated.
 _PLATFORM_OF_TYPE = {model_server_config_pb2.TENSORFLOW: TENSORFLOW}
+
+#: A `Path` keeps one of a URI's slashes.
+_URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):/+(?P<path>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -128,17 +132,35 @@ def check_name(name: str) -> None:
         raise InvalidArgument(f"a model's name must not be empty or hold '/' or ':', not {name!r}")
 
 
+def local_path(base_path: str, model: str) -> Path:
+    """The directory that a path or a `file:` URI names.
+
+    Raises InvalidArgument for a URI of anything else: what is read is mapped, or read by threads of
+    ours, which know no filesystem but the machine's.
+    """
+    uri = _URI.fullmatch(base_path)
+    if uri is None:
+        return Path(base_path)
+    if uri["scheme"].lower() != "file":
+        raise InvalidArgument(
+            f"base path {base_path} of model {model}: {uri['scheme']} is not read from; mount it, "
+            "or copy it to a directory"
+        )
+    return Path("/", uri["path"])
+
+
 def _model(config: model_server_config_pb2.ModelConfig) -> ModelConfig:
     name = config.name
     check_name(name)
-    if not PurePosixPath(config.base_path).is_absolute():
+    base_path = local_path(config.base_path, name)
+    if not base_path.is_absolute():
         raise InvalidArgument(
             f"Expected model {name} to have an absolute path or URI; got base_path()="
             f"{config.base_path}"
         )
     return ModelConfig(
         name=name,
-        base_path=Path(config.base_path),
+        base_path=base_path,
         platform=_platform(config),
         policy=_policy(config),
         labels=dict(config.version_labels),

@@ -44,6 +44,7 @@ _MESSAGES = message_classes(
             "canary": "string",
             "shadow": "string",
             "experiment_key": "string",
+            "trusted_types": "repeated string",
         },
         "ModelOptionsList": {"model_options": "repeated ModelOptions"},
     },
@@ -110,6 +111,7 @@ def _options(one: Any, where: str, directory: Path, default: ModelOptions) -> Mo
             plan.batching,
             stages_file=directory / one.stages if one.stages else plan.batching.stages_file,
         ),
+        trusted_types=tuple(one.trusted_types) or plan.trusted_types,
     )
     return ModelOptions(
         plan=plan,

@@ -11,7 +11,7 @@ from shardserve.cluster.flags.batching import parameters_of
 from shardserve.cluster.flags.group import given, takes
 from shardserve.cluster.flags.offline import InspectFlags, PlanFlags
 from shardserve.cluster.flags.sharding import refuse_beside_layout
-from shardserve.cluster.quiet import quiet_import
+from shardserve.cluster.quiet import quiet_tensorflow
 from shardserve.cluster.versions import locate
 from shardserve.shards.model import PlanOptions
 from shardserve.shards.stages import BatchingOptions
@@ -29,7 +29,7 @@ def inspect(_: typer.Context, flags: InspectFlags) -> None:
         tags=tuple(flags.saved_model_tags.split(",")),
         batching=BatchingOptions(batching, stages_file=flags.stages_file),
     )
-    with quiet_import():
+    with quiet_tensorflow():
         from shardserve.cluster.reports import draw_inspection  # noqa: PLC0415
         from shardserve.cluster.stage_reports import draw_stages  # noqa: PLC0415
         from shardserve.shards.cut.inspection import inspect_model  # noqa: PLC0415
@@ -55,7 +55,7 @@ def plan(context: typer.Context, flags: PlanFlags) -> None:
         tuple(flags.saved_model_tags.split(",")),
         Storage(flags.tier, flags.precision),
     )
-    with quiet_import():
+    with quiet_tensorflow():
         from shardserve.cluster.plan_reports import plan_checked, plan_made  # noqa: PLC0415
         from shardserve.cluster.reports import draw_check, draw_plan  # noqa: PLC0415
 

@@ -13,6 +13,7 @@ from shardserve.cluster.model_config import ModelConfig
 from shardserve.cluster.model_options import ModelOptions
 from shardserve.cluster.sessions import Sessions
 from shardserve.router.tls import Tls
+from shardserve.router.trace_collector import Collector
 from shardserve.router.warm_up_options import WarmUpOptions
 from shardserve.shards.model import PlanOptions
 
@@ -75,7 +76,7 @@ class DoorOptions:
     `grpc_max_rpcs` and `rest_max_requests` bound what is answered at the same time: gRPC refuses
     what is more, REST lets predictions wait. `grpc_channel_arguments` are gRPC's own.
     `cors` and `compress_from` are as for `router.rest.Rest`, `tensor_content` and
-    `check_method_names` as for `router.handlers.HandlerOptions`. Traces go to `trace_endpoint`, if
+    `check_method_names` as for `router.handlers.HandlerOptions`. Traces go to `trace_collector`, if
     there is one; with `profiler` TensorFlow's own profiler is served over gRPC. A server that is to
     go says so to probes, and answers requests for `drain_seconds` more.
     """
@@ -96,7 +97,7 @@ class DoorOptions:
     grpc_max_rpcs: int | None = None
     grpc_channel_arguments: tuple[tuple[str, int | str], ...] = ()
     rest_max_requests: int | None = None
-    trace_endpoint: str | None = None
+    trace_collector: Collector | None = None
     profiler: bool = True
     drain_seconds: float = 0.0
 
@@ -144,6 +145,7 @@ class ServeOptions:
     """All that `shardserve serve` needs to know.
 
     `defaults` go for models that have no options of their own, see `model_options.options_of`.
+    `opened` are lines to say when the doors are open.
     """
 
     models: Models
@@ -154,6 +156,7 @@ class ServeOptions:
     ray: RayOptions = RayOptions()
     warm_up: WarmUpOptions = WarmUpOptions()  # noqa: RUF009 (frozen)
     example: Path | None = None
+    opened: tuple[str, ...] = ()
 
 
 def check(options: ServeOptions) -> None:

@@ -37,7 +37,7 @@ def serve(options: ServeOptions, console: Console) -> int:
     run = RayRun(name, options, StopSignals())
     is_served = False
     try:
-        with start_display(console) as display:
+        with start_display(console, options.engine) as display:
             table = run.start(display)
         served = served_of(table.models)
         announce(console, options, served, example_of(options, served))

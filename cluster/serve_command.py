@@ -14,7 +14,7 @@ from shardserve.cluster.flags.group import given, takes
 from shardserve.cluster.flags.serve import ServeFlags, options_of
 from shardserve.cluster.front import Front
 from shardserve.cluster.options import Engine, ServeOptions
-from shardserve.cluster.quiet import quiet_import
+from shardserve.cluster.quiet import quiet_tensorflow
 
 
 def serve_command(front: Front) -> Callable[..., int]:
@@ -58,7 +58,7 @@ def _say(console: Console, line: str) -> None:
 
 def _run(options: ServeOptions, console: Console) -> int:
     if options.engine is Engine.LOCAL:
-        with quiet_import():
+        with quiet_tensorflow():
             from shardserve.cluster import local_engine  # noqa: PLC0415
 
         return local_engine.serve(options, console)

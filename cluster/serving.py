@@ -130,7 +130,7 @@ class Endpoints:
         self._handlers = Handlers(
             runtime.catalog, runtime.threads, handler_options(options), metrics
         )
-        self._traces = traces_to(options.trace_endpoint)
+        self._traces = traces_to(options.trace_collector)
         self.rest = Rest(
             self._handlers,
             metrics,

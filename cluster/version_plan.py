@@ -40,13 +40,16 @@ def plan_version(
         stages,
         platform=wanted.platform,
         allow_pickle=options.allow_pickle,
+        trusted_types=options.trusted_types,
     )
     return None, plan
 
 
 def version_of(plan: ModelPlan) -> kinds.Version:
     """What a kind is asked to load."""
-    return kinds.Version(plan.name, plan.version, Path(plan.directory), plan.allow_pickle)
+    return kinds.Version(
+        plan.name, plan.version, Path(plan.directory), plan.allow_pickle, plan.trusted_types
+    )
 
 
 def check_kind(plan: ModelPlan) -> None:

@@ -52,6 +52,11 @@ def versions_of(names: Iterable[str]) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
+def versions_under(base_path: Path) -> dict[int, str]:
+    """The names of a base path's directories, by version, rising. Raises OSError."""
+    return versions_of(child.name for child in base_path.iterdir() if child.is_dir())
+
+
 def latest(base_path: Path) -> VersionDirectory:
     """The highest version under a base path.
 
@@ -60,7 +65,7 @@ def latest(base_path: Path) -> VersionDirectory:
     """
     if not base_path.is_dir():
         raise NotFound(f"model base path {base_path} is not a directory")
-    names = versions_of(child.name for child in base_path.iterdir())
+    names = versions_under(base_path)
     if names:
         version = max(names)
         return _checked(VersionDirectory(version, (base_path / names[version]).resolve()))

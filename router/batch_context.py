@@ -34,6 +34,7 @@ def batch_context(
     common = RequestContext(
         request_id=f"{contexts[0].request_id}+{len(contexts) - 1}",
         deadline=max(context.deadline for context in contexts),
+        remote=[] if any(context.remote is not None for context in contexts) else None,
     )
     try:
         yield common
@@ -41,3 +42,5 @@ def batch_context(
         for context in contexts:
             for stage, seconds in common.seconds.items():
                 context.spend(stage, seconds)
+            if context.remote is not None:
+                context.remote += common.remote or ()

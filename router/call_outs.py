@@ -11,7 +11,6 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
@@ -101,7 +100,8 @@ class Caller:
         self, number: int, context: RequestContext, channels: Sequence[ShardChannel]
     ) -> None:
         self.number = number
-        self._context = replace(context, seconds={})
+        # A context of its own: what it spends is spent again, by whom it is told.
+        self._context = RequestContext(context.request_id, context.deadline, remote=context.remote)
         self._channels = channels
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()

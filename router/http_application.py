@@ -40,10 +40,13 @@ class ClientBounds:
     body: int = MAX_BODY
     #: Bytes of a request's line and headers together, or of its trailers, give or take one read.
     head: int = 64 << 10
+    #: Seconds from a connection's begin, or that of a later head, to the end of that head.
+    head_seconds: float = 30.0
     #: Seconds from a request's head to the end of its body.
     body_seconds: float = 60.0
     #: Seconds that a connection may be idle between two requests.
-    idle_seconds: int = 5
+    #: Longer than what keeps connections for its clients, such as a load balancer, lets them idle.
+    idle_seconds: int = 75
     #: Seconds that a client that was answered early may go on sending, so that it sees the reply.
     linger_seconds: float = 5.0
 
@@ -78,6 +81,11 @@ class Application:
     def refusal(self, method: str, url: bytes, headers: Headers) -> Response | None:
         """The reply to a request that is refused by its head; None for all others."""
         return self._rest.refusal(method, url.decode("latin-1"), headers)
+
+    def late_head(self) -> Response:
+        """The reply to a head that goes on for too long."""
+        text = f"The request's headers did not come within {self.bounds.head_seconds:g} seconds."
+        return self._rest.refused(408, text)
 
     async def __call__(
         self, cycle: RequestResponseCycle, scope: Any, receive: Any, send: Any

@@ -37,6 +37,12 @@ class HttpProtocol(HttpToolsProtocol):
     _skipping: asyncio.TimerHandle | None = None
     #: Whether all that comes is passed over.
     _is_over = False
+    #: Set while a head is waited for: the connection's first, or one that has begun.
+    _heading: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
 
     def on_message_begin(self) -> None:
         self._advanced = self._in_head = True
@@ -52,6 +58,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._advanced = True
         self._in_head = False
+        self._end_heading()
         if self._is_over:
             self._skips = True
             return
@@ -92,8 +99,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self._pending > self._bounds.head and not self.transport.is_closing():
             text = f"The request's headers are longer than {self._bounds.head} bytes."
             self.send_400_response(text)
+        elif self._heading is None and (self._in_head or self._is_unwatched()):
+            self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._end_heading()
         self._end_skipping()
         super().connection_lost(exc)
 
@@ -144,6 +154,29 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self._close_after(self._bounds.linger_seconds)
+
+    def _is_unwatched(self) -> bool:
+        """Whether line ends, say, came for a head: they have ended the time to be idle."""
+        is_free = self.cycle is not None and self.cycle.response_complete
+        return is_free and self.timeout_keep_alive_task is None and not self._skips
+
+    def _await_head(self) -> None:
+        self._heading = self.loop.call_later(self._bounds.head_seconds, self._end_late_head)
+
+    def _end_heading(self) -> None:
+        if self._heading is not None:
+            self._heading.cancel()
+            self._heading = None
+
+    def _end_late_head(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            # The client has an answer to wait for first.
+            self._await_head()
+        elif self._in_head:
+            self.transport.write(encoded(self._application.late_head(), CLOSE))
+            self._hang_up()
+        else:
+            self.transport.close()
 
     def _close_after(self, seconds: float) -> asyncio.TimerHandle:
         return self.loop.call_later(seconds, self.timeout_keep_alive_handler)

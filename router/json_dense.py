@@ -142,7 +142,11 @@ def _strings(value: Any) -> Array | None:
     if types == {str}:
         flat = [to_bytes(text) for text in flat]
     elif types <= {str, dict} and all(type(v) is str or is_base64(v) for v in flat):
-        flat = [to_bytes(v) if type(v) is str else unpack_base64(v) for v in flat]
+        try:
+            flat = [to_bytes(v) if type(v) is str else unpack_base64(v) for v in flat]
+        except InvalidArgument:
+            # Which element it is, `json_strict` says.
+            return None
     else:
         return None
     values = np.empty(len(flat), object)

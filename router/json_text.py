@@ -49,7 +49,8 @@ def parse_exactly(body: bytes) -> dict[str, Any]:
     text = body.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
     start = len(text) - len(text.lstrip(" \t\r\n"))
     if start == len(text):
-        raise InvalidArgument("JSON Parse error: The document is empty.")
+        at = f". at offset: {len(body)}" if body else ""
+        raise InvalidArgument(f"JSON Parse error: The document is empty{at}")
     try:
         value, _ = _DECODER.raw_decode(_with_long_infinity(text), start)
     except json.JSONDecodeError as error:

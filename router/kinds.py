@@ -24,13 +24,15 @@ from shardserve.shards.stages_file import stages_of
 class Version:
     """What is to be loaded: a version's own directory, and what the operator allows.
 
-    `allow_pickle` lets a kind read files that can run any code when they are read.
+    `allow_pickle` lets a kind read files that can run any code when they are read; of the
+    `trusted_types`, each with its module, it may make objects where it makes any by their name.
     """
 
     model: str
     version: int
     directory: Path
     allow_pickle: bool = False
+    trusted_types: tuple[str, ...] = ()
 
 
 #: Loads a version. Blocks; raises a `ServingError` that names the file at fault.

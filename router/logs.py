@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import structlog
+from structlog.typing import Processor
 
 from shardserve.batching.errors import Code
 
@@ -36,19 +37,28 @@ _OVERLOAD = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_
 
 
 def configure(level: str = "info") -> None:
-    """Write log lines of at least `level` to standard error, as JSON."""
+    """Write log lines of at least `level` to standard error, as JSON.
+
+    Those of `logging` as well that are logged below the name `shardserve`.
+    """
+    to_json = structlog.processors.JSONRenderer()
+    fields: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
+        processors=[*fields, to_json],
         wrapper_class=structlog.make_filtering_bound_logger(_level(level)),
         logger_factory=structlog.PrintLoggerFactory(_StandardError()),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
+    handler = logging.StreamHandler(_StandardError())
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(to_json, foreign_pre_chain=fields))
+    ours = logging.getLogger("shardserve")
+    ours.handlers = [handler]
+    ours.setLevel(_level(level))
 
 
 class _StandardError:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from shardserve.router.regions import RegionRunner
 from shardserve.router.servable import Array, RequestContext
+from shardserve.router.tracing import remote_work
 from shardserve.shards.model import ModelPlan
 from shardserve.shards.stage_groups import stage_name
 from shardserve.shards.stage_messages import StageChannel, StageRequest
@@ -32,6 +33,9 @@ class RemoteRegion:
         request = StageRequest(self._name, tuple(tensors), rows)
         reply = await self._actors.ask(request, context.deadline)
         passed = time.monotonic() - asked
+        if context.remote is not None:
+            said = (f"stage {self._name}", reply.queue_seconds, reply.run_seconds)
+            context.remote += remote_work([said], passed)
         context.spend("queue", reply.queue_seconds)
         context.spend("dense", reply.run_seconds)
         context.spend("wire", max(0.0, passed - reply.queue_seconds - reply.run_seconds))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,12 +45,26 @@ class Headers(Protocol):
     def get(self, name: str, /) -> str | bytes | None: ...
 
 
+class RemoteWork(NamedTuple):
+    """What a shard or a stage actor says that it did for a request.
+
+    Its work `began`, by waiting for `queue_seconds`, then took `work_seconds`. The former is on
+    `time.time_ns`, and the router's guess: half the time on the wire after it had asked.
+    """
+
+    name: str
+    began: int
+    queue_seconds: float
+    work_seconds: float
+
+
 @dataclass
 class RequestContext:
     """One request's identity, its deadline (on `time.monotonic`), and what each stage took.
 
     `headers` are what came with it, None where nothing did. `chance`, in [0, 1), decides about the
-    experiments that it is in, once it is drawn.
+    experiments that it is in, once it is drawn. Of one that is traced, `remote` is what others did
+    for it.
     """
 
     request_id: str
@@ -58,6 +72,7 @@ class RequestContext:
     seconds: dict[str, float] = field(default_factory=dict)
     headers: Headers | None = None
     chance: float | None = None
+    remote: list[RemoteWork] | None = None
 
     def spend(self, stage: str, seconds: float) -> None:
         """Add to a stage of `STAGES`."""

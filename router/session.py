@@ -65,6 +65,8 @@ def start_tensorflow(parallelism: Parallelism) -> None:
     interval besides.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    # Its warnings are for who writes programs of it: what is deprecated, and what it rewrites.
+    tf.get_logger().setLevel("ERROR")
     tf.compat.v1.Session(graph=tf.Graph(), config=parallelism.config()).close()
 
 

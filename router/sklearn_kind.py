@@ -1,7 +1,8 @@
 """scikit-learn estimators: `model.skops` in the version's directory, or a pickle, where allowed.
 
 skops keeps an estimator as data and says which types it would make before it makes any; only types
-that it trusts are made. `model.pkl` can run any code when it is read: it needs the operator's word.
+that it trusts, or the operator, are made. `model.pkl` can run any code when it is read: it needs
+the operator's word.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def load(version: Version) -> Estimator:
     """Raises NotFound, DataLoss, PermissionDenied or FailedPrecondition, each naming the file."""
     path = version.directory / FILE
     if path.is_file():
-        return Estimator(_naming(str(path), lambda: skops.io.load(path)), str(path))
+        trusted = list(version.trusted_types)
+        return Estimator(_naming(str(path), lambda: skops.io.load(path, trusted)), str(path))
     pickled = version.directory / PICKLE
     if not pickled.is_file():
         raise NotFound(f"there is no estimator in {version.directory}: {path} does not exist")
@@ -99,8 +101,8 @@ def _naming(where: str, read: Any) -> Any:
         # The rest is advice to whoever calls skops.
         what = str(error).partition("\n")[0]
         raise PermissionDenied(
-            f"{where}: {what} They are not known to be harmless; an ONNX model of the estimator "
-            "does without them."
+            f"{where}: {what} They are not known to be harmless: name them in --trusted_types if "
+            "you trust who made the file; an ONNX model of the estimator does without them."
         ) from error
     except ServingError:
         raise

@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from shardserve.batching.errors import Code, InvalidArgument
-from shardserve.router.servable import RequestContext
-
-#: As OpenTelemetry names them; the first that is set says where traces go.
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+from shardserve.router.servable import RemoteWork, RequestContext
+from shardserve.router.trace_collector import Collector
 
 
 class Spent(NamedTuple):
@@ -76,7 +74,20 @@ def traced(context: RequestContext) -> TracedContext:
         context.deadline,
         headers=context.headers,
         chance=context.chance,
+        remote=[],
     )
+
+
+def remote_work(said: Iterable[tuple[str, float, float]], elapsed: float) -> list[RemoteWork]:
+    """What others did for a request, who were asked `elapsed` seconds ago, and answered just now.
+
+    Of each its name, and the seconds of its own that it said: waiting, then working. The slowest
+    is taken to have held up the answer.
+    """
+    told = list(said)
+    slowest = max((queued + worked for _, queued, worked in told), default=0.0)
+    began = time.time_ns() - round((elapsed + min(slowest, elapsed)) / 2 * 1e9)
+    return [RemoteWork(name, began, queued, worked) for name, queued, worked in told]
 
 
 def stage_spans(spent: Iterable[Spent], started: int) -> list[StageSpan]:
@@ -94,33 +105,17 @@ def stage_spans(spent: Iterable[Spent], started: int) -> list[StageSpan]:
     return spans[::-1]
 
 
-def endpoint_of(flag: str | None, environ: Mapping[str, str]) -> str | None:
-    """Where traces go, by the flag or OpenTelemetry's variables; None if nowhere.
+def traces_to(collector: Collector | None) -> Traces | None:
+    """Sends traces to a collector; None for none.
 
-    Raises InvalidArgument for what is no URL, or a protocol that is not spoken here.
+    Raises InvalidArgument where the extra is not installed.
     """
-    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return None
-    endpoint = flag or next((environ[name] for name in _ENDPOINTS if environ.get(name)), None)
-    if endpoint and not endpoint.startswith(("http://", "https://")):
-        raise InvalidArgument(f"a trace endpoint begins with http:// or https://, not {endpoint!r}")
-    protocol = environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
-    if endpoint and protocol != "grpc":
-        raise InvalidArgument(f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc, not {protocol!r}")
-    return endpoint or None
-
-
-def traces_to(endpoint: str | None) -> Traces | None:
-    """Sends traces to an OTLP collector's gRPC `endpoint`, such as "http://localhost:4317".
-
-    None for none. Raises InvalidArgument where the extra is not installed.
-    """
-    if endpoint is None:
+    if collector is None:
         return None
     try:
         from shardserve.router import otel  # noqa: PLC0415 (only where it is wanted)
     except ImportError as error:
         text = f"traces need `pip install 'shardserve[tracing]'`: {error}"
         raise InvalidArgument(text) from error
-    traces: Any = otel.to_collector(endpoint)
+    traces: Any = otel.to_collector(collector)
     return traces  # type: ignore[no-any-return]

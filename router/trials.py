@@ -1,8 +1,9 @@
 """Sends requests of a model on trial to its versions, and copies of some to one that is silent.
 
-A shadow runs once the answer has been computed, of the arrays that the request was decoded to. It
-has a deadline of its own, nobody waits for it, and few are under way at the same time: beyond that
-they are dropped, and counted, rather than let wait.
+A shadow runs once the request has been answered, or has failed, of the arrays that it was decoded
+to; a request that was refused casts none, as who has too much to do needs no more of it. It has a
+deadline of its own, nobody waits for it, and few are under way at the same time: beyond that they
+are dropped, and counted, rather than let wait.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from shardserve.router.tensor_types import BY_NUMPY, name_of
 BASELINE = "baseline"
 CANARY = "canary"
 SHADOW = "shadow"
+
+#: Ends of a request that was not run to its end, or that nobody waits for.
+_REFUSED = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.CANCELLED})
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,8 @@ class Trials:
 class Tried:
     """The version that answers one request of a model on trial, as a `Servable`.
 
-    What it runs is counted. If the request has a shadow, that is sent when there is an answer.
+    What it runs is counted. If the request has a shadow, that is sent when there is an answer, or
+    an error that is not a refusal.
     """
 
     def __init__(self, trials: Trials, trial: Trial, found: Route) -> None:
@@ -172,9 +177,9 @@ class Tried:
         finally:
             seconds = time.perf_counter() - started
             self._trials.count(self._servable, self._role, code, seconds)
-        if self._has_shadow:
-            request_id = context.request_id
-            self._trials.send(self._trial, _Shadow(signature, inputs, tuple(outputs), request_id))
+            if self._has_shadow and code not in _REFUSED:
+                shadow = _Shadow(signature, inputs, tuple(outputs), context.request_id)
+                self._trials.send(self._trial, shadow)
         return results
 
     def stage_counts(self) -> Mapping[str, StageCounts]:

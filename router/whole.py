@@ -18,15 +18,13 @@ from shardserve.router.proto_codec import TensorError, decode_tensor
 from shardserve.router.saved_model import load_into
 from shardserve.router.servable import Array, RequestContext, Signature, TensorInfo
 from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFlowRunner
+from shardserve.shards.cut.saved_model import served_signatures
 
 #: The signature a request means that names none.
 DEFAULT_SIGNATURE = "serving_default"
 
 #: Compiled (signature, outputs) pairs kept for a model. Clients choose the outputs: it is bounded.
 MAX_STAGES = 128
-
-_INITIALISATION = "__saved_model_init_op"
-
 
 #: Feeds and fetches.
 _Ends = tuple[tuple[str, ...], tuple[str, ...]]
@@ -130,8 +128,7 @@ def signatures_of(meta_graph: meta_graph_pb2.MetaGraphDef) -> dict[str, Signatur
             outputs=_infos(signature.outputs),
             defaults={alias: _default(name, alias, p) for alias, p in signature.defaults.items()},
         )
-        for name, signature in meta_graph.signature_def.items()
-        if name != _INITIALISATION
+        for name, signature in served_signatures(meta_graph).items()
     }
 
 

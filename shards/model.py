@@ -27,7 +27,8 @@ class PlanOptions:
     `storage` says: at its precision those that can be, the others as saved. With
     `verify_checksums` all bytes of the cut tables are read once before they are loaded. `batching`
     says how stages are batched, and which regions there are. With `allow_pickle` a version of
-    another kind than TensorFlow's may run code of its maker's while it is loaded.
+    another kind than TensorFlow's may run code of its maker's while it is loaded; without, it may
+    make objects of the `trusted_types` besides those that are known to be harmless.
     """
 
     shards: int = 1
@@ -40,6 +41,7 @@ class PlanOptions:
     verify_checksums: bool = False
     batching: BatchingOptions = BatchingOptions()  # noqa: RUF009 (frozen)
     allow_pickle: bool = False
+    trusted_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class ModelPlan:
     nothing to cut has a layout without tables, and needs no shards. `has_regions` where some part
     of its graph, marked by it or named in `stages`, is a stage of its own; `stage_groups` are the
     actors of those that routers do not run themselves. What is of another `platform` than
-    TensorFlow's is never cut, and with `allow_pickle` may be loaded from a pickle.
+    TensorFlow's is never cut, and may be loaded from a pickle with `allow_pickle`, or made of
+    `trusted_types`.
     """
 
     name: str
@@ -66,6 +69,7 @@ class ModelPlan:
     stage_groups: tuple[StageGroup, ...] = ()
     platform: str = TENSORFLOW
     allow_pickle: bool = False
+    trusted_types: tuple[str, ...] = ()
 
     @property
     def is_whole(self) -> bool:

@@ -14,7 +14,7 @@ from shardserve.cluster.door_config import Monitoring, read_monitoring
 from shardserve.cluster.flags.group import flag, size
 from shardserve.cluster.options import DoorOptions
 from shardserve.cluster.sessions import Sessions
-from shardserve.router.tracing import endpoint_of
+from shardserve.router.trace_collector import collector_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class DoorFlags:
     trace_endpoint: Annotated[
         str | None,
         flag(
-            "OTLP collector of requests' traces, by gRPC.",
+            "OTLP collector of requests' traces: gRPC, or HTTP if it has a path or port 4318.",
             metavar="URL",
             show_default="OTEL_EXPORTER_OTLP_ENDPOINT, or none",
         ),
@@ -121,7 +121,7 @@ def doors_of(flags: DoorFlags, sessions: Sessions, default_host: str) -> DoorOpt
         profiler=flags.enable_profiler,
         drain_seconds=flags.drain_seconds,
         rest_max_requests=flags.rest_api_num_threads,
-        trace_endpoint=endpoint_of(flags.trace_endpoint, os.environ),
+        trace_collector=collector_of(flags.trace_endpoint, os.environ),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.cluster.flags.group import flag
-from shardserve.cluster.model_config import ModelConfig, check_name, read_model_config
+from shardserve.cluster.model_config import ModelConfig, check_name, local_path, read_model_config
 from shardserve.cluster.model_options import ModelOptions, read_model_options
 from shardserve.cluster.options import Models
 from shardserve.cluster.permitted import permitted
@@ -62,6 +62,14 @@ class ModelFlags:
     allow_pickle: Annotated[
         bool, flag("Read estimators that are pickled: that can run any code of their makers.")
     ] = False
+    trusted_types: Annotated[
+        str,
+        flag(
+            "Types, by comma, that a scikit-learn estimator may be made of besides the harmless.",
+            show_default="none",
+            metavar="TYPES",
+        ),
+    ] = ""
     request_log_root: Annotated[
         Path | None,
         flag(
@@ -71,6 +79,11 @@ class ModelFlags:
             resolve_path=True,
         ),
     ] = None
+
+
+def trusted_types_of(flags: ModelFlags) -> tuple[str, ...]:
+    """Of all models that say nothing else."""
+    return tuple(filter(None, flags.trusted_types.split(",")))
 
 
 def models_of(flags: ModelFlags, defaults: ModelOptions, *, waits: bool) -> Models:
@@ -118,4 +131,5 @@ def _configs(flags: ModelFlags) -> tuple[ModelConfig, ...]:
     if flags.model_base_path is None:
         raise InvalidArgument("--model_base_path or --model_config_file has to be given")
     check_name(flags.model_name)
-    return (ModelConfig(flags.model_name, flags.model_base_path.absolute()),)
+    base_path = local_path(str(flags.model_base_path), flags.model_name)
+    return (ModelConfig(flags.model_name, base_path.absolute()),)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from shardserve.batching.errors import InvalidArgument
 from shardserve.cluster.flags.batching import BatchingFlags, batching_of
 from shardserve.cluster.flags.group import flag
-from shardserve.cluster.quiet import quiet_import
+from shardserve.cluster.quiet import quiet_tensorflow
 from shardserve.cluster.sessions import Sessions
 from shardserve.router.warm_up_options import WarmUpOptions
 from shardserve.shards.stages import BatchingOptions
@@ -103,7 +103,7 @@ def runtime_of(flags: RuntimeFlags, batching: BatchingFlags, given: Collection[s
 
 
 def _of_platform(path: Path, batching: BatchingFlags, given: Collection[str]) -> Runtime:
-    with quiet_import():
+    with quiet_tensorflow():
         from shardserve.router.platform_config import read_platform_config  # noqa: PLC0415
 
     platform = read_platform_config(path)
@@ -143,7 +143,7 @@ def _session_config(flags: RuntimeFlags) -> SessionConfig | None:
     fraction, bfloat16 = flags.per_process_gpu_memory_fraction, flags.mixed_precision == BFLOAT16
     if flags.tensorflow_session_config_file is None and not fraction and not bfloat16:
         return None
-    with quiet_import():
+    with quiet_tensorflow():
         from shardserve.router.session_config import read_session_config  # noqa: PLC0415
 
     return read_session_config(

@@ -12,7 +12,12 @@ from shardserve.cluster.flags.cluster import ClusterFlags, engine_of, ray_of, wa
 from shardserve.cluster.flags.doors import DoorFlags, doors_of, warnings_of_doors
 from shardserve.cluster.flags.group import flag
 from shardserve.cluster.flags.loading import LoadingFlags, manager_options_of
-from shardserve.cluster.flags.models import ModelFlags, models_of, warnings_of_models
+from shardserve.cluster.flags.models import (
+    ModelFlags,
+    models_of,
+    trusted_types_of,
+    warnings_of_models,
+)
 from shardserve.cluster.flags.runtime import RuntimeFlags, runtime_of
 from shardserve.cluster.flags.sharding import ShardingFlags, plan_of
 from shardserve.cluster.flags.unused import UnusedFlags, refuse_unused, warnings_of_unused
@@ -20,12 +25,14 @@ from shardserve.cluster.front import Front
 from shardserve.cluster.model_options import ModelOptions
 from shardserve.cluster.options import ServeOptions, check
 
+VERSION_HELP = "Say which version this is, and end."
+
 
 @dataclass(frozen=True)
 class OtherFlags:
     PANEL: ClassVar[str] = "Other"
 
-    version: Annotated[bool, flag("Say which version this is, and end.")] = False
+    version: Annotated[bool, flag(VERSION_HELP)] = False
     print_example: Annotated[
         Path | None,
         flag("A REST request to show; assets.extra/predict_request.json if unset.", metavar="FILE"),
@@ -61,6 +68,7 @@ def options_of(
         runtime.tags,
         given,
         allow_pickle=flags.models.allow_pickle,
+        trusted_types=trusted_types_of(flags.models),
     )
     defaults = ModelOptions(plan)
     doors = doors_of(flags.doors, runtime.sessions, front.host)
@@ -75,6 +83,7 @@ def options_of(
         ray=ray,
         warm_up=runtime.warm_up,
         example=flags.other.print_example,
+        opened=front.opened(doors),
     )
     check(options)
     return options, [

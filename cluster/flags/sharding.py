@@ -54,6 +54,7 @@ def plan_of(
     given: Collection[str],
     *,
     allow_pickle: bool,
+    trusted_types: tuple[str, ...],
 ) -> PlanOptions:
     """Raises InvalidArgument as `refuse_beside_layout`."""
     refuse_beside_layout(given, flags.layout)
@@ -68,6 +69,7 @@ def plan_of(
         flags.verify_checksums,
         batching,
         allow_pickle=allow_pickle,
+        trusted_types=trusted_types,
     )
 
 

@@ -16,7 +16,7 @@ WHY = {
     "num_unload_threads": "versions are unloaded beside each other, without threads",
     "flush_filesystem_caches": "files are read past caches of TensorFlow's",
     "remove_unused_fields_from_bundle_metagraph": "the graph is not kept with the model",
-    "prefer_tflite_model": "TensorFlow Lite models are not served; the SavedModel is",
+    "prefer_tflite_model": "the SavedModel is served, never a TensorFlow Lite model",
     "num_tflite_pools": "TensorFlow Lite models are not served",
     "num_tflite_interpreters_per_pool": "TensorFlow Lite models are not served",
     "xla_cpu_compilation_enabled": _XLA,

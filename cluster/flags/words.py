@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.cluster.flags.group import Flag
@@ -21,6 +22,19 @@ def respelled(words: Sequence[str], flags: Iterable[Flag]) -> list[str]:
         for word in words
         if (respelling := _respelled(word, known.get(word.partition("=")[0]))) is not None
     ]
+
+
+def stray_truth(words: Sequence[str], flags: Iterable[Flag]) -> str | None:
+    """What to say of the first `--flag true`, where flag is a boolean; None if there is none.
+
+    A boolean alone is true, so that what follows is a word of its own, and `--flag false` switches
+    on what was to be off.
+    """
+    booleans = {f"--{one.name}" for one in flags if one.is_boolean}
+    for flag, word in pairwise(words):
+        if flag in booleans and word.lower() in _TRUTHS:
+            return f"unknown argument {word!r}: a boolean takes its value after '=': {flag}={word}"
+    return None
 
 
 def _respelled(word: str, flag: Flag | None) -> str | None:

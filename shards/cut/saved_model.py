@@ -40,11 +40,22 @@ class InlinedModel:
     @property
     def signatures(self) -> dict[str, meta_graph_pb2.SignatureDef]:
         """The signatures that a client may name."""
-        return {
-            name: signature
-            for name, signature in self.meta_graph.signature_def.items()
-            if name != INIT_SIGNATURE
-        }
+        return served_signatures(self.meta_graph)
+
+
+def served_signatures(
+    meta_graph: meta_graph_pb2.MetaGraphDef,
+) -> dict[str, meta_graph_pb2.SignatureDef]:
+    """The signatures that a client may name: those of plain tensors.
+
+    A RaggedTensor or a SparseTensor is several tensors under one alias, which no request can send
+    and no reply can hold.
+    """
+    return {
+        name: signature
+        for name, signature in meta_graph.signature_def.items()
+        if name != INIT_SIGNATURE and all(info.name for info in _tensors(signature))
+    }
 
 
 def read_meta_graph(

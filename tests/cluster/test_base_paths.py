@@ -25,6 +25,15 @@ def test_the_policy_chooses_among_the_version_directories(tmp_path: Path) -> Non
     assert found.error is None
 
 
+def test_a_file_whose_name_is_a_number_is_no_version(tmp_path: Path) -> None:
+    version(tmp_path, "7")
+    (tmp_path / "9").write_text("notes")
+    (tmp_path / "11").symlink_to(tmp_path / "gone")
+    found = look(ModelConfig("m", tmp_path, policy=All()))
+    assert found.error is None
+    assert found.directories == {7: tmp_path / "7"}
+
+
 def test_a_base_path_that_is_missing_is_told_and_raises_nothing(tmp_path: Path) -> None:
     found = look(ModelConfig("a", tmp_path / "gone"))
     assert "gone of model a: No such file" in (found.error or "")

@@ -21,6 +21,14 @@ def run(*arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
+def test_the_version_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == run("serve", "--version") == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("TensorFlow ModelServer: 2.21.0+shardserve.")
+    assert lines[:2] == lines[2:]
+
+
 def test_inspect_shows_signatures_tables_motifs_and_what_stays_whole(
     tiny_dlrm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +165,13 @@ def test_row_counts_of_a_table_that_does_not_exist_are_refused(
         ((*SERVE, "--port=0"), 1, "--port"),
         ((*SERVE, "--engine=x"), 2, "--engine"),
         ((*SERVE, "--nonsense=1"), 2, "--nonsense"),
+        (
+            (*SERVE, "--enable_batching", "true"),
+            2,
+            "unknown argument 'true': a boolean takes its value after '=': --enable_batching=true",
+        ),
+        (("inspect", "{model}", "--stages", "False"), 2, "--stages=False"),
+        ((*SERVE, "stray"), 2, "stray"),
         (
             ("serve", "--model_name=m", "--model_base_path={model}", "--enable_batching=perhaps"),
             1,

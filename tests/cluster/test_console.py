@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from shardserve.cluster.console import (
@@ -107,16 +109,19 @@ def test_several_versions_are_shown_by_name_and_a_single_one_without() -> None:
     loading = Progress(Phase.LOADING, totals={Seat(0, 0): 10})
     one = Start(1, {VersionId("a", 1): loading})
     assert [bar.text for bar in start_bars(one)] == ["shard 0 replica 0"]
-    assert not any("version" in line.text for line in lines_of(one))
+    assert not any("version" in line.text for line in lines_of(one, Engine.RAY))
 
     two = Start(1, {VersionId("a", 1): loading, VersionId("b", 3): Progress(Phase.PLANNING)})
     assert [bar.text for bar in start_bars(two)] == ["a version 1: shard 0 replica 0"]
-    assert [line.text.partition(":")[0] for line in lines_of(two)] == ["a version 1", "b version 3"]
+    assert [line.text.partition(":")[0] for line in lines_of(two, Engine.RAY)] == [
+        "a version 1",
+        "b version 3",
+    ]
 
 
 def test_what_the_models_wait_for_is_said() -> None:
     settled = Start(1, is_settled=True)
-    assert lines_of(settled) == [Line("the models are ready; the routers are starting")]
+    assert lines_of(settled, Engine.RAY) == [Line("the models are ready; the routers are starting")]
 
 
 def test_the_announcement_of_several_models_lists_them() -> None:
@@ -133,10 +138,30 @@ def test_texts_that_look_like_markup_are_shown_as_they_are() -> None:
     loading = Progress(Phase.LOADING, "[/note]", totals={Seat(0, 0): 10})
     versions = {VersionId("[/job:x]", 1): loading, VersionId("[red]", 2): loading}
 
-    with start_display(Console(file=said, width=200)) as display:
+    with start_display(Console(file=said, width=200), Engine.RAY) as display:
         display.step("joining [/ray]")
         display.show(Start(1, versions, warnings=("no kernel at [/job:localhost/cpu:0]",)))
 
     for shown in ("[/ray]", "[/job:x] version 1", "[red] version 2: shard 0", "[/note]"):
         assert shown in said.getvalue()
     assert "warning: no kernel at [/job:localhost/cpu:0]" in said.getvalue()
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_a_server_of_one_process_speaks_of_neither_actors_nor_routers(phase: Phase) -> None:
+    start = Start(1, {VersionId("a", 1): Progress(phase)})
+
+    (line,) = lines_of(start, Engine.LOCAL)
+
+    assert line.text
+    assert not re.search("actor|router", line.text)
+
+
+def test_a_warning_is_said_once_however_often_it_is_shown() -> None:
+    said = io.StringIO()
+    with start_display(Console(file=said, width=200), Engine.LOCAL) as display:
+        for number in (1, 2):
+            display.show(Start(number, warnings=("one", "two")))
+
+    assert said.getvalue().count("warning: one") == 1
+    assert said.getvalue().count("warning: two") == 1

@@ -23,6 +23,7 @@ from shardserve.cluster.flags.serve import ServeFlags, options_of
 from shardserve.cluster.flags.words import respelled
 from shardserve.cluster.front import SHARDSERVE, TENSORFLOW_MODEL_SERVER, Front
 from shardserve.cluster.lifecycle import Retries, resource_preserving
+from shardserve.cluster.model_options import read_model_options
 from shardserve.cluster.options import Engine, ServeOptions
 from shardserve.cluster.serve_command import context_settings
 
@@ -222,6 +223,26 @@ def test_a_function_of_pythons_is_served_only_if_it_is_allowed(tmp_path: Path) -
 def test_pickles_are_read_only_if_that_is_allowed() -> None:
     assert not options().defaults.plan.allow_pickle
     assert options("--allow_pickle").defaults.plan.allow_pickle
+
+
+def test_a_base_path_may_be_a_uri_of_a_file() -> None:
+    assert parsed("--model_base_path=file:///m/x")[0].models.configs[0].base_path == Path("/m/x")
+    with pytest.raises(InvalidArgument, match="gs is not read from"):
+        parsed("--model_base_path=gs://bucket/m")
+
+
+def test_types_are_trusted_only_if_they_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "options"
+    file.write_text(
+        'model_options { name: "a" trusted_types: "m.A" trusted_types: "m.B" }'
+        ' model_options { name: "b" }'
+    )
+    assert options().defaults.plan.trusted_types == ()
+    assert options("--trusted_types=m.T,n.U").defaults.plan.trusted_types == ("m.T", "n.U")
+
+    own = read_model_options(file, options("--trusted_types=m.T").defaults)
+    assert own["a"].plan.trusted_types == ("m.A", "m.B")
+    assert own["b"].plan.trusted_types == ("m.T",)
 
 
 def test_resource_preserving_is_a_flag_of_ours() -> None:

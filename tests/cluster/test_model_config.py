@@ -81,6 +81,12 @@ def test_latest_of_zero_is_latest_of_one() -> None:
     assert parse_model_config(text, "f")[0].policy == Latest(1)
 
 
+@pytest.mark.parametrize("base_path", ["/models/m", "file:///models/m", "FILE:/models/m"])
+def test_a_base_path_may_be_a_uri_of_a_file(base_path: str) -> None:
+    text = one(f'name: "m" base_path: "{base_path}" model_platform: "tensorflow"')
+    assert parse_model_config(text, "f")[0].base_path == Path("/models/m")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -92,6 +98,10 @@ def test_latest_of_zero_is_latest_of_one() -> None:
         (one('name: "" base_path: "/m" model_platform: "tensorflow"'), "f: a model's name must"),
         (one('name: "a/b" base_path: "/m" model_platform: "tensorflow"'), "not 'a/b'"),
         (one('name: "m" base_path: "m" model_platform: "tensorflow"'), "absolute path or URI"),
+        (
+            one('name: "m" base_path: "s3://b/m" model_platform: "tensorflow"'),
+            "base path s3://b/m of model m: s3 is not read from",
+        ),
         (one('name: "m" base_path: "/m"'), "setting neither"),
         (one(NAMED + "model_type: TENSORFLOW"), "setting both"),
         (one(NAMED + logging("", "p", 0.1)), "f: logging_config of model m: .*'tfrecord', not ''"),

@@ -22,6 +22,7 @@ from tensorflow_serving.apis import (
     model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
+    prediction_log_pb2,
     prediction_service_pb2_grpc,
 )
 
@@ -116,6 +117,11 @@ def served(
     """Mutual TLS on both wires and a socket, over a command line of the original's flags."""
     root = tmp_path_factory.mktemp("model_server")
     export_half_plus_two(root / MODEL / "1")
+    (root / MODEL / "1" / "assets.extra").mkdir()
+    with tf.io.TFRecordWriter(
+        str(root / MODEL / "1" / "assets.extra" / "tf_serving_warmup_requests")
+    ) as warm_up:
+        warm_up.write(prediction_log_pb2.PredictionLog().SerializeToString())
     own = authority.issue_cert("localhost", "127.0.0.1")
     more = f"custom_ca: {json.dumps(authority.cert_pem.bytes().decode())} client_verify: true"
     files = {
@@ -170,6 +176,28 @@ def test_a_base_path_that_is_missing_is_waited_for(tmp_path: Path) -> None:
 
 def test_its_warnings_come_before_it_serves(served: tuple[Server, Path]) -> None:
     assert "warning: --prefer_tflite_model has no effect" in served[0].said
+
+
+def test_nothing_is_said_at_the_start_but_what_concerns_who_starts_it(
+    served: tuple[Server, Path],
+) -> None:
+    start, _, _ = served[0].said.partition("Running gRPC")
+    lines = [line for line in start.splitlines() if line]
+    events = [json.loads(line)["event"] for line in lines if line.startswith("{")]
+
+    assert events == ["version loaded"]
+    assert {line.partition(":")[0] for line in lines if not line.startswith("{")} <= {
+        "warning",
+        "planning",
+        "loading the model",
+        "the model is loaded",
+    }
+
+
+def test_what_waits_for_the_originals_lines_finds_them(served: tuple[Server, Path]) -> None:
+    server, _ = served
+    assert f"Running gRPC ModelServer at 0.0.0.0:{server.grpc} ...\n" in server.said
+    assert f"Exporting HTTP/REST API at:localhost:{server.rest} ...\n" in server.said
 
 
 def test_rest_is_served_over_tls_with_the_headers_and_the_page_that_were_asked_for(

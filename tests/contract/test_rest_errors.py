@@ -181,6 +181,16 @@ ROWS: list[tuple[tuple[str, str, Any], int, str]] = [
     (types("bool", inputs=1), 400, "JSON Value: 1 Type: Number is not of expected type: bool"),
     (types("string", inputs=1), 400, "JSON Value: 1 Type: Number is not of expected type: string"),
     (types("string", inputs={"b64": "*"}), 400, "Unable to base64 decode"),
+    (
+        types("string", instances=["a", {"b64": "*"}]),
+        400,
+        "Failed to process element: 1 of 'instances' list. Error: INVALID_ARGUMENT: Unable to base",
+    ),
+    (
+        types("string", instances=[{"x": {"b64": "*"}}]),
+        400,
+        "Failed to process element: 0 key: x of 'instances' list. Error: INVALID_ARGUMENT: Unable",
+    ),
     (types("half", inputs=1), 501, "Conversion of JSON Value: 1 to type: half"),
     (types("uint16", inputs=1), 501, "Conversion of JSON Value: 1 to type: uint16"),
     (

@@ -22,6 +22,7 @@ from shardserve.batching.errors import DeadlineExceeded, InvalidArgument, Unavai
 from shardserve.router.servable import RequestContext
 from shardserve.router.session import Parallelism
 from shardserve.router.sharded import WAITING_THREADS, ShardedServable, load_sharded
+from shardserve.router.tracing import traced
 from shardserve.shards.layout import Layout
 from shardserve.shards.local import LocalChannel
 from shardserve.shards.messages import LookupReply, LookupRequest
@@ -241,6 +242,23 @@ def test_the_time_of_call_outs_is_told_and_not_told_twice(serve):
     assert {"lookup", "wire", "dense"} <= context.seconds.keys()
     assert all(seconds >= 0 for seconds in context.seconds.values())
     assert sum(context.seconds.values()) <= elapsed
+
+
+def test_a_traced_request_is_told_what_each_shard_did_for_its_call_outs(serve):
+    servable = serve("branches")
+    context = traced(RequestContext("test", math.inf))
+    feeds = branch_feeds(list(range(ROWS)), 1)
+    asyncio.run(
+        servable.run(
+            "serving_default", feeds, tuple(servable.signatures["serving_default"].outputs), context
+        )
+    )
+
+    assert context.remote is not None
+    assert {work.name for work in context.remote} == {"shard 0", "shard 1"}
+    # Each stage is told of once, not by the call-out and by who waited for it.
+    names = [one.stage for one in context.spent]
+    assert names.count("lookup") == names.count("wire") == 1
 
 
 def test_what_tensorflow_calls_is_gone_with_the_servable(directory, threads):

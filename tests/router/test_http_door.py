@@ -389,6 +389,53 @@ async def test_a_body_that_does_not_begin_is_not_waited_for(echo: Echo) -> None:
     assert echo.asked == []
 
 
+IMPATIENT = replace(BOUNDS, head_seconds=0.01, idle_seconds=600)
+LATE = b"The request's headers did not come within 0.01 seconds."
+
+
+async def test_a_client_that_says_nothing_is_let_go(echo: Echo) -> None:
+    async with opened(echo, IMPATIENT) as door:
+        assert await talk(door.port) == b""
+
+
+async def test_a_head_that_does_not_end_is_not_waited_for(echo: Echo) -> None:
+    async with opened(echo, IMPATIENT) as door:
+        received = await talk(door.port, b"GET / HTTP/1.1\r\nhost: x\r\n")
+
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert received.endswith(LATE)
+    assert echo.asked == []
+
+
+@pytest.mark.parametrize("begun", [b"G", b"\r\n", b"GET / HTTP/1.1\r\na: b\r\n"])
+async def test_nor_is_a_later_one(echo: Echo, begun: bytes) -> None:
+    async with opened(echo, IMPATIENT) as door:
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(get("/a"))
+        await reader.readuntil(b"}")
+        writer.write(begun)
+        received = await asyncio.wait_for(reader.read(), 60)
+        writer.close()
+
+    assert echo.asked == ["/a"]
+    assert received == b"" or received.endswith(LATE)
+
+
+async def test_a_head_may_be_late_while_its_client_waits_for_an_answer(echo: Echo) -> None:
+    async with opened(echo, IMPATIENT) as door:
+        talking = asyncio.create_task(talk(door.port, get("/wait"), b"GET /b HTTP/1.1\r\n"))
+        await echo.waiting.wait()
+        late = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(0.03, late.set_result, None)
+        await late
+        echo.release.set()
+        received = await talking
+
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.endswith(LATE)
+    assert echo.asked == ["/wait"]
+
+
 async def test_http_1_0_closes(door: HttpDoor) -> None:
     assert b"connection: close" in await talk(door.port, b"GET /a HTTP/1.0\r\n\r\n")
 

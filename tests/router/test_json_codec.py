@@ -194,7 +194,7 @@ def test_the_signature_s_name_is_told() -> None:
     ("body", "message"),
     [
         (b"", "JSON Parse error: The document is empty"),
-        (b" \n", "JSON Parse error: The document is empty"),
+        (b" \n", "JSON Parse error: The document is empty. at offset: 2"),
         (b"hello", "JSON Parse error: "),
         (b"\xff\xfe\x00", "JSON Parse error: "),
         (b'{"inputs": [1, }', "JSON Parse error: "),
@@ -232,6 +232,17 @@ def test_the_signature_s_name_is_told() -> None:
 )
 def test_what_is_wrong_with_a_body_is_said(body: bytes, message: str) -> None:
     assert message in refusal(body, x="float")
+
+
+def test_base64_that_is_none_is_refused_with_its_place() -> None:
+    for instances, place in (
+        (["a", {"b64": "*"}], "element: 1 of"),
+        ([{"x": {"b64": "*"}}], "element: 0 key: x of"),
+        ([["a"] * 50, ["a"] * 49 + [{"b64": "*"}]], "element: 1 of"),
+    ):
+        said = refusal({"instances": instances}, x="string")
+        assert said.startswith(f"Failed to process {place} 'instances' list. Error: INVALID_")
+        assert said.endswith("Unable to base64 decode")
 
 
 def test_half_a_surrogate_pair_is_no_string() -> None:

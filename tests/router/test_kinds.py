@@ -125,6 +125,26 @@ def test_an_estimator_of_types_that_skops_does_not_trust_is_refused(tmp_path) ->
         kind_of("sklearn")(version(tmp_path))
 
 
+async def test_an_estimator_of_types_that_the_operator_trusts_is_served(tmp_path, threads) -> None:
+    model = RandomForestRegressor(2).fit(FEATURES, FEATURES[:, 0])
+    skops.io.dump(model, tmp_path / "model.skops")
+    with pytest.raises(PermissionDenied, match=r"sklearn\.tree\._tree\.Tree.*--trusted_types"):
+        kind_of("sklearn")(version(tmp_path))
+    with pytest.raises(PermissionDenied, match=r"sklearn\.tree\._tree\.Tree"):
+        kind_of("sklearn")(version(tmp_path, trusted_types=("sklearn.tree._tree.Other",)))
+
+    loaded = kind_of("sklearn")(version(tmp_path, trusted_types=("sklearn.tree._tree.Tree",)))
+
+    found = await answer(loaded, threads, {"inputs": FEATURES[:3]}, ["predictions"])
+    np.testing.assert_allclose(found["predictions"], model.predict(FEATURES[:3]))
+
+
+def test_trust_in_types_lets_no_pickle_in(tmp_path) -> None:
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(classifier()))
+    with pytest.raises(PermissionDenied, match="--allow_pickle is not set"):
+        kind_of("sklearn")(version(tmp_path, trusted_types=("sklearn.tree._tree.Tree",)))
+
+
 def test_an_estimator_that_is_missing_damaged_or_unfitted_is_named(tmp_path) -> None:
     with pytest.raises(NotFound, match=r"model\.skops does not exist"):
         kind_of("sklearn")(version(tmp_path))

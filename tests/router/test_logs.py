@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import sys
 from collections.abc import Iterator
 
@@ -18,7 +19,10 @@ from shardserve.router import logs
 
 @pytest.fixture
 def unconfigured() -> Iterator[None]:
+    ours = logging.getLogger("shardserve")
+    before = ours.handlers, ours.level
     yield
+    ours.handlers, ours.level = before
     structlog.reset_defaults()
 
 
@@ -36,6 +40,26 @@ def test_a_line_is_written_though_standard_error_was_replaced_and_closed(
     monkeypatch.setattr(sys, "stderr", second)
     log.info("two")
     assert json.loads(second.getvalue())["part"] == "a"
+
+
+@pytest.mark.usefixtures("unconfigured")
+def test_lines_of_every_part_are_json_and_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    logs.configure()
+    logs.configure()
+    part = logging.getLogger("shardserve.cluster.manager")
+    part.debug("left out")
+    part.warning("no versions of model %s", "m")
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError:
+        part.exception("a defect")
+
+    warned, failed = map(json.loads, written.getvalue().splitlines())
+    assert (warned["level"], warned["event"]) == ("warning", "no versions of model m")
+    assert "ZeroDivisionError" in failed["exception"]
+    assert warned["timestamp"]
 
 
 @given(times=st.lists(st.floats(0.0, 10.0), max_size=60), most=st.integers(1, 5))

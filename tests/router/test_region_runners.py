@@ -26,6 +26,7 @@ from shardserve.router.servable import Array, RequestContext
 from shardserve.router.session import Parallelism, StageThreads
 from shardserve.router.stage_host import StageHost
 from shardserve.router.stage_loading import host_of, load_stages
+from shardserve.router.tracing import traced
 from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.model import ModelPlan, PlanOptions
 from shardserve.shards.stage_groups import stage_name
@@ -201,6 +202,17 @@ async def test_the_time_of_a_request_is_spent_on_its_stages(running) -> None:
 
 
 # Behind a stream
+
+
+async def test_a_traced_request_is_told_what_the_actor_did(directory, tmp_path, threads) -> None:
+    context = traced(RequestContext("test", math.inf))
+    async with runners("remote", plan_of(directory, tmp_path), threads) as regions:
+        await regions[TOWER].run([np.ones((1, 9), np.float32)], 1, context)
+
+    (work,) = context.remote or ()
+    assert work.name == f"stage {STAGE}"
+    assert work.work_seconds > 0.0
+    assert context.started <= work.began <= time.time_ns()
 
 
 async def test_requests_of_two_routers_meet_in_one_batch(directory, tmp_path, threads) -> None:

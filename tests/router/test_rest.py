@@ -148,7 +148,7 @@ async def test_status_and_metadata_are_served(rest: Rest) -> None:
     ("method", "path", "body", "status", "error"),
     [
         ("POST", "/v1/models/no:predict", BODY, 404, "Servable not found for request: Latest(no)"),
-        ("POST", PREDICT, b"", 400, "JSON Parse error: The document is empty."),
+        ("POST", PREDICT, b"", 400, "JSON Parse error: The document is empty"),
         ("POST", PREDICT, b'{"instances": ["a"]}', 400, "Failed to process element: 0"),
         ("POST", "/v1/models/half_plus_two:classify", b"{}", 400, "JSON Value: {} When method is"),
         ("GET", "/v1/models/no", b"", 404, "Could not find any versions of model no"),
@@ -185,7 +185,7 @@ async def test_a_gzipped_body_is_inflated(rest: Rest, encoding: str) -> None:
 async def test_a_body_that_cannot_be_inflated_counts_as_empty(rest: Rest, body: bytes) -> None:
     response, reply = await ask(rest, "POST", PREDICT, body, {"content-encoding": "gzip"})
     assert response.status == 400
-    assert reply == {"error": "JSON Parse error: The document is empty."}
+    assert reply == {"error": "JSON Parse error: The document is empty"}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from shardserve.batching.parameters import BatchingParameters
 from shardserve.router.servable import RequestContext
 from shardserve.router.session import StageThreads
 from shardserve.router.sharded import ShardedServable, StageBatching, load_sharded
+from shardserve.router.tracing import traced
 from shardserve.shards.bundle import open_bundle
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
 from shardserve.shards.cut.planning import table_sources
@@ -121,6 +122,24 @@ def test_concurrent_requests_get_what_tensorflow_answers_each(
 
     check()
     uncut.close()
+
+
+def test_a_batch_tells_each_of_its_traced_requests_what_the_shards_did(serve, runner):
+    servable = serve("keras_embedding", "row_range", BATCHING["ids and dense"])
+    feeds = {"ids": np.arange(5, dtype=np.int32)[None] * 2, "extra": np.ones((1, 3), np.float32)}
+    contexts = [traced(RequestContext(str(n), math.inf)) for n in range(3)]
+    plain = RequestContext("plain", math.inf)
+
+    async def ask() -> None:
+        outputs = tuple(servable.signatures["serving_default"].outputs)
+        asked = (servable.run("serving_default", feeds, outputs, one) for one in (*contexts, plain))
+        await asyncio.gather(*asked)
+
+    runner.run(ask())
+    for context in contexts:
+        assert {work.name for work in context.remote or ()} <= {"shard 0", "shard 1"}
+        assert context.remote
+    assert plain.remote is None
 
 
 @pytest.mark.parametrize("kind", ["column", "row_range", "replicated"])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
 
 import grpc
 import pytest
@@ -24,7 +27,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from shardserve.batching.errors import InvalidArgument
+from shardserve.batching.errors import Code, InvalidArgument
+from shardserve.router import otel
 from shardserve.router.grpc_door import GrpcDoor
 from shardserve.router.handlers import Handlers
 from shardserve.router.http_door import HttpDoor
@@ -32,11 +36,13 @@ from shardserve.router.metrics import Metrics
 from shardserve.router.otel import OpenTelemetryTraces
 from shardserve.router.prediction import PredictionHandlers
 from shardserve.router.rest import Rest
-from shardserve.router.servable import RequestContext
+from shardserve.router.servable import RemoteWork, RequestContext
+from shardserve.router.trace_collector import Collector, collector_of
 from shardserve.router.tracing import (
+    Ended,
     Spent,
     StageSpan,
-    endpoint_of,
+    remote_work,
     stage_spans,
     traced,
     traces_to,
@@ -92,6 +98,23 @@ def test_a_traced_context_is_the_same_request() -> None:
     assert [one.duration for one in context.spent] == [500_000_000, 250_000_000]
 
 
+def test_what_others_did_is_put_in_the_middle_of_the_time_that_it_took() -> None:
+    before = time.time_ns()
+    fast, slow = remote_work([("a", 0.0, 0.5), ("b", 0.5, 1.5)], 3.0)
+    after = time.time_ns()
+
+    # Half a second on the wire there, and half a second back.
+    assert before - 2_500_000_000 <= slow.began == fast.began <= after - 2_500_000_000
+    assert (slow.name, slow.queue_seconds, slow.work_seconds) == ("b", 0.5, 1.5)
+
+
+def test_nobody_works_longer_than_he_was_waited_for() -> None:
+    before = time.time_ns()
+    (one,) = remote_work([("a", 5.0, 5.0)], 1.0)
+    assert before - 1_000_000_000 <= one.began
+    assert remote_work([], 1.0) == []
+
+
 # Spans of requests
 
 
@@ -138,6 +161,19 @@ async def test_a_request_is_a_span_with_its_stages_within(
     for stage in stages:
         assert stage.parent == span.context
         assert before <= span.start_time <= stage.start_time <= stage.end_time <= span.end_time
+
+
+def test_what_others_did_are_spans_within_the_requests(
+    traces: OpenTelemetryTraces, exporter: InMemorySpanExporter
+) -> None:
+    context = traced(RequestContext("id", 5.0))
+    context.remote = [RemoteWork("shard 3", 1_000, 0.25, 0.5)]
+    traces.ended(context, Ended("POST predict", {}, Code.OK))
+
+    shard, request = exporter.get_finished_spans()
+    assert (shard.name, shard.start_time, shard.end_time) == ("shard 3", 1_000, 750_001_000)
+    assert shard.attributes == {"shardserve.queue_seconds": 0.25, "shardserve.work_seconds": 0.5}
+    assert shard.parent == request.context
 
 
 async def test_a_request_belongs_to_the_callers_trace(
@@ -263,7 +299,7 @@ async def test_spans_reach_a_collector_before_the_server_has_ended(
 ) -> None:
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
     received, port = collector
-    traces = traces_to(f"http://127.0.0.1:{port}")
+    traces = traces_to(Collector(f"http://127.0.0.1:{port}"))
     assert traces is not None
     rest = Rest(handlers, Metrics(CollectorRegistry()), traces=traces)
     await rest.handle("POST", PREDICT, {}, BODY)
@@ -276,42 +312,105 @@ async def test_spans_reach_a_collector_before_the_server_has_ended(
     assert sorted(names) == ["POST predict", "decode", "dense", "encode", "queue"]
 
 
+class _HttpCollector(BaseHTTPRequestHandler):
+    received: ClassVar[list[tuple[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        request = trace_service_pb2.ExportTraceServiceRequest.FromString(body)
+        self.received.append((self.path, request))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None: ...
+
+
+async def test_spans_reach_a_collector_over_http(handlers: Handlers) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _HttpCollector) as server:
+        threading.Thread(target=server.serve_forever).start()
+        traces = traces_to(collector_of(f"http://127.0.0.1:{server.server_port}/v1/traces", {}))
+        assert traces is not None
+        rest = Rest(handlers, Metrics(CollectorRegistry()), traces=traces)
+        await rest.handle("POST", PREDICT, {}, BODY)
+        await asyncio.to_thread(traces.close)
+        server.shutdown()
+    [(path, request)] = _HttpCollector.received
+    assert path == "/v1/traces"
+    names = [s.name for r in request.resource_spans for c in r.scope_spans for s in c.spans]
+    assert sorted(names) == ["POST predict", "decode", "dense", "encode", "queue"]
+
+
+async def test_a_collector_that_does_not_answer_is_not_waited_for(
+    handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(otel, "FLUSH_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        traces = traces_to(Collector(f"http://127.0.0.1:{silent.getsockname()[1]}", over_http=True))
+        assert traces is not None
+        await Rest(handlers, Metrics(CollectorRegistry()), traces=traces).handle(
+            "POST", PREDICT, {}, BODY
+        )
+        closing = asyncio.create_task(asyncio.to_thread(traces.close))
+        await asyncio.wait_for(closing, 5)
+
+
+PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
+BASE = "OTEL_EXPORTER_OTLP_ENDPOINT"
+OWN = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+
+
 @pytest.mark.parametrize(
-    ("flag", "environ", "endpoint"),
+    ("flag", "environ", "collector"),
     [
         (None, {}, None),
-        ("http://a:1", {}, "http://a:1"),
-        (None, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://b:1"}, "http://b:1"),
-        ("http://a:1", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://b:1"}, "http://a:1"),
-        (
-            None,
-            {
-                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://b:1",
-                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:1",
-            },
-            "http://c:1",
-        ),
+        ("http://a:1", {}, Collector("http://a:1")),
+        ("https://a", {}, Collector("https://a")),
+        (None, {BASE: "http://b:1"}, Collector("http://b:1")),
+        ("http://a:1", {BASE: "http://b:1"}, Collector("http://a:1")),
+        (None, {BASE: "http://b:1", OWN: "http://c:1"}, Collector("http://c:1")),
         ("http://a:1", {"OTEL_SDK_DISABLED": "true"}, None),
-        ("http://a:1", {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "http://a:1"),
-        (None, {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, None),
+        ("http://a:1", {PROTOCOL: "grpc"}, Collector("http://a:1")),
+        ("http://a:4318", {PROTOCOL: "grpc"}, Collector("http://a:4318")),
+        (None, {PROTOCOL: "http/protobuf"}, None),
+        (
+            "http://a:1",
+            {PROTOCOL: "http/protobuf"},
+            Collector("http://a:1/v1/traces", over_http=True),
+        ),
+        ("http://a:4318", {}, Collector("http://a:4318/v1/traces", over_http=True)),
+        ("http://a:4318/", {}, Collector("http://a:4318/v1/traces", over_http=True)),
+        ("http://a/otlp", {}, Collector("http://a/otlp", over_http=True)),
+        (None, {BASE: "http://b/otlp"}, Collector("http://b/otlp/v1/traces", over_http=True)),
+        (None, {OWN: "http://b/otlp"}, Collector("http://b/otlp", over_http=True)),
+        (
+            "http://a:1",
+            {PROTOCOL: "grpc", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"},
+            Collector("http://a:1/v1/traces", over_http=True),
+        ),
     ],
 )
 def test_the_flag_and_opentelemetrys_variables_say_where_traces_go(
-    flag: str | None, environ: dict[str, str], endpoint: str | None
+    flag: str | None, environ: dict[str, str], collector: Collector | None
 ) -> None:
-    assert endpoint_of(flag, environ) == endpoint
+    assert collector_of(flag, environ) == collector
 
 
 @pytest.mark.parametrize(
-    ("wrong", "text"),
+    ("url", "environ", "text"),
     [
-        (lambda: endpoint_of("http://a", {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}), "grpc"),
-        (lambda: endpoint_of("localhost:4317", {}), "http:// or https://"),
+        (
+            "http://a",
+            {PROTOCOL: "http/json"},
+            f"{PROTOCOL} is grpc or http/protobuf, not 'http/json'",
+        ),
+        ("localhost:4317", {}, "http:// or https:// and a host"),
+        ("http://", {}, "http:// or https:// and a host"),
+        ("http://a:port", {}, "http://a:port"),
     ],
 )
-def test_what_cannot_be_is_refused(wrong: Callable[[], object], text: str) -> None:
+def test_what_cannot_be_is_refused(url: str, environ: dict[str, str], text: str) -> None:
     with pytest.raises(InvalidArgument, match=text):
-        wrong()
+        collector_of(url, environ)
 
 
 def test_off_there_are_no_traces_and_nothing_is_imported() -> None:

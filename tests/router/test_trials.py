@@ -16,7 +16,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from tensorflow_serving.apis import inference_pb2, predict_pb2
 
-from shardserve.batching.errors import Unavailable
+from shardserve.batching.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
 from shardserve.router.catalog import Catalog, Model, State, Version
 from shardserve.router.experiments import Experiment, stickiness
 from shardserve.router.handlers import Handlers
@@ -333,7 +338,44 @@ async def test_a_request_that_outlasts_its_shadow_s_version_has_none(one, thread
     assert not shadow.asked
 
 
-async def test_a_request_that_fails_casts_no_shadow(one, two, threads) -> None:
+@pytest.mark.parametrize(
+    ("error", "status", "has_shadow"),
+    [
+        (InvalidArgument("indices[0] = 9 is not in [0, 3)"), "INVALID_ARGUMENT", True),
+        (DeadlineExceeded("late"), "DEADLINE_EXCEEDED", True),
+        (ZeroDivisionError("!"), "INTERNAL", True),
+        (Unavailable("the queue is full"), "UNAVAILABLE", False),
+        (ResourceExhausted("too many"), "RESOURCE_EXHAUSTED", False),
+    ],
+)
+async def test_a_request_that_fails_casts_a_shadow_unless_it_was_refused(
+    one, two, threads, error: Exception, status: str, *, has_shadow: bool
+) -> None:
+    before = Second(one)
+    before.version, before.error = 1, error
+    doors = Doors({1: before, 2: Second(two)}, SHADOWED, threads)
+    body = orjson.dumps({"instances": [2.0]})
+    response = await doors.rest.handle("POST", "/v1/models/m:predict", {}, body)
+    assert response.status >= 400
+    await doors.settled()
+
+    shadows = {("2", "shadow", "OK"): 1.0} if has_shadow else {}
+    assert doors.counted("experiment_requests") == {("1", "baseline", status): 1.0, **shadows}
+
+
+async def test_a_client_that_goes_away_casts_no_shadow(one, two, threads) -> None:
+    before = Second(one)
+    before.version, before.go = 1, asyncio.Event()
+    doors = Doors({1: before, 2: Second(two)}, SHADOWED, threads)
+    asked = asyncio.ensure_future(doors.post("predict", {"instances": [2.0]}))
+    await before.began.wait()
+    asked.cancel()
+    await asyncio.wait((asked,))
+    await doors.settled()
+    assert doors.counted("experiment_requests") == {("1", "baseline", "CANCELLED"): 1.0}
+
+
+async def test_a_request_that_cannot_be_read_casts_no_shadow(one, two, threads) -> None:
     doors = Doors({1: one, 2: Second(two)}, SHADOWED, threads)
     body = orjson.dumps({"instances": ["no number"]})
     response = await doors.rest.handle("POST", "/v1/models/m:predict", {}, body)

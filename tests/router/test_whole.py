@@ -17,6 +17,7 @@ from shardserve.router.once import OnceCache
 from shardserve.router.servable import RequestContext, TensorInfo
 from shardserve.router.session import Stage, StageThreads
 from shardserve.router.whole import WholeServable, load_whole
+from shardserve.shards.cut.cut import CutRule, cut_saved_model
 
 Contexts = Callable[..., RequestContext]
 Ends = tuple[tuple[str, ...], tuple[str, ...]]
@@ -184,3 +185,30 @@ def test_tags_that_no_meta_graph_has_are_named_beside_those_there_are(
 ) -> None:
     with pytest.raises(NotFound, match=r"has the tags \{gpu,serve\}; there are: \{serve\}"):
         load_whole("m", 1, half_plus_two_dir, threads, tags=("serve", "gpu"))
+
+
+class _Ragged(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+    def ragged(self, x: tf.Tensor) -> dict[str, tf.RaggedTensor]:
+        return {"rows": tf.RaggedTensor.from_row_lengths(x, [tf.size(x)])}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+    def plain(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": 2.0 * x}
+
+
+def test_a_signature_with_a_ragged_tensor_is_not_served_and_the_others_are(
+    tmp_path: Path, threads: StageThreads, context: Contexts
+) -> None:
+    module = _Ragged()
+    signatures = {"ragged": module.ragged, "plain": module.plain}
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures)
+
+    cut = cut_saved_model(tmp_path / "1", CutRule())
+    assert list(cut.programs) == ["plain"]
+    servable = load_whole("m", 1, tmp_path / "1", threads)
+    assert list(servable.signatures) == ["plain"]
+    described = get_model_metadata_pb2.SignatureDefMap.FromString(servable.signature_def_map)
+    assert "ragged" in described.signature_def
+    answer = asyncio.run(servable.run("plain", {"x": np.ones(2, np.float32)}, ("y",), context()))
+    assert answer["y"].tolist() == [2.0, 2.0]
