@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from shardserve.batching.errors import Code
-from shardserve.cluster.lifecycle import Phase, VersionStatus
+from shardserve.cluster.lifecycle import Life, VersionStatus
 from shardserve.cluster.model_views import ModelView
 from shardserve.cluster.table import RoutingTable, changes
 from shardserve.cluster.versions import VersionId
@@ -19,12 +19,12 @@ from shardserve.router.request_logging import RequestLogging
 from shardserve.router.servable import Servable
 
 _STATES = {
-    Phase.NEW: State.START,
-    Phase.LOADING: State.LOADING,
-    Phase.RETRYING: State.LOADING,
-    Phase.READY: State.AVAILABLE,
-    Phase.UNLOADING: State.UNLOADING,
-    Phase.ENDED: State.END,
+    Life.NEW: State.START,
+    Life.LOADING: State.LOADING,
+    Life.RETRYING: State.LOADING,
+    Life.READY: State.AVAILABLE,
+    Life.UNLOADING: State.UNLOADING,
+    Life.ENDED: State.END,
 }
 
 
@@ -69,14 +69,17 @@ class CatalogTable:
     """Every model that is or was configured. The number rises with every change.
 
     `opens` once the models of the start are served, so that doors may open. All routers are asked
-    for their metrics by a new number in `collect`. `problems` are for whoever watches: what is
-    wrong with the configuration file and with base paths.
+    for their metrics by a new number in `collect`, to show new certificates by one in `renewed`,
+    and to be ready no more, before they end, when it is `draining`. `problems` are for whoever
+    watches: what is wrong with the configuration file and with base paths.
     """
 
     number: int
     models: Mapping[str, ModelEntry] = field(default_factory=dict)
     opens: bool = False
     collect: int = 0
+    renewed: int = 0
+    draining: bool = False
     problems: tuple[str, ...] = ()
 
     def servings(self) -> dict[VersionId, Serving]:
@@ -101,17 +104,10 @@ def following(
     models: Mapping[str, ModelEntry],
     *,
     problems: tuple[str, ...] = (),
-    opens: bool | None = None,
-    collect: int | None = None,
+    **changed: object,
 ) -> CatalogTable:
-    """The next table; the same one if nothing has changed."""
-    after = replace(
-        table,
-        models=models,
-        problems=problems,
-        opens=table.opens if opens is None else opens,
-        collect=table.collect if collect is None else collect,
-    )
+    """The next table; the same one if nothing has changed. What is not said stays as it is."""
+    after = replace(table, models=models, problems=problems, **changed)  # type: ignore[arg-type]
     return table if after == table else replace(after, number=table.number + 1)
 
 

@@ -98,7 +98,6 @@ def lines_of(start: Start, engine: Engine) -> list[Line]:
     lines = [
         Line(_named(version, start) + _step(progress, engine), str(version))
         for version, progress in start.versions.items()
-        if progress.phase is not Phase.FAILED
     ]
     if start.is_settled and not start.is_routed:
         lines.append(Line("the models are ready; the routers are starting"))

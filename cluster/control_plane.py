@@ -1,8 +1,9 @@
 """Keeps a run's models as they are configured, and tells routers of them.
 
-Crash-only: all that it is told it is told when it is made, but for a configuration that came by a
-reload, which Ray keeps. When its process dies, Ray ends its actors and makes it anew, and the new
-one plans and places again; routers serve on with what they have, and say what that is.
+Crash-only: all that it is told it is told when it is made, but for the configuration that came
+last, by a reload or by the file, which Ray keeps. When its process dies, Ray ends its actors and
+makes it anew, and the new one plans and places again; routers serve on with what they have, and say
+what that is.
 """
 
 from __future__ import annotations
@@ -12,22 +13,20 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from shardserve.batching.errors import ServingError
 from shardserve.cluster import fleet
 from shardserve.cluster.catalog_table import CatalogTable, entries, following, table_changes
 from shardserve.cluster.configured import ConfiguredModel
-from shardserve.cluster.kept import Kept
 from shardserve.cluster.manager import Manager
+from shardserve.cluster.memory import Memory
 from shardserve.cluster.model_source import ModelSource, first_models, follow_file
 from shardserve.cluster.model_views import ModelView, problems_of, start_error, warnings_of
-from shardserve.cluster.options import Application
 from shardserve.cluster.progress import Failure, Start, failure_of, started
 from shardserve.cluster.published import Published
 from shardserve.cluster.ray_deployer import RayDeployer
-from shardserve.cluster.router_app import RouterApp
+from shardserve.cluster.router_app import app_of
 from shardserve.cluster.router_metrics import RouterMetrics
 from shardserve.cluster.router_watch import RouterWatch
 from shardserve.cluster.run import Run
@@ -38,21 +37,26 @@ logger = logging.getLogger(__name__)
 
 #: What routers may take to say what they have counted.
 _COLLECT_SECONDS = 1.0
-#: What Ray keeps of a run: the configuration of a reload, and that its doors have been open.
-_RELOADED, _OPENED = "reloaded", "opened"
+#: What telling Ray why the controller ends may take.
+_LAST_WORDS_SECONDS = 5.0
+
+
+def _die() -> None:
+    os._exit(1)
 
 
 class ControlPlane:
     """Of one run. It begins when it is made, on the running event loop."""
 
-    def __init__(self, run: Run, secret: bytes) -> None:
+    def __init__(self, run: Run, secret: bytes, die: Callable[[], None] = _die) -> None:
+        """`die` ends the process."""
         self._run = run
-        self._kept = Kept(run.name)
-        #: One, so that what is kept last is what was configured last.
-        self._keeper = ThreadPoolExecutor(1, "keeper")
-        self._is_reloaded = False
+        self._die = die
+        self._memory = Memory(run.name)
         application = run.application
-        self._app = None if application is None else _app_of(application)
+        self._app = None if application is None else app_of(application)
+        #: What the routers' doors show clients and ask of them.
+        self.tls = None if application is None else application.doors.tls
         self._source = ModelSource(run.models, run.defaults)
         # A controller that is made anew starts from a number not used before.
         self.catalog = Published(CatalogTable(time.time_ns() // 1_000_000))
@@ -61,8 +65,14 @@ class ControlPlane:
         self.metrics = RouterMetrics()
         self._views: Mapping[str, ModelView] = {}
         self._is_adopted = asyncio.Event()
-        site = Site(run.name, secret, can_grow=run.can_grow, routers=run.routers)
-        self.deployer = RayDeployer(site, self.routers, self._publish)
+        site = Site(
+            run.name,
+            secret,
+            can_grow=run.can_grow,
+            routers=run.routers,
+            sessions=run.sessions,
+        )
+        self.deployer = RayDeployer(site, self.routers, self._publish, self._progressed)
         roots = run.models.roots
         self._manager = Manager(self.deployer, run.manager, self._changed, roots=roots)
         self._tasks = [
@@ -79,7 +89,7 @@ class ControlPlane:
         failure = None
         try:
             models = await asyncio.to_thread(self._source.requested, config)
-            await self._manager.configure(models, partial(self._keep_reload, config))
+            await self._manager.configure(models, partial(self._memory.reloads, config))
         except ServingError as error:
             failure = failure_of(error)
         # Whoever has the answer may ask any router for what it says, labels too.
@@ -99,10 +109,11 @@ class ControlPlane:
             return None
         return await self.catalog.wait(known, seconds)
 
-    @property
-    def tls(self) -> Tls | None:
-        """What the routers' doors show clients and ask of them."""
-        return self._run.application.doors.tls if self._run.application is not None else None
+    def renew(self, number: int, tls: Tls) -> None:
+        """Have the routers' doors show these certificates. May be repeated; numbers rise."""
+        if number > self.catalog.latest.renewed:
+            self.tls = tls
+            self._publish(renewed=number)
 
     def router_failed(self, failure: Failure) -> None:
         """A router cannot start; that is the end of a start."""
@@ -120,6 +131,10 @@ class ControlPlane:
         self._publish(collect=number)
         return await self.metrics.collected(number, self.routers.ids, _COLLECT_SECONDS)
 
+    def drain(self) -> None:
+        """Have routers be ready no more, as probes ask it. Requests are answered still."""
+        self._publish(draining=True)
+
     async def end(self) -> None:
         """End routers and actors, which answer what has come in, and give back their room."""
         if self._app is not None:
@@ -130,11 +145,12 @@ class ControlPlane:
         await self._manager.abandon()
         await self.deployer.stop()
         await asyncio.to_thread(fleet.release_all, self._run.name)
-        await self._on_keeper(partial(self._kept.forget, _RELOADED, _OPENED))
+        await self._memory.forget()
 
     async def _serve(self) -> None:
-        """Serve what is configured, for ever. A start that fails is told, and is the last one."""
+        """Serve what is configured, for ever. What nobody expected ends that, and is told."""
         try:
+            await self._memory.recall()
             await asyncio.to_thread(fleet.release_all, self._run.name)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._manager.run())
@@ -142,44 +158,45 @@ class ControlPlane:
                 group.create_task(
                     follow_file(self._source, self._configure_from_file, self._publish_all)
                 )
-        except Exception:
-            logger.critical("the controller ends, to be made anew", exc_info=True)
-            os._exit(1)
+        except Exception as error:
+            logger.critical("the controller ends", exc_info=True)
+            await self._fail(_first_of(error))
+
+    async def _fail(self, error: Exception) -> None:
+        """Tell why the controller ends: to who waits for the start, else to its next life."""
+        failure = failure_of(error)
+        self._progress(failure=failure)
+        if not self._memory.has_opened:
+            return
+        try:
+            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                await self._memory.fails(failure.message)
+        finally:
+            self._die()
 
     async def _begin(self) -> None:
-        was_open = await asyncio.to_thread(self._kept.get, _OPENED) is not None
         try:
-            await self._manager.configure(await self._first_models(was_open))
+            await self._manager.configure(await self._first_models())
         except Exception as error:
             self._progress(failure=failure_of(start_error(error)))
-            if not was_open:
+            if not self._memory.has_opened:
                 return
             logger.exception("not all is served again")
-        await self._on_keeper(partial(self._kept.put, _OPENED, b"1"))
+        await self._memory.opened()
         self._manager.started()
         self.routers.started()
         self._publish(opens=True)
         self._progress(is_settled=True)
 
-    async def _first_models(self, was_open: bool) -> Sequence[ConfiguredModel]:
-        reloaded = await asyncio.to_thread(self._kept.get, _RELOADED)
-        self._is_reloaded = reloaded is not None
-        return await first_models(self._source, reloaded, was_open=was_open)
+    async def _first_models(self) -> Sequence[ConfiguredModel]:
+        known = self._memory
+        return await first_models(
+            self._source, known.reloaded, known.followed, was_open=known.has_opened
+        )
 
     async def _configure_from_file(self, models: Sequence[ConfiguredModel]) -> None:
-        await self._manager.configure(models, self._forget_reload)
-
-    async def _keep_reload(self, config: bytes) -> None:
-        self._is_reloaded = True
-        await self._on_keeper(partial(self._kept.put, _RELOADED, config))
-
-    async def _forget_reload(self) -> None:
-        if self._is_reloaded:
-            self._is_reloaded = False
-            await self._on_keeper(partial(self._kept.forget, _RELOADED))
-
-    async def _on_keeper(self, call: Callable[[], None]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._keeper, call)
+        text = self._source.text
+        await self._manager.configure(models, partial(self._memory.follows, text))
 
     async def _bring_up_routers(self) -> None:
         try:
@@ -195,17 +212,22 @@ class ControlPlane:
         self._publish()
         self._is_adopted.set()
 
-    def _publish(self, *, opens: bool | None = None, collect: int | None = None) -> int:
+    def _publish(self, **changed: object) -> int:
         models = entries(self._views, self.deployer.servings)
         problems = tuple(filter(None, (self._source.problem, *problems_of(self._views))))
-        table = following(
-            self.catalog.latest, models, problems=problems, opens=opens, collect=collect
-        )
+        if self._memory.failure is not None:
+            problems = (f"the controller was made anew: {self._memory.failure}", *problems)
+        table = following(self.catalog.latest, models, problems=problems, **changed)
         for line in table_changes(self.catalog.latest, table):
             logger.info("table %d: %s", table.number, line)
         self.catalog.publish(table)
         self._progress(versions=self.deployer.progress, warnings=warnings_of(self._views))
         return table.number
+
+    def _progressed(self) -> None:
+        """For whoever waits for the start: nobody else is told how far a version is."""
+        if not self.start.latest.is_served:
+            self._progress(versions=self.deployer.progress)
 
     def _publish_all(self) -> None:
         self._publish()
@@ -214,17 +236,8 @@ class ControlPlane:
         self.start.publish(started(self.start.latest, **changed))
 
 
-def _app_of(application: Application) -> RouterApp:
-    return RouterApp(partial(_deploy, application), partial(_withdraw, application))
-
-
-def _deploy(application: Application) -> None:
-    from shardserve.cluster import serve_app  # noqa: PLC0415 (slow to import; the plan goes first)
-
-    serve_app.deploy(application)
-
-
-def _withdraw(application: Application) -> None:
-    from shardserve.cluster import serve_app  # noqa: PLC0415
-
-    serve_app.withdraw(application)
+def _first_of(error: Exception) -> Exception:
+    """What went wrong in a group of tasks."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -58,6 +58,14 @@ class Controller:
         """As `wait_for_table`, how far the start has come."""
         return await self._plane.start.wait(known, _LONG_POLL_SECONDS)
 
+    async def renew(self, number: int, tls: Tls) -> None:
+        """Have the doors show these certificates from now on. May be repeated; numbers rise."""
+        self._plane.renew(number, tls)
+
+    async def drain(self) -> None:
+        """Have routers be ready no more, as probes ask it, and answer requests all the same."""
+        self._plane.drain()
+
     async def end(self) -> None:
         """End routers and actors, which answer what has come in, and give back their room."""
         await self._plane.end()

@@ -21,6 +21,7 @@ from shardserve.cluster.configured import Wanted
 from shardserve.cluster.credentials import shard_credentials, stage_credentials
 from shardserve.cluster.progress import Failure, Progress
 from shardserve.cluster.published import Published
+from shardserve.cluster.sessions import sessions_of_stage
 from shardserve.cluster.shard_actor import ShardSpec
 from shardserve.cluster.shard_measures import labelled, routed
 from shardserve.cluster.site import Site
@@ -41,18 +42,26 @@ MAX_STARTS = 3
 
 
 class Deployment:
-    """Brought up once, and ended once. `changed` is called when its table or progress has changed.
+    """Brought up once, and ended once.
 
+    `changed` is called when its table has changed, `progressed` when its progress has.
     Belongs to the running event loop.
     """
 
-    def __init__(self, site: Site, wanted: Wanted, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        site: Site,
+        wanted: Wanted,
+        changed: Callable[[], None],
+        progressed: Callable[[], None] = lambda: None,
+    ) -> None:
         #: Another one each time a version is deployed.
         self.token = secrets.token_hex(4)
         self.wanted = wanted
         self.progress = Progress()
         self._site = site
         self._changed = changed
+        self._progressed = progressed
         self._post = Post(site.run, self.token)
         self._tables: asyncio.Future[Published[RoutingTable]] = asyncio.Future()
         self._plan: asyncio.Future[ModelPlan] = asyncio.Future()
@@ -154,8 +163,10 @@ class Deployment:
         plan = await self.plan()
         secret, sockets = self._site.secret, f"{self._site.run}-{self.token}"
         if isinstance(seat, StageSeat):
-            credentials = stage_credentials(secret, plan.stage_group(seat.group))
-            return StageSpec(sockets, seat, plan, credentials, secret)
+            group = plan.stage_group(seat.group)
+            sessions = sessions_of_stage(self._site.sessions, group.num_cpus)
+            credentials = stage_credentials(secret, group)
+            return StageSpec(sockets, seat, plan, credentials, secret, sessions)
         return ShardSpec(
             sockets,
             seat,
@@ -216,7 +227,7 @@ class Deployment:
     def _note(self, now: Progress) -> None:
         if now is not self.progress:
             self.progress = now
-            self._changed()
+            self._progressed()
 
 
 def _fingerprint(plan: ModelPlan, files: str) -> str:

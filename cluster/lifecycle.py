@@ -37,8 +37,8 @@ PASSING = frozenset(
 KEPT_ENDED = 32
 
 
-class Phase(enum.StrEnum):
-    """Where a version is. A version that is RETRYING waits for its next attempt to load."""
+class Life(enum.StrEnum):
+    """Where a version is in its life. One that is RETRYING waits for its next attempt to load."""
 
     NEW = "new"
     LOADING = "loading"
@@ -58,7 +58,7 @@ class VersionStatus:
 
     version: int
     files: str
-    phase: Phase = Phase.NEW
+    phase: Life = Life.NEW
     is_wanted: bool = True
     failures: int = 0
     retry_at: float = math.inf
@@ -67,11 +67,11 @@ class VersionStatus:
 
     @property
     def has_gone(self) -> bool:
-        return self.phase is Phase.ENDED and not self.is_wanted
+        return self.phase is Life.ENDED and not self.is_wanted
 
     @property
     def holds_resources(self) -> bool:
-        return self.phase in (Phase.LOADING, Phase.READY, Phase.UNLOADING)
+        return self.phase in (Life.LOADING, Life.READY, Life.UNLOADING)
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ def availability_preserving(versions: Sequence[VersionStatus]) -> Load | Unload 
     An unwanted version is unloaded once a wanted one is ready, or none is wanted, or it is not the
     only unwanted one that is ready.
     """
-    unwanted = [v for v in versions if not v.is_wanted and v.phase is Phase.READY]
+    unwanted = [v for v in versions if not v.is_wanted and v.phase is Life.READY]
     wanted = [v for v in versions if v.is_wanted]
-    succeeded = any(v.phase is Phase.READY for v in wanted)
+    succeeded = any(v.phase is Life.READY for v in wanted)
     if unwanted and (succeeded or not wanted or len(unwanted) > 1):
         return Unload(unwanted[0].version)
     return _newest(versions)
@@ -138,7 +138,7 @@ def resource_preserving(versions: Sequence[VersionStatus]) -> Load | Unload | No
     """Never two versions where one is wanted: what goes is gone before its successor loads."""
     unwanted = [v for v in versions if not v.is_wanted]
     for version in unwanted:
-        if version.phase is Phase.READY:
+        if version.phase is Life.READY:
             return Unload(version.version)
     if any(version.holds_resources for version in unwanted):
         return None
@@ -146,7 +146,7 @@ def resource_preserving(versions: Sequence[VersionStatus]) -> Load | Unload | No
 
 
 def _newest(versions: Sequence[VersionStatus]) -> Load | None:
-    new = [v.version for v in versions if v.is_wanted and v.phase is Phase.NEW]
+    new = [v.version for v in versions if v.is_wanted and v.phase is Life.NEW]
     return Load(max(new)) if new else None
 
 
@@ -177,7 +177,7 @@ class Lifecycle:
     @property
     def is_settled(self) -> bool:
         """Whether nothing is under way, and nothing will be before the next `want`."""
-        return all(v.phase in (Phase.READY, Phase.ENDED) for v in self._versions.values())
+        return all(v.phase in (Life.READY, Life.ENDED) for v in self._versions.values())
 
     def want(self, files: Mapping[int, str], now: float) -> list[Action]:
         """From now on, these versions are wanted, and no others; each with what its files are."""
@@ -189,7 +189,7 @@ class Lifecycle:
 
     def loaded(self, version: int, now: float) -> list[Action]:
         """It has been loaded; requests may go there."""
-        self._set(version, phase=Phase.READY, error=None, cancelled=False)
+        self._set(version, phase=Life.READY, error=None, cancelled=False)
         return self._advance(now)
 
     def failed(self, version: int, error: ServingError, now: float) -> list[Action]:
@@ -199,19 +199,23 @@ class Lifecycle:
         if status.cancelled and status.is_wanted:
             self._versions[version] = VersionStatus(version, status.files)
         elif status.cancelled:
-            self._set(version, phase=Phase.ENDED, error=Cancelled(CANCELLED), cancelled=False)
+            self._set(version, phase=Life.ENDED, error=Cancelled(CANCELLED), cancelled=False)
         elif failures > self._retries.most or error.code not in PASSING:
-            self._set(version, phase=Phase.ENDED, error=error, failures=failures)
+            self._set(version, phase=Life.ENDED, error=error, failures=failures)
         else:
             retry_at = now + self._retries.interval
             self._set(
-                version, phase=Phase.RETRYING, error=error, failures=failures, retry_at=retry_at
+                version,
+                phase=Life.RETRYING,
+                error=error,
+                failures=failures,
+                retry_at=retry_at,
             )
         return self._advance(now)
 
     def unloaded(self, version: int, now: float) -> list[Action]:
         """It is gone, and all that it held is free."""
-        self._set(version, phase=Phase.ENDED, error=None)
+        self._set(version, phase=Life.ENDED, error=None)
         if self._versions[version].is_wanted:
             self._versions[version] = VersionStatus(version, self._versions[version].files)
         return self._advance(now)
@@ -225,7 +229,7 @@ class Lifecycle:
         if status is None:
             return VersionStatus(version, files)
         changed = status.files != files
-        failed = status.phase in (Phase.ENDED, Phase.RETRYING) and changed
+        failed = status.phase in (Life.ENDED, Life.RETRYING) and changed
         if status.has_gone or failed:
             return VersionStatus(version, files)
         # What is loaded or loading is of the files that were there then.
@@ -235,13 +239,13 @@ class Lifecycle:
         actions: list[Action] = []
         for status in list(self._versions.values()):
             actions += self._without_demand(status) if not status.is_wanted else ()
-            if status.phase is Phase.RETRYING and status.is_wanted and status.retry_at <= now:
-                self._set(status.version, phase=Phase.NEW, retry_at=math.inf)
+            if status.phase is Life.RETRYING and status.is_wanted and status.retry_at <= now:
+                self._set(status.version, phase=Life.NEW, retry_at=math.inf)
         while (action := self._policy(list(self.versions.values()))) is not None:
             if isinstance(action, Unload):
-                self._set(action.version, phase=Phase.UNLOADING)
+                self._set(action.version, phase=Life.UNLOADING)
             elif self._loading < self._parallel:
-                self._set(action.version, phase=Phase.LOADING)
+                self._set(action.version, phase=Life.LOADING)
             else:
                 break
             actions.append(action)
@@ -257,19 +261,19 @@ class Lifecycle:
 
     @property
     def _loading(self) -> int:
-        return sum(status.phase is Phase.LOADING for status in self._versions.values())
+        return sum(status.phase is Life.LOADING for status in self._versions.values())
 
     def _without_demand(self, status: VersionStatus) -> Iterable[Action]:
         """What has not begun to load never will; what is loading is told to end."""
-        if status.phase in (Phase.NEW, Phase.RETRYING):
-            self._set(status.version, phase=Phase.ENDED, error=Cancelled(CANCELLED))
-        elif status.phase is Phase.LOADING and not status.cancelled:
+        if status.phase in (Life.NEW, Life.RETRYING):
+            self._set(status.version, phase=Life.ENDED, error=Cancelled(CANCELLED))
+        elif status.phase is Life.LOADING and not status.cancelled:
             self._set(status.version, cancelled=True)
             return (CancelLoad(status.version),)
         return ()
 
     def _wake(self) -> list[Action]:
-        times = [v.retry_at for v in self._versions.values() if v.phase is Phase.RETRYING]
+        times = [v.retry_at for v in self._versions.values() if v.phase is Life.RETRYING]
         return [WakeAt(min(times))] if times else []
 
     def _set(self, version: int, **changes: object) -> None:

@@ -7,12 +7,14 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any
 
 import uvloop
 from rich.console import Console
 
 from shardserve.cluster.catalog_table import catalog_of, entries
+from shardserve.cluster.certificates import certificate_file, follow_certificates
 from shardserve.cluster.console import announce, start_display
 from shardserve.cluster.local_deployer import LocalDeployer
 from shardserve.cluster.manager import Manager
@@ -21,10 +23,10 @@ from shardserve.cluster.model_views import ModelView, start_error, warnings_of
 from shardserve.cluster.options import ServeOptions
 from shardserve.cluster.progress import Start, started
 from shardserve.cluster.quiet import quiet_tensorflow
-from shardserve.cluster.serving import Serving, parallelism_of, start_runtime
+from shardserve.cluster.serving import Endpoints, parallelism_of, start_runtime
 from shardserve.cluster.start_checks import check_addresses, check_start, example_of, served_of
 from shardserve.cluster.start_log import start_log
-from shardserve.cluster.stop_signals import stop_signals
+from shardserve.cluster.stop_signals import drain_after, status_of, stop_signals
 from shardserve.cluster.versions import VersionId
 from shardserve.router import logs
 from shardserve.router.session import start_tensorflow
@@ -35,11 +37,12 @@ logger = logging.getLogger(__name__)
 _THREADS_SECONDS = 5.0
 
 
-def serve(options: ServeOptions, console: Console) -> None:
-    """Serve what is configured until a signal asks to stop, and end well then, served or not.
+def serve(options: ServeOptions, console: Console) -> int:
+    """Serve what is configured until a signal asks to stop, and end in order then.
 
-    Raises a `ServingError` when the models of the start cannot be served. May end the process: what
-    threads are busy with is waited for a few seconds only.
+    The exit status: 0, or `status_of` the signal if it came before anything was served. Raises a
+    `ServingError` when the models of the start cannot be served. May end the process: what threads
+    are busy with is waited for a few seconds only.
     """
     logs.configure()
     check_start(options)
@@ -47,55 +50,71 @@ def serve(options: ServeOptions, console: Console) -> None:
     # Before anything is drawn on the screen that it would write to.
     with quiet_tensorflow():
         start_tensorflow(parallelism_of(options.doors))
-    uvloop.run(_serve(options, console))
+    status = uvloop.run(_serve(options, console))
     console.print("stopped")
+    return status
 
 
-async def _serve(options: ServeOptions, console: Console) -> None:
-    stopping = asyncio.Event()
+async def _serve(options: ServeOptions, console: Console) -> int:
+    signals: asyncio.Queue[int] = asyncio.Queue()
     for number in stop_signals():
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
     with start_display(console, options.engine) as display:
         server = LocalServer(options, display.show)
         starting = asyncio.ensure_future(server.start())
         with start_log(display.warn):
-            is_served = await _unless(stopping, starting)
-    if is_served:
+            stopped = await _signal_before(signals, starting)
+    is_served = stopped is None
+    if stopped is None:
         await server.open()
         served = served_of(server.models)
         announce(console, options, served, example_of(options, served))
-        await stopping.wait()
+        stopped = await signals.get()
     console.print("stopping")
+    if is_served:
+        await _drained(server, drain_after(stopped, options.doors.drain_seconds), signals)
+    status = 0 if is_served else status_of(stopped)
     await server.shut()
-    _end_soon()
+    _end_soon(status)
     starting.cancel()
     await server.close()
     await asyncio.wait((starting,))
+    return status
 
 
-async def _unless(stopping: asyncio.Event, working: asyncio.Future[None]) -> bool:
-    """Whether the work came to its end before there was a signal; else it is still under way."""
-    signalled = asyncio.ensure_future(stopping.wait())
+async def _signal_before(signals: asyncio.Queue[int], working: asyncio.Future[None]) -> int | None:
+    """The signal that came before the work's end, which is still under way; else None."""
+    signalled = asyncio.ensure_future(signals.get())
     await asyncio.wait((working, signalled), return_when=asyncio.FIRST_COMPLETED)
-    signalled.cancel()
-    if working.done():
-        working.result()
-    return working.done()
+    if not working.done():
+        return signalled.result()
+    working.result()
+    if not signalled.cancel():
+        signals.put_nowait(signalled.result())
+    return None
 
 
-def _end_soon() -> None:
+async def _drained(server: LocalServer, seconds: float, signals: asyncio.Queue[int]) -> None:
+    """Answer for so long as one that is about to go. Another signal ends that."""
+    if seconds > 0:
+        await server.drain()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(signals.get(), seconds)
+
+
+def _end_soon(status: int) -> None:
     """End the process, well, unless it has come to its end by itself before.
 
     Requests are answered and logs written by now; Python would wait for every thread.
     """
-    ending = threading.Timer(_THREADS_SECONDS, _end)
+    ending = threading.Timer(_THREADS_SECONDS, _end, (status,))
     ending.daemon = True
     ending.start()
 
 
-def _end() -> None:
+def _end(status: int) -> None:
     logger.warning("the process ends while threads are busy, as one that loads a model")
-    os._exit(0)
+    os._exit(status)
 
 
 class LocalServer:
@@ -103,6 +122,7 @@ class LocalServer:
 
     def __init__(self, options: ServeOptions, show: Callable[[Start], None]) -> None:
         self._show = show
+        self._doors = options.doors
         runtime = start_runtime(options.doors, options.defaults.plan, options.warm_up)
         self._catalog = runtime.catalog
         self._deployer = LocalDeployer(runtime, self._shown)
@@ -112,7 +132,7 @@ class LocalServer:
         self._start = Start(0)
         self._views: Mapping[str, ModelView] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self.serving = Serving(runtime, self._reload, self._deployer.measures)
+        self.endpoints = Endpoints(runtime, self._reload, self._deployer.measures)
 
     @property
     def models(self) -> Mapping[str, Any]:
@@ -127,15 +147,24 @@ class LocalServer:
         except Exception as error:
             raise start_error(error) from error
         self._manager.started()
+        # What is loaded from now on is in the logs, and the display at its end.
+        self._show = lambda _: None
         self._begin(follow_file(self._source, self._manager.configure, self._shown))
 
     async def open(self) -> None:
         """Open the doors. Raises Unavailable, naming the address, for a port that is taken."""
-        await self.serving.open()
+        await self.endpoints.open()
+        file = certificate_file(self._doors)
+        if file is not None:
+            self._begin(follow_certificates(file, self.endpoints.renew))
+
+    async def drain(self) -> None:
+        """Say to all probes that this server is about to go, and answer requests all the same."""
+        await self.endpoints.drain()
 
     async def shut(self) -> None:
         """Refuse new requests, answer those that came in, for a few seconds, and write the logs."""
-        await self.serving.close()
+        await self.endpoints.close()
 
     async def close(self) -> None:
         """`shut` it, if nobody has, and end all else. Waits for loads, which end when they can."""
@@ -169,4 +198,4 @@ class LocalServer:
 
 def _ended(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
-        logger.critical("models are looked after no more", exc_info=task.exception())
+        logger.critical("a part of the server has ended", exc_info=task.exception())

@@ -67,6 +67,10 @@ class Looks:
         task.result()
         return True
 
+    def forget(self, model: str) -> None:
+        """It is configured no more."""
+        self._latest.pop(model, None)
+
     async def abandon(self) -> None:
         """Await no more of them. A thread that hangs stays."""
         tasks = [look.task for look in self._latest.values()]
@@ -82,9 +86,16 @@ class Looks:
 
     async def _run(self, model: ConfiguredModel) -> None:
         await self._run_once(model)
-        while (look := self._latest[model.name]).model is model and look.again:
-            look.again = False
+        while self._is_asked_again(model):
             await self._run_once(model)
+
+    def _is_asked_again(self, model: ConfiguredModel) -> bool:
+        """Whether a look of the model as it is configured here is asked for, and none besides."""
+        look = self._latest.get(model.name)
+        if look is None or look.model is not model or not look.again:
+            return False
+        look.again = False
+        return True
 
     async def _run_once(self, model: ConfiguredModel) -> None:
         loop = asyncio.get_running_loop()

@@ -82,6 +82,12 @@ class ManagedModel:
         """What the deployer does for it now."""
         return list(self._under_way.values())
 
+    @property
+    def has_gone(self) -> bool:
+        """Whether it is configured no more, and nothing of it is left."""
+        gone = all(one.has_gone for one in self._lifecycle.versions.values())
+        return not (self.is_configured or self._under_way) and gone
+
     def view(self) -> ModelView:
         """The model as it is now."""
         return ModelView(
@@ -134,6 +140,7 @@ class ManagedModel:
                 case Load(version):
                     self._start(version, self._load(version))
                 case Unload(version):
+                    self._warn_of_labels(version)
                     self._start(version, self._unload(version))
                 case CancelLoad(version):
                     self._under_way[version].cancel()
@@ -141,6 +148,17 @@ class ManagedModel:
                     self._set_timer(time)
         if any(not isinstance(action, WakeAt) for action in actions):
             self._around.changed()
+
+    def _warn_of_labels(self, version: int) -> None:
+        """Of those that go on naming a version that goes."""
+        for label, named in sorted(self.model.config.labels.items()):
+            if named == version and self.labels.get(label) == version:
+                logger.warning(
+                    "label %s of model %s names version %d, which is unloaded",
+                    label,
+                    self.model.name,
+                    version,
+                )
 
     def _start(self, version: int, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

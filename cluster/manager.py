@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shardserve.batching.errors import Aborted, ServingError
 from shardserve.cluster.base_paths import Found, look
+from shardserve.cluster.broadcast import Broadcast
 from shardserve.cluster.configured import ConfiguredModel
 from shardserve.cluster.labels import check_labels
 from shardserve.cluster.lifecycle import Lifecycle
@@ -26,6 +27,9 @@ from shardserve.cluster.options import ManagerOptions
 __all__ = ["Deployer", "Manager"]
 
 logger = logging.getLogger(__name__)
+
+#: Models that are configured no more, the last of them, of which it is still told what became.
+KEPT_MODELS = 64
 
 
 class Manager:
@@ -47,18 +51,18 @@ class Manager:
         self._options = options
         self._changed = changed
         self._pause = pause
-        self._looks = Looks(look, self._found, self._progress)
+        self._progressed = Broadcast()
+        self._looks = Looks(look, self._found, self._progressed.send)
         self._models: dict[str, ManagedModel] = {}
         self._configured: tuple[ConfiguredModel, ...] = ()
         self._loads = asyncio.Semaphore(max(1, options.initial_loads))
         self._surroundings = Surroundings(deployer, lambda: self._loads, roots, self._tell)
-        self._progressed = asyncio.Event()
         self._settling: dict[int, asyncio.Task[list[ServingError]]] = {}
         self._generation = 0
 
     @property
     def models(self) -> dict[str, ModelView]:
-        """Every model there ever was, by name."""
+        """The models that are configured, and the last that were, by name."""
         return {name: one.view() for name, one in self._models.items()}
 
     async def configure(
@@ -86,9 +90,10 @@ class Manager:
         if is_waited_for:
             self._looks.begin(mine, again=True)
         if adopted is not None:
-            await adopted()
+            await asyncio.shield(asyncio.ensure_future(adopted()))
         refusals = await asyncio.shield(settling)
-        failures = failures_of({name: self._models[name].view() for name in new})
+        views = self.models
+        failures = failures_of({name: views[name] for name in new if name in views})
         if failures:
             raise NotAvailable(failures)
         if refusals:
@@ -118,13 +123,6 @@ class Manager:
         """From now on, loading is not to disturb what is served: fewer versions load at once."""
         self._loads = asyncio.Semaphore(max(1, self._options.loads))
 
-    async def close(self) -> None:
-        """Unload everything, and return when it is gone."""
-        self._adopt(())
-        while tasks := [task for one in self._models.values() for task in one.under_way]:
-            await asyncio.wait(tasks)
-        await self.abandon()
-
     async def abandon(self) -> None:
         """Begin nothing more, and end what is under way. What is loaded stays."""
         await self._looks.abandon()
@@ -133,16 +131,18 @@ class Manager:
         await asyncio.gather(*(one.abandon() for one in self._models.values()))
 
     def _found(self, model: ConfiguredModel, found: Found) -> None:
-        managed = self._models[model.name]
-        # It may have been configured anew meanwhile.
-        if managed.is_configured and managed.model == model:
+        managed = self._models.get(model.name)
+        # It may have been configured anew meanwhile, or no more.
+        if managed is not None and managed.is_configured and managed.model == model:
             managed.want(found)
 
     def _adopt(self, models: tuple[ConfiguredModel, ...]) -> None:
         wanted = {model.name: model for model in models}
-        for name, managed in self._models.items():
+        for name, managed in list(self._models.items()):
             if managed.is_configured and name not in wanted:
                 managed.end()
+                # The last that ended is the last to be forgotten.
+                self._models[name] = self._models.pop(name)
         for name, model in wanted.items():
             if name not in self._models:
                 self._models[name] = self._new_model(model)
@@ -151,7 +151,14 @@ class Manager:
         if models != self._configured:
             self._configured = models
             self._generation += 1
+        self._forget()
         self._tell()
+
+    def _forget(self) -> None:
+        gone = [name for name, managed in self._models.items() if managed.has_gone]
+        for name in gone[: max(0, len(gone) - KEPT_MODELS)]:
+            del self._models[name]
+            self._looks.forget(name)
 
     def _new_model(self, model: ConfiguredModel) -> ManagedModel:
         options = self._options
@@ -217,9 +224,5 @@ class Manager:
 
     def _tell(self) -> None:
         # Who waits goes on whatever becomes of those who are told.
-        self._progress()
+        self._progressed.send()
         self._changed(self.models)
-
-    def _progress(self) -> None:
-        self._progressed.set()
-        self._progressed = asyncio.Event()

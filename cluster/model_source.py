@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 
 from shardserve.batching.errors import Aborted, ServingError
+from shardserve.batching.text_messages import read_text
 from shardserve.cluster.configured import ConfiguredModel, configured
-from shardserve.cluster.model_config import ModelConfig, parse_reload, read_model_config
+from shardserve.cluster.model_config import ModelConfig, parse_model_config, parse_reload
 from shardserve.cluster.model_options import ModelOptions, read_model_options
 from shardserve.cluster.options import Models
 from shardserve.cluster.permitted import permitted
@@ -33,6 +33,8 @@ class ModelSource:
         self._strangers: set[str] = set()
         #: What is wrong with the file, "" if nothing is.
         self.problem = ""
+        #: What the file said when it was last read again.
+        self.text = ""
 
     @property
     def poll_seconds(self) -> float:
@@ -50,7 +52,12 @@ class ModelSource:
     def read_again(self) -> tuple[ConfiguredModel, ...]:
         """What the file says now."""
         assert self._models.config_file is not None
-        return self._with_options(read_model_config(self._models.config_file))
+        self.text = read_text(self._models.config_file)
+        return self.said(self.text)
+
+    def said(self, text: str) -> tuple[ConfiguredModel, ...]:
+        """What a file of this text says."""
+        return self._with_options(parse_model_config(text, str(self._models.config_file)))
 
     def requested(self, config: bytes) -> tuple[ConfiguredModel, ...]:
         """What a reload request asks for, a serialised `ModelServerConfig`."""
@@ -87,18 +94,20 @@ class ModelSource:
 async def first_models(
     source: ModelSource,
     reloaded: bytes | None,
+    followed: str | None,
     *,
     was_open: bool,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> tuple[ConfiguredModel, ...]:
     """What was last configured, as far as is known: by a reload, by the file, at the start.
 
-    At a first start it raises as `ModelSource` does. Where the doors `was_open` before, what is
-    wrong is logged and waited out: routers serve on with what they have.
+    A file that is wrong counts as it was `followed` last. At a first start it raises as
+    `ModelSource` does. Where the doors `was_open` before, what is wrong otherwise is logged and
+    waited out: routers serve on with what they have.
     """
     while True:
         try:
-            return await asyncio.to_thread(_first, source, reloaded, was_open)
+            return await asyncio.to_thread(_first, source, reloaded, followed, was_open)
         except ServingError as error:
             if not was_open:
                 raise
@@ -107,14 +116,17 @@ async def first_models(
 
 
 def _first(
-    source: ModelSource, reloaded: bytes | None, was_open: bool
+    source: ModelSource, reloaded: bytes | None, followed: str | None, was_open: bool
 ) -> tuple[ConfiguredModel, ...]:
     if reloaded is not None:
         return source.requested(reloaded)
-    if was_open and source.is_polled:
-        with suppress(ServingError):
-            return source.read_again()
-    return source.at_start()
+    if not (was_open and source.is_polled):
+        return source.at_start()
+    try:
+        return source.read_again()
+    except ServingError as error:
+        source.note(error.message)
+    return source.at_start() if followed is None else source.said(followed)
 
 
 async def follow_file(

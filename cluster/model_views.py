@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shardserve.batching.errors import Code, ServingError, Unknown
-from shardserve.cluster.lifecycle import Phase, VersionStatus
+from shardserve.cluster.lifecycle import Life, VersionStatus
 from shardserve.cluster.versions import VersionId
 from shardserve.router.experiments import Experiment
 from shardserve.router.request_logging import RequestLogging
 
-_ON_ITS_WAY = (Phase.NEW, Phase.LOADING)
+_ON_ITS_WAY = (Life.NEW, Life.LOADING)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ModelView:
 
     @property
     def available(self) -> frozenset[int]:
-        return frozenset(v for v, one in self.versions.items() if one.phase is Phase.READY)
+        return frozenset(v for v, one in self.versions.items() if one.phase is Life.READY)
 
     def can_settle(self, labels: Mapping[str, int]) -> bool:
         """Whether a version answers, or all have failed; and no version that `labels` name loads.
@@ -40,7 +40,7 @@ class ModelView:
         A base path that is not there yet, or is empty, is waited for by a model that is new.
         """
         wanted = [one for one in self.versions.values() if one.is_wanted]
-        failed = wanted and all(one.phase is Phase.ENDED for one in wanted)
+        failed = wanted and all(one.phase is Life.ENDED for one in wanted)
         if not (self.is_settled or self.available or failed):
             return False
         named = set(labels.values())
@@ -93,7 +93,7 @@ def warnings_of(views: Mapping[str, ModelView]) -> tuple[str, ...]:
         f"{VersionId(name, version)} cannot be loaded, and will be tried again: {one.error.message}"
         for name, view in views.items()
         for version, one in view.versions.items()
-        if one.phase is Phase.RETRYING and one.error is not None
+        if one.phase is Life.RETRYING and one.error is not None
     ]
     return (*problems_of(views), *retried)
 

@@ -11,6 +11,7 @@ from shardserve.cluster.door_config import Monitoring
 from shardserve.cluster.lifecycle import Policy, Retries, availability_preserving
 from shardserve.cluster.model_config import ModelConfig
 from shardserve.cluster.model_options import ModelOptions
+from shardserve.cluster.sessions import Sessions
 from shardserve.router.tls import Tls
 from shardserve.router.trace_collector import Collector
 from shardserve.router.warm_up_options import WarmUpOptions
@@ -69,26 +70,25 @@ class ManagerOptions:
 class DoorOptions:
     """The direct doors: TensorFlow Serving's own ports. A port of 0 leaves that door shut.
 
-    `rest_timeout` is in seconds. The threads are TensorFlow's own, see `session.Parallelism`;
-    `session_config` is a serialised `tensorflow.ConfigProto` that they and others are set in.
+    `rest_timeout` is in seconds. What is behind them runs in `sessions`.
     `grpc_socket` is the path of a Unix socket besides the port, "" for none. With `tls` all
-    doors ask for it. `grpc_max_rpcs` and `rest_max_requests` bound what is answered at the same
-    time: gRPC refuses what is more, REST lets predictions wait. `grpc_channel_arguments` are
-    gRPC's own.
+    doors ask for it; it is what `tls_file` has, which is read again as it changes.
+    `grpc_max_rpcs` and `rest_max_requests` bound what is answered at the same time: gRPC refuses
+    what is more, REST lets predictions wait. `grpc_channel_arguments` are gRPC's own.
     `cors` and `compress_from` are as for `router.rest.Rest`, `tensor_content` and
     `check_method_names` as for `router.handlers.HandlerOptions`. Traces go to `trace_collector`, if
-    there is one; with `profiler` TensorFlow's own profiler is served over gRPC.
+    there is one; with `profiler` TensorFlow's own profiler is served over gRPC. A server that is to
+    go says so to probes, and answers requests for `drain_seconds` more.
     """
 
     host: str = "127.0.0.1"
     grpc_port: int = 8500
     rest_port: int = 0
     rest_timeout: float = 30.0
-    intra_op_threads: int = 0
-    inter_op_threads: int = -1
-    session_config: bytes = b""
+    sessions: Sessions = Sessions()  # noqa: RUF009 (frozen)
     grpc_socket: str = ""
     tls: Tls | None = None
+    tls_file: Path | None = None
     monitoring: Monitoring = Monitoring()  # noqa: RUF009 (frozen)
     cors: bool = False
     compress_from: int | None = None
@@ -99,6 +99,7 @@ class DoorOptions:
     rest_max_requests: int | None = None
     trace_collector: Collector | None = None
     profiler: bool = True
+    drain_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ import logging
 from collections.abc import Callable
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
-from shardserve.batching.errors import ServingError
+from shardserve.batching.errors import ServingError, Unavailable
 from shardserve.cluster.configured import Wanted
 from shardserve.cluster.progress import Failure, failure_of
 from shardserve.cluster.stream_actor import NAMESPACE, Post
+from shardserve.cluster.versions import VersionId
 from shardserve.shards.model import TENSORFLOW, ModelPlan
 
 logger = logging.getLogger(__name__)
@@ -35,9 +37,19 @@ class Planner:
             except asyncio.CancelledError:
                 ray.cancel(planning, force=True)
                 raise
+            except RayError as error:
+                logger.exception("%s is not planned", wanted.id)
+                raise lost_plan(wanted.id, error) from error
         if isinstance(planned, Failure):
             raise planned.error()
         return planned
+
+
+def lost_plan(version: VersionId, error: RayError) -> ServingError:
+    """Why there is no plan, where Ray did not come to its end with it; in one line."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    first, *_ = str(cause).splitlines() or [""]
+    return Unavailable(f"{version} is not planned: {type(cause).__name__}: {first}".rstrip(": "))
 
 
 @ray.remote(num_cpus=0, max_calls=1)

@@ -14,7 +14,7 @@ from shardserve.shards.model import ModelPlan
 
 
 class Phase(enum.StrEnum):
-    """In the order in which they follow each other; FAILED can follow any.
+    """In the order in which they follow each other.
 
     VERIFYING is a part of planning, where checksums are asked for.
     """
@@ -24,7 +24,6 @@ class Phase(enum.StrEnum):
     PLACING = "placing"
     LOADING = "loading"
     READY = "ready"
-    FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,6 @@ class Progress:
     loaded: Mapping[AnySeat, int] = field(default_factory=dict)
     verified: int = 0
     to_verify: int = 0
-    failure: Failure | None = None
 
 
 @dataclass(frozen=True)
@@ -130,10 +128,3 @@ def loaded(progress: Progress, seat: AnySeat, nbytes: int) -> Progress:
 def ready(progress: Progress) -> Progress:
     """Every seat serves. What befalls a seat later is the routing table's."""
     return replace(progress, phase=Phase.READY, loaded=progress.totals)
-
-
-def failed(progress: Progress, failure: Failure) -> Progress:
-    """The version cannot be served; the first failure counts."""
-    if progress.phase is Phase.FAILED:
-        return progress
-    return replace(progress, phase=Phase.FAILED, failure=failure, note="")

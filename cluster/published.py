@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from typing import Generic, Protocol, TypeVar
 
+from shardserve.cluster.broadcast import Broadcast
+
 
 class Numbered(Protocol):
     """A snapshot that says which one it is."""
@@ -24,7 +26,7 @@ class Published(Generic[T]):
 
     def __init__(self, first: T) -> None:
         self._latest = first
-        self._changed = asyncio.Event()
+        self._changed = Broadcast()
 
     @property
     def latest(self) -> T:
@@ -35,8 +37,7 @@ class Published(Generic[T]):
         if snapshot.number == self._latest.number:
             return
         self._latest = snapshot
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._changed.send()
 
     async def wait(self, known: int, timeout: float) -> T:  # noqa: ASYNC109 (no error, an answer)
         """The latest snapshot, at once unless its number is `known`.

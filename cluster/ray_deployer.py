@@ -20,7 +20,7 @@ class RayDeployer:
     """The deployments of a run, at most one of each version.
 
     `publish` tells routers and whoever watches what has changed; it returns the number of the table
-    that says so.
+    that says so. `progressed` is called when the progress of a version has changed.
     """
 
     def __init__(
@@ -28,7 +28,9 @@ class RayDeployer:
         site: Site,
         routers: RouterWatch,
         publish: Callable[[], int],
+        progressed: Callable[[], None] = lambda: None,
     ) -> None:
+        self._progressed = progressed
         self._routers = routers
         self._publish = publish
         self._deployments: dict[VersionId, Deployment] = {}
@@ -60,7 +62,7 @@ class RayDeployer:
 
     async def load(self, wanted: Wanted) -> None:
         """See `Deployer.load`."""
-        deployment = Deployment(self._site, wanted, self._tell)
+        deployment = Deployment(self._site, wanted, self._tell, self._progressed)
         self._deployments[wanted.id] = deployment
         try:
             await deployment.bring_up()

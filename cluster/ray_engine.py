@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 from rich.console import Console
@@ -15,38 +14,46 @@ from shardserve.cluster.options import ServeOptions
 from shardserve.cluster.ports import free_ports
 from shardserve.cluster.private_directory import remove_sockets
 from shardserve.cluster.processes import adopt_orphans, end_descendants
+from shardserve.cluster.run import new_name
 from shardserve.cluster.start_checks import check_addresses, check_start, example_of, served_of
-from shardserve.cluster.stop_signals import Stopped, StopSignals
+from shardserve.cluster.stop_signals import Stopped, StopSignals, drain_after, status_of
 from shardserve.router import logs
 
 _GRACE_SECONDS = 3.0
 
 
-def serve(options: ServeOptions, console: Console) -> None:
+def serve(options: ServeOptions, console: Console) -> int:
     """Serve what is configured until a signal asks to stop.
 
-    Raises a `ServingError` when it cannot be served. Either way, nothing that was started is left.
+    The exit status: 0, or `status_of` the signal if it came before anything was served. Raises a
+    `ServingError` when it cannot be served. In any case nothing that was started is left.
     """
     logs.configure()
     check_start(options)
     _prepare(options)
     from shardserve.cluster.ray_run import RayRun  # noqa: PLC0415 (the environment comes first)
 
-    name = f"shardserve-{secrets.token_hex(4)}"
+    name = new_name()
     run = RayRun(name, options, StopSignals())
+    is_served = False
     try:
         with start_display(console, options.engine) as display:
             table = run.start(display)
         served = served_of(table.models)
         announce(console, options, served, example_of(options, served))
+        is_served = True
         run.stay(table)
-    except Stopped:
+    except Stopped as stopped:
         console.print("stopping")
+        if not is_served:
+            return status_of(stopped.number)
+        run.drain(drain_after(stopped.number, options.doors.drain_seconds))
     finally:
         run.end()
         end_descendants(_GRACE_SECONDS)
         remove_sockets(name)
         _remove_door(options)
+    return 0
 
 
 def _remove_door(options: ServeOptions) -> None:

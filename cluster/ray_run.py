@@ -15,6 +15,7 @@ from ray.exceptions import ActorDiedError, RayError
 from shardserve.batching.errors import Unavailable
 from shardserve.cluster import environment
 from shardserve.cluster.catalog_table import CatalogTable, table_changes
+from shardserve.cluster.certificates import LOOK_SECONDS, certificate_file
 from shardserve.cluster.console import StartDisplay
 from shardserve.cluster.controller import Controller
 from shardserve.cluster.options import Application, ServeOptions
@@ -40,6 +41,9 @@ class RayRun:
         self._options = options
         self._stop = stop
         self._controller: Any = None
+        self._certificates = certificate_file(options.doors)
+        self._look_at = 0.0
+        self._renewals = 0
         self._log = logs.logger(run=name)
 
     @property
@@ -72,6 +76,12 @@ class RayRun:
             for line in table_changes(table, after):
                 self._log.info("table", number=after.number, change=line)
             table = after
+
+    def drain(self, seconds: float) -> None:
+        """Have probes find nobody ready, and requests answered, for so long or until a signal."""
+        if seconds > 0:
+            self._controller.drain.remote()
+            self._stop.rest(seconds)
 
     def end(self) -> None:
         """End all that was started, in order; in a Ray that is not ours, only what is ours."""
@@ -137,8 +147,11 @@ class RayRun:
         """A long poll of the controller, through its deaths. Raises Stopped on a signal."""
         while True:
             asked = getattr(self._controller, method).remote(known)
+            # One that was made anew has those of the start.
+            self._send_certificates()
             while not ray.wait([asked], timeout=_POLL_SECONDS)[0]:
                 self._stop.check()
+                self._look_at_certificates()
             try:
                 return ray.get(asked)
             except ActorDiedError as error:
@@ -147,6 +160,19 @@ class RayRun:
                 self._log.warning("no controller", error=str(error))
                 self._stop.check()
                 time.sleep(_POLL_SECONDS)
+
+    def _look_at_certificates(self) -> None:
+        now = time.monotonic()
+        if self._certificates is None or now < self._look_at:
+            return
+        self._look_at = now + LOOK_SECONDS
+        if self._certificates.is_renewed():
+            self._renewals += 1
+            self._send_certificates()
+
+    def _send_certificates(self) -> None:
+        if self._certificates is not None and self._renewals:
+            self._controller.renew.remote(self._renewals, self._certificates.latest)
 
 
 def _serve_runs() -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
+
+from shardserve.cluster.options import Application
 
 #: Between two attempts to end what is being started.
 _AGAIN_SECONDS = 0.5
@@ -36,3 +39,20 @@ class RouterApp:
             if self._deploying is None or nothing_can_follow:
                 return
             await asyncio.wait({self._deploying}, timeout=_AGAIN_SECONDS)
+
+
+def app_of(application: Application) -> RouterApp:
+    """What Serve is asked to start and to end for an application."""
+    return RouterApp(partial(_deploy, application), partial(_withdraw, application))
+
+
+def _deploy(application: Application) -> None:
+    from shardserve.cluster import serve_app  # noqa: PLC0415 (slow to import; the plan goes first)
+
+    serve_app.deploy(application)
+
+
+def _withdraw(application: Application) -> None:
+    from shardserve.cluster import serve_app  # noqa: PLC0415
+
+    serve_app.withdraw(application)

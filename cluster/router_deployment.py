@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,13 @@ from starlette.responses import Response
 
 from shardserve.batching.errors import ServingError, Unavailable
 from shardserve.cluster.catalog_table import CatalogTable
+from shardserve.cluster.controller_calls import ControllerCalls
 from shardserve.cluster.controller_loss import Contact, missed
+from shardserve.cluster.dead_runs import delete_soon, has_controller
 from shardserve.cluster.options import Application
-from shardserve.cluster.progress import Failure, failure_of
+from shardserve.cluster.progress import failure_of
 from shardserve.cluster.stream_actor import NAMESPACE
 from shardserve.router import logs
-from shardserve.shards.measures import Measure
-from shardserve.shards.model import ModelPlan
 
 if TYPE_CHECKING:
     from shardserve.cluster.ingress_requests import Encoded
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What a scrape waits for the shards' figures, rather than be without them.
-_MEASURES_SECONDS = 3.0
 #: Between two attempts to find the controller.
 _RETRY_SECONDS = 0.5
 #: What a router that goes waits for the controller to hear of it.
@@ -51,6 +49,8 @@ class Router:
 
     #: Whether there is anything to be closed.
     _is_there = False
+    #: The number of the certificates that the doors show.
+    _renewed = 0
 
     async def __init__(self, application: Application) -> None:  # type: ignore[misc]
         logs.configure()
@@ -69,8 +69,9 @@ class Router:
         from shardserve.cluster.ingress_requests import Ingress  # noqa: PLC0415 (TensorFlow)
         from shardserve.cluster.planned_version import PlannedVersion  # noqa: PLC0415
         from shardserve.cluster.router_models import RouterModels  # noqa: PLC0415
-        from shardserve.cluster.serving import Serving, start_runtime  # noqa: PLC0415
+        from shardserve.cluster.serving import Endpoints, start_runtime  # noqa: PLC0415
 
+        calls = ControllerCalls(self._controller)
         secret = await self._controller.secret.remote()
         doors = replace(application.doors, tls=await self._controller.tls.remote())
         runtime = start_runtime(doors, application.plan, application.warm_up, self._id)
@@ -78,15 +79,15 @@ class Router:
         self._changed = asyncio.Event()
         self._models = RouterModels(
             runtime.catalog,
-            lambda _, serving: PlannedVersion(serving, self._plan_of, secret, runtime),
+            lambda _, serving: PlannedVersion(serving, calls.plan, secret, runtime),
             self._tell,
         )
-        self._serving = Serving(runtime, self._reload, self._measures, self._collected)
-        self._ingress = Ingress(self._serving.rest, self._serving.prediction)
+        self._endpoints = Endpoints(runtime, calls.reload, calls.measures, calls.collected)
+        self._ingress = Ingress(self._endpoints.rest, self._endpoints.prediction)
         self._following = asyncio.ensure_future(self._follow())
         self._is_there = True
         await self._ready()
-        await self._serving.open()
+        await self._endpoints.open()
 
     async def _ready(self) -> None:
         while not (self._models.table.opens and self._models.is_ready):
@@ -123,19 +124,39 @@ class Router:
             contact = Contact()
             if table is None:
                 continue
-            if table.collect != self._models.table.collect:
-                snapshot = await self._metrics.snapshot()
-                self._controller.report_metrics.remote(self._id, table.collect, snapshot)
+            await self._heed(table)
             if table.number != known:
                 self._models.apply(table)
+
+    async def _heed(self, table: CatalogTable) -> None:
+        """Do what a table asks for besides serving its models."""
+        if table.collect != self._models.table.collect:
+            snapshot = await self._metrics.snapshot()
+            self._controller.report_metrics.remote(self._id, table.collect, snapshot)
+        if table.renewed > self._renewed:
+            await self._renew(table.renewed)
+        if table.draining:
+            await self._endpoints.drain()
+
+    async def _renew(self, number: int) -> None:
+        """Show the certificates that there are now. One that could not be had comes next time."""
+        try:
+            self._endpoints.renew(await self._controller.tls.remote())
+        except RayError as error:
+            logger.warning("no new certificates: %s", error)
+            return
+        except ServingError as error:
+            logger.error("certificates are not renewed, those before stay: %s", error.message)
+        self._renewed = number
 
     async def _missed(self, contact: Contact, error: RayError) -> Contact:
         if not contact.is_lost:
             logger.warning("no controller: %s", error)
-        is_known = await asyncio.to_thread(_is_known, self._name)
+        is_known = await asyncio.to_thread(has_controller, self._name)
         now = time.monotonic()
         contact = missed(contact, now, is_known=is_known)
         if contact.is_over(now):
+            await asyncio.to_thread(delete_soon, self._name)
             raise Unavailable(f"{self._name} is over: there is no controller any more")
         return contact
 
@@ -143,51 +164,15 @@ class Router:
         self._changed.set()
         self._controller.report_router.remote(self._id, self._models.report())
 
-    async def _plan_of(self, deployment: str) -> ModelPlan:
-        plan: ModelPlan = await self._controller.plan.remote(deployment)
-        return plan
-
-    async def _reload(self, config: Any) -> None:
-        asked = self._controller.reload.remote(config.SerializeToString())
-        try:
-            failure: Failure | None = await asked
-        except asyncio.CancelledError:
-            # The call would wait on in the controller, for nobody, for as long as a model needs.
-            ray.cancel(asked)
-            raise
-        except RayError as error:
-            raise Unavailable(f"the controller does not answer: {error}") from error
-        if failure is not None:
-            raise failure.error()
-
-    async def _measures(self) -> Sequence[Measure]:
-        """What the shards tell of themselves; nothing while the controller does not answer."""
-        try:
-            async with asyncio.timeout(_MEASURES_SECONDS):
-                measures: Sequence[Measure] = await self._controller.measures.remote()
-                return measures
-        except (RayError, TimeoutError) as error:
-            logger.warning("the controller does not tell of the shards: %s", error)
-            return ()
-
-    async def _collected(self) -> bytes:
-        """What all routers have counted together. Raises Unavailable without a controller."""
-        try:
-            async with asyncio.timeout(_MEASURES_SECONDS):
-                collected: bytes = await self._controller.collected.remote()
-                return collected
-        except (RayError, TimeoutError) as error:
-            raise Unavailable(f"the controller does not answer: {error}") from error
-
     @property
     def prediction(self) -> PredictionHandlers:
         """What RPCs are answered by."""
-        return self._serving.prediction
+        return self._endpoints.prediction
 
     async def leave(self) -> None:
         """Close the doors, free the models, and be waited for no more."""
         self._is_there = False
-        await self._serving.close()
+        await self._endpoints.close()
         self._following.cancel()
         await self._models.close()
         with suppress(RayError, TimeoutError):
@@ -239,14 +224,3 @@ class Router:
 
 def _import_tensorflow() -> None:
     from shardserve.cluster import ingress_requests, planned_version  # noqa: F401, PLC0415
-
-
-def _is_known(controller: str) -> bool:
-    """Whether Ray has an actor of that name, or is to make it anew. It blocks."""
-    try:
-        ray.get_actor(controller, NAMESPACE)
-    except ValueError:
-        return False
-    except RayError:  # Ray itself does not answer, so nothing is known.
-        return True
-    return True

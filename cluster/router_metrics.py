@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 
+from shardserve.cluster.broadcast import Broadcast
 from shardserve.router.metric_snapshot import Snapshot, summed, unpacked
 
 #: So many routers that have gone may still come back.
@@ -24,14 +25,14 @@ class RouterMetrics:
         self._past = Snapshot()
         #: Of the last that have gone, the oldest first: not in `_past` yet.
         self._gone: dict[str, Snapshot] = {}
-        self._changed = asyncio.Event()
+        self._changed = Broadcast()
 
     def reported(self, router: str, number: int, snapshot: bytes) -> None:
         """A router's answer to the question of that number. Raises DataLoss for what is none."""
         self._latest[router] = unpacked(snapshot)
         self._gone.pop(router, None)
         self._answered[router] = number
-        self._tell()
+        self._changed.send()
 
     def gone(self, router: str) -> None:
         """It will not answer any more; what it had counted stays."""
@@ -42,7 +43,7 @@ class RouterMetrics:
         while len(self._gone) > _REMEMBERED:
             oldest = self._gone.pop(next(iter(self._gone)))
             self._past = summed([self._past, oldest])
-        self._tell()
+        self._changed.send()
 
     async def collected(self, number: int, routers: Collection[str], seconds: float) -> bytes:
         """The sum, packed, when all of `routers` have answered a question, or as far as it is."""
@@ -53,7 +54,3 @@ class RouterMetrics:
         except TimeoutError:
             pass  # Of those that did not answer the last that they said counts.
         return summed([self._past, *self._gone.values(), *self._latest.values()]).packed()
-
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()

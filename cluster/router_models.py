@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from shardserve.cluster.catalog_table import CatalogTable, ModelEntry, Serving, catalog_of
 from shardserve.cluster.leases import RouterReport
 from shardserve.cluster.progress import Failure, failure_of
-from shardserve.cluster.router_steps import Drop, Follow, Has, Held, Load, shown_after, steps
+from shardserve.cluster.router_steps import Drop, Follow, Has, Held, TakeUp, shown_after, steps
 from shardserve.cluster.versions import VersionId
 from shardserve.router.catalog import Catalog
 from shardserve.router.servable import Servable
@@ -124,7 +124,7 @@ class RouterModels:
         dropped = []
         for step in steps(table, held, self._offered):
             match step:
-                case Load(version, serving):
+                case TakeUp(version, serving):
                     self._load(version, serving)
                 case Follow(version, serving):
                     self._follow(version, serving)

@@ -31,7 +31,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Load:
+class TakeUp:
     """Begin to load it. What there is of the same version serves until this does."""
 
     version: VersionId
@@ -53,7 +53,7 @@ class Drop:
     version: VersionId
 
 
-Step = Load | Follow | Drop
+Step = TakeUp | Follow | Drop
 
 
 def steps(
@@ -65,7 +65,7 @@ def steps(
     for version, serving in servings.items():
         mine = held.get(version)
         if mine is None or not _is_same(mine, serving):
-            found.append(Load(version, serving))
+            found.append(TakeUp(version, serving))
         elif mine.has is not Has.REFUSED:
             found.append(Follow(version, serving))
     gone = [version for version in held if version not in servings]

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from shardserve.cluster.broadcast import Broadcast
 from shardserve.cluster.leases import (
     Leases,
     RouterReport,
@@ -38,7 +39,7 @@ class RouterWatch:
         self._leases = Leases()
         self._expected = expected
         self._is_over = False
-        self._changed = asyncio.Event()
+        self._changed = Broadcast()
 
     @property
     def ids(self) -> frozenset[str]:
@@ -50,22 +51,22 @@ class RouterWatch:
         if router not in self._leases.reports:
             logger.info("router %s is there", router)
         self._leases.heard(router, report, time.monotonic())
-        self._tell()
+        self._changed.send()
 
     def left(self, router: str) -> None:
         """A router goes."""
         self._leases.left(router)
-        self._tell()
+        self._changed.send()
 
     def started(self) -> None:
         """From now on nobody is waited for who is not there."""
         self._expected = 0
-        self._tell()
+        self._changed.send()
 
     def end(self) -> None:
         """From now on nobody is waited for."""
         self._is_over = True
-        self._tell()
+        self._changed.send()
 
     async def expire(
         self,
@@ -85,7 +86,7 @@ class RouterWatch:
             for router in self._leases.expire(now()):
                 logger.warning("router %s is gone", router)
                 gone(router)
-                self._tell()
+                self._changed.send()
 
     async def loaded(self, version: VersionId, deployment: str) -> None:
         """Return when every router can answer for it. Raises what one cannot load it for."""
@@ -112,7 +113,3 @@ class RouterWatch:
     async def _until(self, done: Callable[[], bool]) -> None:
         while not (self._is_over or done()):
             await self._changed.wait()
-
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()

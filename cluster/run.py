@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 from dataclasses import dataclass, field
 
 from shardserve.cluster.model_options import ModelOptions
 from shardserve.cluster.options import Application, ManagerOptions, Models
+from shardserve.cluster.sessions import Sessions
+
+_NAME = re.compile("shardserve-[0-9a-f]{8}")
+
+
+def new_name() -> str:
+    """A name that no other run has: of its controller, and of its routers' application."""
+    return f"shardserve-{secrets.token_hex(4)}"
+
+
+def is_name(name: str) -> bool:
+    """Whether a run may be called so."""
+    return _NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -22,6 +37,11 @@ class Run:
     defaults: ModelOptions = ModelOptions()  # noqa: RUF009 (frozen)
     manager: ManagerOptions = field(default_factory=ManagerOptions)
     application: Application | None = None
+
+    @property
+    def sessions(self) -> Sessions:
+        """How TensorFlow's sessions are made, on whatever actor."""
+        return Sessions() if self.application is None else self.application.doors.sessions
 
     @property
     def routers(self) -> int:

@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
+from shardserve.cluster.dead_runs import delete_dead
 from shardserve.cluster.ingress import ADDERS
 from shardserve.cluster.options import Application
 from shardserve.cluster.placement import ROUTER_CPUS
@@ -25,9 +26,11 @@ _LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
 def deploy(application: Application) -> None:
     """Start Serve if it does not run, and the routers if they do not. Returns when they answer.
 
+    Routers of runs that are dead go first.
     Routers that run are left alone: they outlive the controller that started them.
     """
     serve.start(**_ingress(application), logging_config=_LOGGING)
+    delete_dead()
     if _is_running(application.name):
         return
     deployment = serve.deployment(Router).options(

@@ -17,24 +17,24 @@ from shardserve.cluster.options import Engine, ServeOptions
 from shardserve.cluster.quiet import quiet_tensorflow
 
 
-def serve_command(front: Front) -> Callable[..., None]:
+def serve_command(front: Front) -> Callable[..., int]:
     """The function of typer's command, with all flags of the server."""
 
     @takes(ServeFlags)
-    def serve(context: typer.Context, flags: ServeFlags) -> None:
+    def serve(context: typer.Context, flags: ServeFlags) -> int:
         """Serve models until Ctrl-C."""
         if flags.other.version:
             typer.echo("\n".join(version_lines()))
-            return
+            return 0
         console = Console(stderr=True)
         for argument in context.args:
             _say(console, f"unknown argument: {argument}")
         options, warnings = options_of(flags, given(context), front)
         for warning in warnings:
             _say(console, f"warning: {warning}")
-        _run(options, console)
+        return _run(options, console)
 
-    command: Callable[..., None] = serve
+    command: Callable[..., int] = serve
     return command
 
 
@@ -56,13 +56,12 @@ def _say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _run(options: ServeOptions, console: Console) -> None:
+def _run(options: ServeOptions, console: Console) -> int:
     if options.engine is Engine.LOCAL:
         with quiet_tensorflow():
             from shardserve.cluster import local_engine  # noqa: PLC0415
 
-        local_engine.serve(options, console)
-    else:
-        from shardserve.cluster import ray_engine  # noqa: PLC0415 (sets Ray's environment first)
+        return local_engine.serve(options, console)
+    from shardserve.cluster import ray_engine  # noqa: PLC0415 (sets Ray's environment first)
 
-        ray_engine.serve(options, console)
+    return ray_engine.serve(options, console)

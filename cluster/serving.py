@@ -14,6 +14,7 @@ from shardserve.batching.memory import settle_memory
 from shardserve.cluster.doors import doors_of, handler_options
 from shardserve.cluster.options import DoorOptions
 from shardserve.router.catalog import Catalog
+from shardserve.router.grpc_door import GrpcDoor
 from shardserve.router.handlers import Handlers
 from shardserve.router.metrics import Collected, Measured, Metrics, nothing_measured
 from shardserve.router.prediction import PredictionHandlers
@@ -21,6 +22,7 @@ from shardserve.router.reload import Reload, refuse_reload
 from shardserve.router.rest import Rest
 from shardserve.router.servable import Servable
 from shardserve.router.session import Parallelism, StageThreads, start_tensorflow
+from shardserve.router.tls import Tls
 from shardserve.router.tracing import traces_to
 from shardserve.router.warm_up import replay
 from shardserve.router.warm_up_options import WarmUpOptions
@@ -104,10 +106,11 @@ def start_runtime(
 
 def parallelism_of(doors: DoorOptions) -> Parallelism:
     """TensorFlow's own threads, as the flags say."""
-    return Parallelism(doors.intra_op_threads, doors.inter_op_threads, doors.session_config)
+    said = doors.sessions
+    return Parallelism(said.intra_op_threads, said.inter_op_threads, said.config)
 
 
-class Serving:
+class Endpoints:
     """The handlers of a process's models, and the doors that lead to them.
 
     `reload` takes new configurations. The metrics page is of what is `collected`, of all routers or
@@ -149,12 +152,24 @@ class Serving:
         for door in self._doors:
             await door.start()
 
+    def renew(self, tls: Tls) -> None:
+        """Show these certificates to clients from now on. Raises as the doors do."""
+        for door in self._doors:
+            door.renew(tls)
+
+    async def drain(self) -> None:
+        """Be ready no more, as probes and gRPC's health have it. Requests are answered still."""
+        self.rest.drain()
+        for door in self._doors:
+            if isinstance(door, GrpcDoor):
+                await door.drain()
+
     async def close(self) -> None:
         """Refuse new requests, and answer those that came in, for a few seconds at most.
 
         Logs and traces are written then. Once is enough.
         """
-        self.rest.drain()
+        await self.drain()
         await asyncio.gather(*(door.stop() for door in self._doors))
         traces, self._traces = self._traces, None
         if traces is not None:

@@ -20,6 +20,7 @@ from shardserve.cluster.placement import (
     shortage_of,
 )
 from shardserve.cluster.planning import Planner
+from shardserve.cluster.sessions import Sessions
 from shardserve.cluster.stage_placement import stage_bundles, stage_seats, stage_shortage
 from shardserve.cluster.stream_actor import Post
 from shardserve.cluster.uncancelled import on_thread
@@ -42,9 +43,18 @@ class Site:
     elsewhere a deployment has to fit beside what others, and `routers`, have.
     """
 
-    def __init__(self, run: str, secret: bytes, *, can_grow: bool, routers: int) -> None:
+    def __init__(
+        self,
+        run: str,
+        secret: bytes,
+        *,
+        can_grow: bool,
+        routers: int,
+        sessions: Sessions = Sessions(),  # noqa: B008 (frozen)
+    ) -> None:
         self.run = run
         self.secret = secret
+        self.sessions = sessions
         self.planner = Planner()
         self._can_grow = can_grow
         self._routers = routers

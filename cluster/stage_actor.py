@@ -6,7 +6,6 @@ All routers' requests for its regions, sequences and loops meet there.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import ray
 
 from shardserve.cluster.private_directory import socket_path
 from shardserve.cluster.routing import Routing
+from shardserve.cluster.sessions import Sessions
 from shardserve.cluster.stage_placement import StageSeat
 from shardserve.cluster.stream_actor import StreamActor
 from shardserve.cluster.table import RoutingTable
@@ -46,6 +46,7 @@ class StageSpec:
     plan: ModelPlan
     credentials: Credentials
     secret: bytes
+    sessions: Sessions
 
 
 class StageActor(StreamActor[StageSpec]):
@@ -53,7 +54,7 @@ class StageActor(StreamActor[StageSpec]):
 
     def serve(self, spec: StageSpec) -> RunningServer:
         """See `StreamActor.serve`."""
-        loaded = _load(spec.plan, spec.plan.stage_group(spec.seat.group))
+        loaded = _load(spec.plan, spec.plan.stage_group(spec.seat.group), spec.sessions)
         asked = self._controller.wait_for_routing.remote(self._deployment, -1)
         table: RoutingTable = ray.get(asked)
         socket = socket_path(spec.sockets, f"{_short(spec.seat.group)}-{spec.seat.replica}")
@@ -89,7 +90,7 @@ async def _next_table(controller: Any, deployment: str, known: int) -> RoutingTa
     return table
 
 
-def _load(plan: ModelPlan, group: StageGroup) -> LoadedStages:
+def _load(plan: ModelPlan, group: StageGroup, sessions: Sessions) -> LoadedStages:
     # Otherwise TensorFlow takes all of a GPU that others may have a part in.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     from shardserve.router.session import (  # noqa: PLC0415 (TensorFlow)
@@ -99,7 +100,7 @@ def _load(plan: ModelPlan, group: StageGroup) -> LoadedStages:
     )
     from shardserve.router.stage_loading import load_stages  # noqa: PLC0415
 
-    parallelism = Parallelism(intra_op_threads=max(1, math.ceil(group.num_cpus)))
+    parallelism = Parallelism(sessions.intra_op_threads, sessions.inter_op_threads, sessions.config)
     start_tensorflow(parallelism)
     # For as many batches as the device may find out that it should have in flight.
     threads = StageThreads(2 * (os.cpu_count() or 1))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import signal
+import time
+from collections.abc import Callable
 from types import FrameType
+
+_LOOK_SECONDS = 0.1
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
@@ -16,18 +20,34 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     return asked if is_ignored else (*asked, signal.SIGHUP)
 
 
+def status_of(number: int) -> int:
+    """The exit status of a server that a signal ended before it served, as a shell has it."""
+    return 128 + number
+
+
+def drain_after(number: int, seconds: float) -> float:
+    """How long to drain for a signal: SIGTERM is a scheduler's, and the others are a person's."""
+    return seconds if number == signal.SIGTERM else 0.0
+
+
 class Stopped(Exception):
-    """Somebody asked us to stop."""
+    """Somebody asked us to stop, by the signal `number`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number}")
+        self.number = number
 
 
 class StopSignals:
-    """Remembers that a signal came. For the main thread.
+    """Remembers which signal came first, and how many came. For the main thread.
 
-    A second signal changes nothing: what is ended in order leaves nothing behind.
+    A second one is no other question: what is ended in order leaves nothing behind. It only ends
+    what is waited for by `rest`.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._first: int | None = None
+        self._count = 0
         self.listen()
 
     def listen(self) -> None:
@@ -37,8 +57,18 @@ class StopSignals:
 
     def check(self) -> None:
         """Raise Stopped if a signal has come."""
-        if self._asked:
-            raise Stopped
+        if self._first is not None:
+            raise Stopped(self._first)
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
-        self._asked = True
+    def rest(self, seconds: float, pause: Callable[[float], None] = time.sleep) -> None:
+        """Return after so many seconds, or soon after a signal that comes meanwhile."""
+        known = self._count
+        for _ in range(int(seconds / _LOOK_SECONDS)):
+            if self._count != known:
+                return
+            pause(_LOOK_SECONDS)
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        self._count += 1
+        if self._first is None:
+            self._first = number

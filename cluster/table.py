@@ -25,11 +25,6 @@ class RoutingTable:
     stages: Mapping[str, tuple[Address | None, ...]] = field(default_factory=dict)
 
     @property
-    def is_servable(self) -> bool:
-        """Whether every shard, and every group of stage actors, has a replica."""
-        return all(any(replicas) for replicas in (*self.addresses, *self.stages.values()))
-
-    @property
     def is_complete(self) -> bool:
         """Whether every replica is there."""
         return all(address is not None for _, address in self.by_seat())
@@ -47,10 +42,6 @@ class RoutingTable:
         if isinstance(seat, StageSeat):
             return self.stages[seat.group][seat.replica]
         return self.addresses[seat.shard][seat.replica]
-
-    def missing(self) -> frozenset[AnySeat]:
-        """The seats without an address."""
-        return frozenset(seat for seat, address in self.by_seat() if address is None)
 
     def by_seat(self) -> Iterator[tuple[AnySeat, Address | None]]:
         """Every seat, and its address or None."""

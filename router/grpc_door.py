@@ -85,7 +85,7 @@ class GrpcDoor:
         self.port = port
         self._handlers = handlers
         self._options = options
-        self._credentials = None if options.tls is None else _credentials(options.tls)
+        self._certificates = None if options.tls is None else _Certificates(options.tls)
         self._profiler = profiler
         self._server: Any = None
         self._health = health.aio.HealthServicer()
@@ -114,9 +114,9 @@ class GrpcDoor:
 
     def _listen(self, server: Any, address: str) -> int:
         try:
-            if self._credentials is None:
+            if self._certificates is None:
                 return int(server.add_insecure_port(address))
-            return int(server.add_secure_port(address, self._credentials))
+            return int(server.add_secure_port(address, self._certificates.credentials()))
         except RuntimeError as error:
             raise Unavailable(f"cannot listen on {address}: {error}") from error
 
@@ -126,13 +126,25 @@ class GrpcDoor:
         for service in ("", *_SERVICES, *(name.rpartition(".")[2] for name in _SERVICES)):
             await self._health.set(service, serving)
 
+    def renew(self, tls: Tls) -> None:
+        """Show these certificates to who connects from now on. Raises as this class does.
+
+        Whether clients have to show one stays as it is.
+        """
+        assert self._certificates is not None, "a door in the clear stays so"
+        self._certificates.renew(tls)
+
+    async def drain(self) -> None:
+        """Answer NOT_SERVING to whoever asks for the health, or watches it; calls as before."""
+        await self._health.enter_graceful_shutdown()
+
     async def stop(self, grace: float = GRACE_SECONDS) -> None:
         """Refuse new calls; cancel those that are still in flight after `grace` seconds.
 
         Whoever watches the health is told first.
         """
         if self._server is not None:
-            await self._health.enter_graceful_shutdown()
+            await self.drain()
             await self._server.stop(grace)
             self._server = None
 
@@ -143,13 +155,35 @@ def _in_address(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _credentials(tls: Tls) -> Any:
+class _Certificates:
+    """The certificates of a door's ports, for gRPC's threads to fetch at each handshake."""
+
+    def __init__(self, tls: Tls) -> None:
+        self._latest = _configuration(tls)
+        self._client_verify = tls.client_verify
+
+    def renew(self, tls: Tls) -> None:
+        self._latest = _configuration(tls)
+
+    def credentials(self) -> Any:
+        """Those of one port: each has to fetch for itself what is new."""
+        fetched = first = self._latest
+
+        def fetch() -> Any:
+            nonlocal fetched
+            if fetched is self._latest:
+                return None
+            fetched = self._latest
+            return fetched
+
+        return grpc.dynamic_ssl_server_credentials(first, fetch, self._client_verify)
+
+
+def _configuration(tls: Tls) -> Any:
     # gRPC says neither what is wrong, nor before the port is bound.
     server_context(tls)
-    return grpc.ssl_server_credentials(
-        [(tls.server_key, tls.server_cert)],
-        root_certificates=tls.custom_ca or None,
-        require_client_auth=tls.client_verify,
+    return grpc.ssl_server_certificate_configuration(
+        [(tls.server_key, tls.server_cert)], root_certificates=tls.custom_ca or None
     )
 
 

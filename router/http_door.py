@@ -20,7 +20,7 @@ from shardserve.router.http_application import Answers, Application, ClientBound
 from shardserve.router.http_protocol import HttpProtocol
 from shardserve.router.listening import ANY_HOST, BACKLOG, listen
 from shardserve.router.tls import Tls
-from shardserve.router.tls_context import server_context
+from shardserve.router.tls_context import RenewableContext
 
 GRACE_SECONDS = 5.0
 
@@ -58,7 +58,7 @@ class HttpDoor:
             date_header=False,
         )
         self._server = uvicorn.Server(config)
-        self._tls = None if tls is None else server_context(tls)
+        self._tls = None if tls is None else RenewableContext(tls)
         self._sockets: list[socket.socket] = []
         self._ticking: asyncio.Task[None] | None = None
 
@@ -74,6 +74,11 @@ class HttpDoor:
         self._server.lifespan = config.lifespan_class(config)
         await self._server.startup(sockets=self._sockets)
         self._ticking = asyncio.create_task(self._server.main_loop())
+
+    def renew(self, tls: Tls) -> None:
+        """Show these certificates to who connects from now on. Raises as this class does."""
+        assert self._tls is not None, "a door in the clear stays so"
+        self._tls.renew(tls)
 
     async def stop(self, grace: float = GRACE_SECONDS) -> None:
         """Refuse new connections; cut requests that are still in flight after `grace` seconds."""

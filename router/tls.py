@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from shardserve.batching.errors import FailedPrecondition
+
 
 @dataclass(frozen=True)
 class Tls:
@@ -16,3 +18,9 @@ class Tls:
     server_cert: bytes
     custom_ca: bytes = b""
     client_verify: bool = False
+
+
+def check_renewal(before: Tls, after: Tls) -> None:
+    """Raise FailedPrecondition where doors that are open cannot change so."""
+    if before.client_verify != after.client_verify:
+        raise FailedPrecondition("client_verify is as it was at the start until the next start")

@@ -6,6 +6,7 @@ import os
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.router.tls import Tls
@@ -25,6 +26,28 @@ def server_context(tls: Tls) -> ssl.SSLContext:
     if tls.client_verify:
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+class RenewableContext(ssl.SSLContext):
+    """For a server whose certificates change while it listens: each handshake has the latest.
+
+    Connections that are open stay as they are. Raises as `server_context`.
+    """
+
+    _latest: ssl.SSLContext
+
+    def __new__(cls, tls: Tls) -> RenewableContext:
+        made = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+        made._latest = server_context(tls)
+        return made
+
+    def renew(self, tls: Tls) -> None:
+        """Use these from the next handshake on. Raises as `server_context`, and changes nothing."""
+        self._latest = server_context(tls)
+
+    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        """What an event loop makes of each connection."""
+        return self._latest.wrap_bio(*args, **kwargs)
 
 
 def _check_certificates(pem: bytes, name: str) -> None:

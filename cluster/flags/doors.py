@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from shardserve.batching.errors import InvalidArgument
-from shardserve.cluster.door_config import Monitoring, read_monitoring, read_tls
+from shardserve.cluster.certificates import read_certificates
+from shardserve.cluster.door_config import Monitoring, read_monitoring
 from shardserve.cluster.flags.group import flag, size
-from shardserve.cluster.flags.runtime import Sessions
 from shardserve.cluster.options import DoorOptions
-from shardserve.router.tls import Tls
-from shardserve.router.tls_context import server_context
+from shardserve.cluster.sessions import Sessions
 from shardserve.router.trace_collector import collector_of
 
 
@@ -87,6 +86,10 @@ class DoorFlags:
     enable_profiler: Annotated[
         bool, flag("TensorFlow's ProfilerService on gRPC, for TensorBoard.")
     ] = True
+    drain_seconds: Annotated[
+        float,
+        flag("After SIGTERM, how long requests are answered while probes get 503.", min=0),
+    ] = 3
     trace_endpoint: Annotated[
         str | None,
         flag(
@@ -104,11 +107,10 @@ def doors_of(flags: DoorFlags, sessions: Sessions, default_host: str) -> DoorOpt
         grpc_port=flags.port,
         rest_port=flags.rest_api_port,
         rest_timeout=flags.rest_api_timeout_in_ms / 1000.0,
-        intra_op_threads=sessions.intra_op_threads,
-        inter_op_threads=sessions.inter_op_threads,
-        session_config=sessions.config,
+        sessions=sessions,
         grpc_socket=flags.grpc_socket_path.removeprefix("unix:"),
-        tls=_tls(flags.ssl_config_file),
+        tls=None if flags.ssl_config_file is None else read_certificates(flags.ssl_config_file),
+        tls_file=flags.ssl_config_file,
         monitoring=_monitoring(flags.monitoring_config_file),
         cors=flags.rest_api_enable_cors_support,
         compress_from=flags.rest_api_compress_from,
@@ -117,6 +119,7 @@ def doors_of(flags: DoorFlags, sessions: Sessions, default_host: str) -> DoorOpt
         grpc_max_rpcs=flags.grpc_max_threads,
         grpc_channel_arguments=_channel_arguments(flags.grpc_channel_arguments),
         profiler=flags.enable_profiler,
+        drain_seconds=flags.drain_seconds,
         rest_max_requests=flags.rest_api_num_threads,
         trace_collector=collector_of(flags.trace_endpoint, os.environ),
     )
@@ -127,17 +130,6 @@ def warnings_of_doors(flags: DoorFlags, given: Collection[str]) -> list[str]:
     if "enable_grpc_healthcheck_service" in given and not flags.enable_grpc_healthcheck_service:
         return ["--enable_grpc_healthcheck_service=false: the health service is always there"]
     return []
-
-
-def _tls(path: Path | None) -> Tls | None:
-    if path is None:
-        return None
-    tls = read_tls(path)
-    try:
-        server_context(tls)
-    except InvalidArgument as error:
-        raise InvalidArgument(f"{path}: {error.message}") from None
-    return tls
 
 
 def _monitoring(path: Path | None) -> Monitoring:

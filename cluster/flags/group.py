@@ -60,12 +60,15 @@ def flags_of(group: type[Any]) -> Iterator[Flag]:
             yield _flag(field, hint, group.PANEL)
 
 
-def takes(groups: type[Any]) -> Callable[[Callable[[typer.Context, Any], None]], Any]:
-    """Make a command of a function: its flags are those of a dataclass of dataclasses of flags."""
+def takes(groups: type[Any]) -> Callable[[Callable[[typer.Context, Any], int | None]], Any]:
+    """Make a command of a function: its flags are those of a dataclass of dataclasses of flags.
 
-    def decorate(function: Callable[[typer.Context, Any], None]) -> Any:
-        def command(context: typer.Context, **values: Any) -> None:
-            function(context, _filled(groups, values))
+    What it returns is the exit status, if it is not None.
+    """
+
+    def decorate(function: Callable[[typer.Context, Any], int | None]) -> Any:
+        def command(context: typer.Context, **values: Any) -> int | None:
+            return function(context, _filled(groups, values))
 
         parameters = [_parameter("context", typer.Context)]
         parameters += [_parameter(f.name, _option(f), f.default) for f in flags_of(groups)]

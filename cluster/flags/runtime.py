@@ -11,6 +11,7 @@ from shardserve.batching.errors import InvalidArgument
 from shardserve.cluster.flags.batching import BatchingFlags, batching_of
 from shardserve.cluster.flags.group import flag
 from shardserve.cluster.quiet import quiet_tensorflow
+from shardserve.cluster.sessions import Sessions
 from shardserve.router.warm_up_options import WarmUpOptions
 from shardserve.shards.stages import BatchingOptions
 
@@ -76,15 +77,6 @@ class RuntimeFlags:
             metavar="FILE",
         ),
     ] = None
-
-
-@dataclass(frozen=True)
-class Sessions:
-    """How TensorFlow's sessions are made; `config` is a serialised ConfigProto."""
-
-    intra_op_threads: int = 0
-    inter_op_threads: int = -1
-    config: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from shardserve.cluster.ports import free_ports
 
 _READY = "until Ctrl-C"
 _END_SECONDS = 60.0
+_AT_ONCE = "--drain_seconds=0"
 _MARK = "SHARDSERVE_TEST_MARK"
 
 
@@ -39,6 +40,10 @@ class Server:
             if _READY in line:
                 return True
         return False
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process that was started alone, as a scheduler does."""
+        self.process.send_signal(number)
 
     def end(self, number: signal.Signals) -> int:
         """Send a signal to its whole process group, as a terminal does; the exit status."""
@@ -70,23 +75,24 @@ def _command(entry: Path) -> str:
 def server(base_path: Path, *flags: str) -> Iterator[Server]:
     """Start `shardserve serve` on a model called "m"; end it with the block, if it still runs.
 
-    Unless a layout says so, its tables are cut from 16 KB on.
+    Unless a layout says so, its tables are cut from 16 KB on. It drains only if it is told to.
     """
     cut = [] if any(flag.startswith("--layout=") for flag in flags) else ["--cut_threshold=16KB"]
     ports = free_ports(4)
     names = ("port", "rest_api_port", "serve_http_port", "serve_grpc_port")
     chosen = [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
     model = ("--model_name=m", f"--model_base_path={base_path}")
-    with _started(("-m", "shardserve", "serve", *model, *chosen, *cut, *flags), ports) as started:
+    words = ("-m", "shardserve", "serve", *model, *chosen, *cut, _AT_ONCE, *flags)
+    with _started(words, ports) as started:
         yield started
 
 
 @contextmanager
 def model_server(*flags: str) -> Iterator[Server]:
-    """Start `tensorflow_model_server`, without Ray; end it as `server` does."""
+    """Start `tensorflow_model_server`, without Ray; drain and end it as `server` does."""
     grpc, rest = free_ports(2)
     program = "from shardserve.cluster.cli import tensorflow_model_server as main; main()"
-    words = ("-c", program, f"--port={grpc}", f"--rest_api_port={rest}", *flags)
+    words = ("-c", program, f"--port={grpc}", f"--rest_api_port={rest}", _AT_ONCE, *flags)
     with _started(words, [grpc, rest, 0, 0]) as started:
         yield started
 

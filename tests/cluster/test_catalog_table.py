@@ -17,7 +17,7 @@ from shardserve.cluster.catalog_table import (
     following,
     table_changes,
 )
-from shardserve.cluster.lifecycle import Phase, VersionStatus
+from shardserve.cluster.lifecycle import Life, VersionStatus
 from shardserve.cluster.model_views import ModelView
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.router_steps import Drop, Has, Held, steps
@@ -37,14 +37,14 @@ def view(*statuses: VersionStatus, settled: bool = True) -> ModelView:
     return ModelView({one.version: one for one in statuses}, is_settled=settled)
 
 
-@given(st.sampled_from(Phase))
-def test_every_phase_is_a_state_that_clients_know(phase: Phase) -> None:
+@given(st.sampled_from(Life))
+def test_every_phase_is_a_state_that_clients_know(phase: Life) -> None:
     models = entries({"m": view(VersionStatus(1, "", phase))}, {})
     assert models["m"].versions[1].state in State
 
 
 def test_a_version_that_ended_in_error_says_why() -> None:
-    ended = VersionStatus(1, "", Phase.ENDED, error=DataLoss("variables.index: cut off"))
+    ended = VersionStatus(1, "", Life.ENDED, error=DataLoss("variables.index: cut off"))
     entry = entries({"m": view(ended)}, {})["m"].versions[1]
     assert entry == VersionEntry(State.END, Code.DATA_LOSS, "variables.index: cut off")
 
@@ -100,7 +100,7 @@ def test_changes_name_the_version_and_the_actor() -> None:
 
 def test_a_load_that_is_cancelled_is_on_its_way_no_more() -> None:
     """Or routers that have it, and were asked for it already, would keep it."""
-    cancelled = VersionStatus(1, "", Phase.LOADING, is_wanted=False, cancelled=True)
+    cancelled = VersionStatus(1, "", Life.LOADING, is_wanted=False, cancelled=True)
     table = CatalogTable(1, entries({"m": view(cancelled, settled=False)}, {}))
     assert table.models["m"].versions[1].state is State.UNLOADING
     assert steps(table, {ONE: Held("d", "f", Has.LOADED)}, {ONE}) == [Drop(ONE)]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import ray
@@ -20,11 +20,12 @@ from shardserve.cluster.control_plane import ControlPlane
 from shardserve.cluster.leases import RouterReport
 from shardserve.cluster.model_config import ModelConfig
 from shardserve.cluster.options import ManagerOptions, Models
-from shardserve.cluster.run import Run
+from shardserve.cluster.run import Run, new_name
 from shardserve.cluster.versions import VersionId
 from shardserve.router.catalog import State
+from shardserve.router.tls import Tls
 from tests.cluster.runs import SECRET
-from tests.versioned_models import export
+from tests.versioned_models import config_text, export, model_text
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -38,8 +39,14 @@ async def plane_of(
     *configs: ModelConfig, manager: ManagerOptions = UNPOLLED
 ) -> AsyncIterator[ControlPlane]:
     """Of a run without routers of its own."""
-    name = f"test-{secrets.token_hex(4)}"
-    plane = ControlPlane(Run(name, Models(configs), False, manager=manager), SECRET)
+    run = Run(new_name(), Models(configs), False, manager=manager)
+    async with ended(ControlPlane(run, SECRET)) as plane:
+        yield plane
+
+
+@asynccontextmanager
+async def ended(plane: ControlPlane) -> AsyncIterator[ControlPlane]:
+    """End it with the block."""
     try:
         yield plane
     finally:
@@ -74,6 +81,71 @@ async def test_a_reload_is_answered_when_every_router_follows_what_it_says(tmp_p
         assert not reloading.done()
         plane.routers.heard("router", RouterReport(2, applied=plane.catalog.latest.number))
         assert await reloading is None
+
+
+async def test_what_ends_a_controller_is_told_by_its_next_life(tmp_path: Path) -> None:
+    died = asyncio.Event()
+    # What no flag lets through: who polls the file fails as nobody expects.
+    broken = Models((), config_file=tmp_path / "models", poll_seconds=cast(float, "often"))
+    first = Run(new_name(), broken, False, manager=UNPOLLED)
+    async with asyncio.timeout(FOREVER), ended(ControlPlane(first, SECRET, died.set)):
+        await died.wait()
+        async with ended(ControlPlane(replace(first, models=Models(())), SECRET)) as second:
+            table = await second.table(-1, FOREVER)
+            assert table is not None
+            while not table.opens:
+                table = await second.table(table.number, FOREVER)
+                assert table is not None
+            (problem,) = table.problems
+            assert problem.startswith("the controller was made anew: TypeError: ")
+
+
+async def test_what_ends_a_first_start_is_told_to_who_waits_for_it() -> None:
+    died: list[None] = []
+    broken = replace(UNPOLLED, poll_seconds=cast(float, "often"))
+    run = Run(new_name(), Models(()), False, manager=broken)
+    plane = ControlPlane(run, SECRET, lambda: died.append(None))
+    async with asyncio.timeout(FOREVER), ended(plane):
+        start = plane.start.latest
+        while start.failure is None:
+            start = await plane.start.wait(start.number, FOREVER)
+        assert start.failure.message.startswith("TypeError: ")
+        assert not died
+
+
+async def test_the_file_that_was_followed_last_counts_after_a_controllers_death(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "models"
+    file.write_text(config_text(model_text("last", tmp_path / "last")))
+    run = Run(
+        new_name(),
+        Models((), config_file=file, poll_seconds=0.01),
+        False,
+        manager=UNPOLLED,
+    )
+    async with asyncio.timeout(FOREVER), ended(ControlPlane(run, SECRET)) as first:
+        table = await first.table(-1, FOREVER)
+        while table is None or "last" not in table.models:
+            table = await first.table(-1 if table is None else table.number, FOREVER)
+        await first._manager.abandon()
+        while first._memory.followed is None:
+            await asyncio.to_thread(int)
+        file.write_text("model_config_list {")
+        async with ended(ControlPlane(run, SECRET)) as second:
+            found = await second.table(-1, FOREVER)
+            assert found is not None
+            assert set(found.models) == {"last"}
+
+
+async def test_routers_are_told_of_certificates_once() -> None:
+    async with plane_of() as plane:
+        first, second = Tls(b"key", b"first"), Tls(b"key", b"second")
+        plane.renew(1, first)
+        plane.renew(1, second)
+        assert (plane.catalog.latest.renewed, plane.tls) == (1, first)
+        plane.renew(2, second)
+        assert (plane.catalog.latest.renewed, plane.tls) == (2, second)
 
 
 async def test_a_load_that_is_cancelled_late_ends_when_routers_have_dropped_it(

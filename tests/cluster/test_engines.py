@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -33,7 +34,8 @@ SECONDS = 30.0
 
 @pytest.fixture(scope="module")
 def on_ray(tiny_dlrm: Path) -> Iterator[Server]:
-    with server(tiny_dlrm, "--shards=2", "--replicas=2", "--routers=2") as started:
+    flags = ("--shards=2", "--replicas=2", "--routers=2", "--drain_seconds=60")
+    with server(tiny_dlrm, *flags) as started:
         assert started.is_ready(), started.said
         yield started
 
@@ -251,9 +253,37 @@ def test_a_client_that_hangs_up_costs_the_others_nothing(
     np.testing.assert_allclose(answer, expected, rtol=1e-5)
 
 
-def test_ctrl_c_ends_every_process_of_the_ray_engine(tiny_dlrm: Path, on_ray: Server) -> None:
+def until_it_drains(started: Server, port: int) -> None:
+    """Return when a probe finds that the server is about to go."""
+    url = f"http://127.0.0.1:{port}/health/ready"
+    while (found := http(url, "GET", None))[0] == 200:
+        assert started.process.poll() is None
+    assert found[0] == 503
+    assert json.loads(found[2]) == {"ready": False, "draining": True, "missing": []}
+
+
+def health(port: int) -> int:
+    """As gRPC's health service says it."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS).status)
+
+
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def test_routers_that_are_to_go_say_so_and_answer_until_a_second_signal_ends_all_processes(
+    on_ray: Server, example: tuple[list[dict[str, Any]], Any]
+) -> None:
     """The last test of this server: the terminal signals Ray's processes, too."""
     assert len(on_ray.descendants()) > 10
+    assert health(on_ray.grpc) != NOT_SERVING
+
+    on_ray.signal(signal.SIGTERM)
+    for port in (on_ray.rest, on_ray.ingress_http):
+        until_it_drains(on_ray, port)
+        answer = predict_over_rest(f"127.0.0.1:{port}", "m", example[0])
+        np.testing.assert_allclose(answer, example[1], rtol=1e-5)
 
     assert on_ray.end(signal.SIGINT) == 0
 
@@ -281,7 +311,7 @@ def test_ctrl_c_while_ray_starts_leaves_no_process(tiny_dlrm: Path) -> None:
         assert started.process.stderr is not None
         assert "starting Ray" in started.process.stderr.readline()
 
-        assert started.end(signal.SIGINT) == 0
+        assert started.end(signal.SIGINT) == 130
         assert started.descendants() == []
 
 
@@ -294,12 +324,31 @@ def hangs_up() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hangs_up")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_local_engine(tiny_dlrm: Path, number: signal.Signals) -> None:
-    with server(tiny_dlrm, "--engine=local") as started:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_persons_signal_ends_the_local_engine_at_once(
+    tiny_dlrm: Path, number: signal.Signals
+) -> None:
+    with server(tiny_dlrm, "--engine=local", "--drain_seconds=1000") as started:
         assert started.is_ready(), started.said
 
         assert started.end(number) == 0
+        assert started.descendants() == []
+
+
+def test_the_local_engine_drains_after_sigterm_and_a_second_signal_ends_that(
+    tiny_dlrm: Path, example: tuple[list[dict[str, Any]], Any]
+) -> None:
+    with server(tiny_dlrm, "--engine=local", "--drain_seconds=1000") as started:
+        assert started.is_ready(), started.said
+        assert health(started.grpc) != NOT_SERVING
+
+        started.signal(signal.SIGTERM)
+        until_it_drains(started, started.rest)
+        assert health(started.grpc) == NOT_SERVING
+        answer = predict_over_rest(f"127.0.0.1:{started.rest}", "m", example[0])
+        np.testing.assert_allclose(answer, example[1], rtol=1e-5)
+
+        assert started.end(signal.SIGTERM) == 0
         assert started.descendants() == []
 
 
@@ -314,7 +363,7 @@ def test_a_signal_ends_the_local_engine_though_a_load_cannot_be_interrupted(
     with server(tmp_path / "m", "--engine=local") as started:
         # It is open once the server reads there, and no byte comes, as from a disk that hangs.
         with index.open("wb"):
-            assert started.end(signal.SIGTERM) == 0
+            assert started.end(signal.SIGTERM) == 143
 
         assert started.descendants() == []
         assert "stopping" in started.said

@@ -114,7 +114,7 @@ def test_every_flag_of_the_original_is_taken_at_once() -> None:
         ("grpc.max_connection_age_ms", 2000),
         ("grpc.lb_policy_name", "x"),
     )
-    assert (doors.intra_op_threads, doors.inter_op_threads) == (2, 0)
+    assert (doors.sessions.intra_op_threads, doors.sessions.inter_op_threads) == (2, 0)
     assert taken.manager.retries == Retries(3, 1.0)
     assert (taken.manager.loads, taken.manager.poll_seconds) == (2, 2.0)
     assert taken.manager.allow_labels_for_unavailable
@@ -252,7 +252,7 @@ def test_resource_preserving_is_a_flag_of_ours() -> None:
 def test_threads_of_sessions_may_be_said_together_or_one_by_one_but_not_both() -> None:
     def threads(*words: str) -> tuple[int, int]:
         doors = options(*words).doors
-        return doors.intra_op_threads, doors.inter_op_threads
+        return doors.sessions.intra_op_threads, doors.sessions.inter_op_threads
 
     both, intra, inter = (
         f"--tensorflow_{kind}_parallelism=3" for kind in ("session", "intra_op", "inter_op")
@@ -273,19 +273,19 @@ def test_a_session_config_is_read_and_flags_count_before_it(tmp_path: Path) -> N
     flag = f"--tensorflow_session_config_file={file}"
 
     doors = options(flag, "--per_process_gpu_memory_fraction=0.5").doors
-    config = config_pb2.ConfigProto.FromString(doors.session_config)
+    config = config_pb2.ConfigProto.FromString(doors.sessions.config)
 
-    assert (doors.intra_op_threads, doors.inter_op_threads) == (7, -1)
+    assert (doors.sessions.intra_op_threads, doors.sessions.inter_op_threads) == (7, -1)
     assert config.isolate_session_state
     assert config.gpu_options.per_process_gpu_memory_fraction == 0.5
-    assert options(flag, "--tensorflow_intra_op_parallelism=2").doors.intra_op_threads == 2
+    assert options(flag, "--tensorflow_intra_op_parallelism=2").doors.sessions.intra_op_threads == 2
 
 
 def test_bfloat16_is_asked_of_tensorflow() -> None:
     from tensorflow.core.protobuf import config_pb2
 
     config = config_pb2.ConfigProto.FromString(
-        options("--mixed_precision=bfloat16").doors.session_config
+        options("--mixed_precision=bfloat16").doors.sessions.config
     )
     assert config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 == 1
 
@@ -316,7 +316,7 @@ def test_a_platform_file_stands_for_the_flags_of_tensorflow_and_batching(tmp_pat
     assert batching is not None
     assert batching.max_batch_size == 64
     assert taken.defaults.plan.tags == ("gpu",)
-    assert taken.doors.inter_op_threads == 5
+    assert taken.doors.sessions.inter_op_threads == 5
     assert not taken.warm_up.enabled
     assert warnings == [
         f"--saved_model_tags: ignored, as {file} says it",

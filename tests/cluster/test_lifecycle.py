@@ -11,9 +11,9 @@ from shardserve.batching.errors import Code, Unavailable, error_of
 from shardserve.cluster.lifecycle import (
     PASSING,
     CancelLoad,
+    Life,
     Lifecycle,
     Load,
-    Phase,
     Retries,
     Unload,
     WakeAt,
@@ -101,9 +101,9 @@ class Programs(RuleBasedStateMachine):
     @invariant()
     def it_knows_what_is_so(self) -> None:
         phases = {v: s.phase for v, s in self.lifecycle.versions.items()}
-        assert {v for v, p in phases.items() if p is Phase.LOADING} == self.loading
-        assert {v for v, p in phases.items() if p is Phase.READY} == self.ready
-        assert {v for v, p in phases.items() if p is Phase.UNLOADING} == self.unloading
+        assert {v for v, p in phases.items() if p is Life.LOADING} == self.loading
+        assert {v for v, p in phases.items() if p is Life.READY} == self.ready
+        assert {v for v, p in phases.items() if p is Life.UNLOADING} == self.unloading
         assert len(self.loading) <= self.parallel
 
     @invariant()
@@ -127,7 +127,7 @@ class Programs(RuleBasedStateMachine):
             self.now += 10.0
             self.do(self.lifecycle.tick(self.now))
         given_up = {
-            v for v, s in self.lifecycle.versions.items() if s.is_wanted and s.phase is Phase.ENDED
+            v for v, s in self.lifecycle.versions.items() if s.is_wanted and s.phase is Life.ENDED
         }
         left = self.ready - set(self.wanted)
         assert self.ready - left == set(self.wanted) - given_up
@@ -186,7 +186,7 @@ def test_a_failed_load_is_tried_again_after_the_interval_and_then_given_up() -> 
     assert lifecycle.tick(65.0) == [Load(1)]
     assert lifecycle.failed(1, Unavailable("disk"), 70.0) == []
     status = lifecycle.versions[1]
-    assert status.phase is Phase.ENDED
+    assert status.phase is Life.ENDED
     assert status.error is not None
     assert status.error.message == "disk"
 
@@ -239,7 +239,7 @@ def test_only_what_may_pass_by_itself_is_tried_again(code: Code) -> None:
 
     passing = code in PASSING or code is Code.OK  # What has no code is UNKNOWN.
     assert actions == ([WakeAt(11.0)] if passing else [])
-    assert lifecycle.versions[1].phase is (Phase.RETRYING if passing else Phase.ENDED)
+    assert lifecycle.versions[1].phase is (Life.RETRYING if passing else Life.ENDED)
 
 
 def test_what_failed_for_good_is_tried_again_when_its_files_change() -> None:
@@ -259,7 +259,7 @@ def test_the_newest_of_the_versions_that_have_gone_are_remembered() -> None:
             assert isinstance(action, Unload)
             lifecycle.unloaded(action.version, 0.0)
     phases = {number: one.phase for number, one in lifecycle.versions.items()}
-    assert phases == {3: Phase.ENDED, 4: Phase.ENDED, 5: Phase.READY}
+    assert phases == {3: Life.ENDED, 4: Life.ENDED, 5: Life.READY}
 
 
 def test_a_version_that_failed_is_remembered_with_its_files_while_it_is_there() -> None:

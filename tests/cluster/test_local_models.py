@@ -25,6 +25,8 @@ from shardserve.cluster.local_engine import LocalServer
 from shardserve.cluster.model_config import All, ModelConfig, parse_model_config
 from shardserve.cluster.model_options import ModelOptions
 from shardserve.cluster.options import DoorOptions, Engine, ManagerOptions, Models, ServeOptions
+from shardserve.cluster.progress import Start
+from shardserve.cluster.versions import VersionId
 from shardserve.router.catalog import State
 from shardserve.shards.model import PlanOptions
 from shardserve.shards.stages import BatchingOptions
@@ -83,7 +85,7 @@ async def served(
     try:
         async with asyncio.timeout(40.0):
             await server.start()
-            yield Served(server.serving.prediction, server=server)
+            yield Served(server.endpoints.prediction, server=server)
     finally:
         await server.close()
 
@@ -111,6 +113,24 @@ async def test_a_version_that_comes_is_served_and_the_one_before_answers_until_t
         await client.until("m", {1: State.END, 2: State.AVAILABLE})
         with pytest.raises(NotFound, match="Specific"):
             await client.ask("m", version=1)
+
+
+async def test_progress_is_shown_until_the_start_is_over(tmp_path: Path) -> None:
+    export(tmp_path / "m", 1, 10.0)
+    shown: list[Start] = []
+    options = replace(OPTIONS, models=Models((config_of(tmp_path / "m"),)))
+    server = LocalServer(options, shown.append)
+    try:
+        async with asyncio.timeout(40.0):
+            await server.start()
+            assert VersionId("m", 1) in shown[-1].versions
+            shown.clear()
+            export(tmp_path / "m", 2, 20.0)
+            client = Served(server.endpoints.prediction, server=server)
+            await client.until("m", {1: State.END, 2: State.AVAILABLE})
+            assert not shown
+    finally:
+        await server.close()
 
 
 async def test_versions_that_go_end_and_one_that_comes_back_is_loaded_again(tmp_path: Path) -> None:
@@ -146,7 +166,7 @@ async def test_requests_that_have_begun_end_before_their_version_is_freed(tmp_pa
     export(tmp_path / "m", 1, 10.0)
     async with served([config_of(tmp_path / "m")]) as client:
         assert client.server is not None
-        catalog = client.server.serving.catalog
+        catalog = client.server.endpoints.catalog
         request = catalog.enter()
         export(tmp_path / "m", 2, 20.0)
         await client.until("m", {1: State.UNLOADING, 2: State.AVAILABLE})
@@ -164,7 +184,7 @@ async def test_a_model_whose_base_path_is_missing_is_waited_for_and_stalls_nobod
     said: list[str] = []
     options = replace(OPTIONS, models=replace(OPTIONS.models, configs=tuple(configs)))
     server = LocalServer(options, lambda start: said.extend(start.warnings))
-    client = Served(server.serving.prediction, server=server)
+    client = Served(server.endpoints.prediction, server=server)
     starting = asyncio.ensure_future(server.start())
     try:
         async with asyncio.timeout(40.0):

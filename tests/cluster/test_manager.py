@@ -16,8 +16,8 @@ from shardserve.batching.errors import (
 )
 from shardserve.cluster.base_paths import Found, look
 from shardserve.cluster.configured import ConfiguredModel, Wanted
-from shardserve.cluster.lifecycle import Phase, Retries
-from shardserve.cluster.manager import Manager
+from shardserve.cluster.lifecycle import Life, Retries
+from shardserve.cluster.manager import KEPT_MODELS, Manager
 from shardserve.cluster.model_config import All, ModelConfig
 from shardserve.cluster.model_options import ModelOptions
 from shardserve.cluster.model_views import warnings_of
@@ -66,11 +66,18 @@ async def until(condition) -> None:
             await asyncio.sleep(0)
 
 
+async def closed(manager: Manager) -> None:
+    """End it as a server ends: nothing is configured, all versions go, and nothing follows."""
+    await manager.configure([])
+    await until(lambda: not any(available(manager).values()))
+    await manager.abandon()
+
+
 async def test_what_is_configured_is_served_when_configure_returns(tmp_path) -> None:
     manager = Manager(Deployer(), OPTIONS)
     await manager.configure([model(tmp_path, "a", 1, 2), model(tmp_path, "b", 7, policy=All())])
     assert available(manager) == {"a": {2}, "b": {7}}
-    await manager.close()
+    await closed(manager)
     assert available(manager) == {"a": set(), "b": set()}
 
 
@@ -83,7 +90,7 @@ async def test_a_new_version_is_ready_before_the_old_one_goes(tmp_path) -> None:
     await until(lambda: available(manager) == {"a": {2}})
     await until(lambda: ("unload", "a", 1) in deployer.calls)
     assert deployer.calls == [("load", "a", 1), ("load", "a", 2), ("unload", "a", 1)]
-    await manager.close()
+    await closed(manager)
 
 
 async def test_a_model_without_a_base_path_stalls_nobody_else(tmp_path) -> None:
@@ -96,7 +103,7 @@ async def test_a_model_without_a_base_path_stalls_nobody_else(tmp_path) -> None:
     await manager.poll()
     await configuring
     assert available(manager) == {"missing": {3}, "there": {1}}
-    await manager.close()
+    await closed(manager)
 
 
 async def test_a_base_path_that_vanishes_takes_nothing_from_what_is_served(tmp_path) -> None:
@@ -106,7 +113,7 @@ async def test_a_base_path_that_vanishes_takes_nothing_from_what_is_served(tmp_p
     config.config.base_path.rename(tmp_path / "moved")
     await manager.poll()
     assert available(manager) == {"a": {1}}
-    await manager.close()
+    await closed(manager)
 
 
 async def test_a_model_whose_versions_all_fail_is_reported_and_the_others_are_served(
@@ -123,10 +130,10 @@ async def test_a_model_whose_versions_all_fail_is_reported_and_the_others_are_se
     )
     assert available(manager)["ok"] == {1}
     status = manager.models["m"].versions[3]
-    assert status.phase is Phase.ENDED
+    assert status.phase is Life.ENDED
     assert status.error is not None
     assert status.error.code is Code.UNAVAILABLE
-    await manager.close()
+    await closed(manager)
 
 
 async def test_a_failed_load_is_tried_again(tmp_path) -> None:
@@ -139,7 +146,7 @@ async def test_a_failed_load_is_tried_again(tmp_path) -> None:
     deployer.failing.clear()
     await configuring
     assert available(manager) == {"a": {1}}
-    await manager.close()
+    await closed(manager)
 
 
 async def test_a_load_that_is_wanted_no_more_is_cancelled(tmp_path) -> None:
@@ -150,12 +157,12 @@ async def test_a_load_that_is_wanted_no_more_is_cancelled(tmp_path) -> None:
     await until(lambda: deployer.attempts)
     (tmp_path / "a" / "1").rmdir()
     await manager.poll()
-    await until(lambda: manager.models["a"].versions[1].phase is Phase.ENDED)
+    await until(lambda: manager.models["a"].versions[1].phase is Life.ENDED)
     model(tmp_path, "a", 2)
     await manager.poll()
     await configuring
     assert available(manager) == {"a": {2}}
-    await manager.close()
+    await closed(manager)
 
 
 async def test_a_reload_replaces_the_configuration_whole(tmp_path) -> None:
@@ -166,7 +173,7 @@ async def test_a_reload_replaces_the_configuration_whole(tmp_path) -> None:
     with pytest.raises(InvalidArgument, match="platform"):
         await manager.configure([model(tmp_path, "b", platform="onnx")])
     assert available(manager)["c"] == {1}
-    await manager.close()
+    await closed(manager)
 
 
 async def test_labels_are_assigned_after_their_versions_have_loaded(tmp_path) -> None:
@@ -177,7 +184,7 @@ async def test_labels_are_assigned_after_their_versions_have_loaded(tmp_path) ->
     with pytest.raises(FailedPrecondition, match="version 3 of model a"):
         await manager.configure([model(tmp_path, "a", policy=All(), labels={"stable": 3})])
     assert manager.models["a"].labels == {"stable": 1, "canary": 2}
-    await manager.close()
+    await closed(manager)
 
 
 async def test_no_more_versions_load_at_once_than_is_allowed(tmp_path) -> None:
@@ -195,7 +202,7 @@ async def test_no_more_versions_load_at_once_than_is_allowed(tmp_path) -> None:
         event.set()
     await configuring
     await until(lambda: available(manager) == {"a": {1, 2, 3}, "b": {1, 2, 3}})
-    await manager.close()
+    await closed(manager)
 
 
 async def test_every_change_is_told(tmp_path) -> None:
@@ -208,13 +215,13 @@ async def test_every_change_is_told(tmp_path) -> None:
         ),
     )
     await manager.configure([model(tmp_path, "a", 1)])
-    await manager.close()
+    await closed(manager)
     phases = [one["a"] for one in told if one]
     assert list(dict.fromkeys(phases)) == [
-        Phase.LOADING,
-        Phase.READY,
-        Phase.UNLOADING,
-        Phase.ENDED,
+        Life.LOADING,
+        Life.READY,
+        Life.UNLOADING,
+        Life.ENDED,
     ]
 
 
@@ -228,7 +235,7 @@ async def test_a_newer_configuration_overtakes_one_that_is_still_waited_for(tmp_
         await first
     assert available(manager) == {"missing": set(), "there": {1}}
     assert not manager.models["missing"].is_configured
-    await manager.close()
+    await closed(manager)
 
 
 async def test_the_same_configuration_again_overtakes_nobody(tmp_path) -> None:
@@ -239,7 +246,7 @@ async def test_the_same_configuration_again_overtakes_nobody(tmp_path) -> None:
     model(tmp_path, "missing", 1)
     await manager.poll()
     await asyncio.gather(*both)
-    await manager.close()
+    await closed(manager)
 
 
 async def test_a_reload_can_bring_a_version_and_its_label(tmp_path) -> None:
@@ -248,7 +255,7 @@ async def test_a_reload_can_bring_a_version_and_its_label(tmp_path) -> None:
     both = model(tmp_path, "a", policy=All(), labels={"stable": 2, "old": 1})
     await manager.configure([both])
     assert manager.models["a"].labels == {"stable": 2, "old": 1}
-    await manager.close()
+    await closed(manager)
 
 
 async def test_a_model_that_failed_before_fails_no_later_configuration(tmp_path) -> None:
@@ -260,7 +267,7 @@ async def test_a_model_that_failed_before_fails_no_later_configuration(tmp_path)
         await manager.configure([broken])
     await manager.configure([broken, model(tmp_path, "ok", 1)])
     assert available(manager) == {"m": set(), "ok": {1}}
-    await manager.close()
+    await closed(manager)
 
 
 async def test_problems_and_attempts_that_failed_are_told_to_whoever_waits(tmp_path) -> None:
@@ -275,7 +282,7 @@ async def test_problems_and_attempts_that_failed_are_told_to_whoever_waits(tmp_p
     assert str(tmp_path / "missing") in missing
     assert late == "late version 1 cannot be loaded, and will be tried again: not yet"
     configuring.cancel()
-    await manager.close()
+    await closed(manager)
 
 
 async def test_a_watcher_that_fails_ends_the_wait_and_does_not_stall_it(tmp_path) -> None:
@@ -288,6 +295,49 @@ async def test_a_watcher_that_fails_ends_the_wait_and_does_not_stall_it(tmp_path
         async with asyncio.timeout(10):
             await manager.configure([model(tmp_path, "a", 1)])
     await manager.abandon()
+
+
+async def test_of_models_that_are_configured_no_more_the_last_are_remembered(tmp_path) -> None:
+    manager = Manager(Deployer(), OPTIONS)
+    names = [f"m{number}" for number in range(KEPT_MODELS + 3)]
+    for name in names:
+        await manager.configure([model(tmp_path, name, 1)])
+        await until(lambda: sum(map(bool, available(manager).values())) == 1)
+    again = names[2]
+    await manager.configure([model(tmp_path, again, 1)])
+    await until(lambda: available(manager)[names[-1]] == set())
+    await manager.configure([])
+
+    kept = {*names[3:], again}
+    assert len(kept) == KEPT_MODELS + 1
+    await until(lambda: available(manager)[again] == set())
+    await manager.configure([model(tmp_path, "new", 1)])
+    assert set(manager.models) == {*names[4:], again, "new"}
+    for name in names[4:]:
+        assert manager.models[name].versions[1].phase is Life.ENDED
+    assert len(manager._looks._latest) <= KEPT_MODELS + 1
+    await closed(manager)
+
+
+async def test_a_label_whose_version_goes_is_told_once_and_one_that_moves_is_not(
+    tmp_path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = Manager(Deployer(), OPTIONS)
+    await manager.configure(
+        [model(tmp_path, "a", 1, policy=All(), labels={"stable": 1, "fixed": 1})]
+    )
+    model(tmp_path, "a", 2)
+    labels = {"stable": 2, "fixed": 1}
+    await manager.configure([model(tmp_path, "a", policy=All(), labels=labels)])
+    assert "label" not in caplog.text
+
+    (tmp_path / "a" / "1").rmdir()
+    for _ in range(3):
+        await manager.poll()
+    await until(lambda: available(manager) == {"a": {2}})
+    (told,) = [record.getMessage() for record in caplog.records if "label" in record.getMessage()]
+    assert told == "label fixed of model a names version 1, which is unloaded"
+    await closed(manager)
 
 
 class HungDisk:
@@ -319,7 +369,7 @@ async def test_a_disk_that_hangs_stalls_nobody_else_and_is_asked_once(tmp_path) 
     disk.released.set()
     await configuring
     assert available(manager) == {"hung": {1}, "there": {2}}
-    await manager.close()
+    await closed(manager)
 
 
 async def test_a_configuration_is_not_held_up_by_a_disk_that_one_before_it_waits_for(
@@ -335,7 +385,7 @@ async def test_a_configuration_is_not_held_up_by_a_disk_that_one_before_it_waits
     disk.released.set()
     await manager.poll()
     assert available(manager) == {"hung": set(), "there": {1}}
-    await manager.close()
+    await closed(manager)
 
 
 async def test_a_configuration_sees_what_came_after_a_look_that_was_under_way(tmp_path) -> None:
@@ -349,7 +399,7 @@ async def test_a_configuration_sees_what_came_after_a_look_that_was_under_way(tm
     disk.released.set()
     await asyncio.gather(first, second)
     assert disk.looks == ["hung", "hung"]
-    await manager.close()
+    await closed(manager)
 
 
 async def test_a_look_that_fails_as_nobody_expects_fails_who_asked_for_it(tmp_path) -> None:
@@ -361,7 +411,7 @@ async def test_a_look_that_fails_as_nobody_expects_fails_who_asked_for_it(tmp_pa
         await manager.configure([model(tmp_path, "a", 1)])
     with pytest.raises(RuntimeError, match="no look at a"):
         await manager.poll()
-    await manager.close()
+    await closed(manager)
 
 
 async def test_who_stops_waiting_for_a_configuration_takes_nothing_from_it(tmp_path) -> None:
@@ -376,7 +426,7 @@ async def test_who_stops_waiting_for_a_configuration_takes_nothing_from_it(tmp_p
     deployer.held[1].set()
     await until(lambda: manager.models["a"].is_settled)
     assert manager.models["a"].labels == {"stable": 1}
-    await manager.close()
+    await closed(manager)
 
 
 async def test_however_many_wait_for_a_configuration_one_task_does(tmp_path) -> None:
@@ -389,7 +439,7 @@ async def test_however_many_wait_for_a_configuration_one_task_does(tmp_path) -> 
         waiting.cancel()
         await asyncio.wait([waiting])
     assert len(asyncio.all_tasks()) <= before + 2  # One that waits, and one that looks.
-    await manager.close()
+    await closed(manager)
 
 
 async def test_a_look_at_base_paths_that_fails_is_not_the_last(tmp_path) -> None:

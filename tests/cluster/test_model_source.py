@@ -36,7 +36,7 @@ async def test_a_controller_made_anew_waits_until_its_files_are_right(tmp_path: 
         if len(pauses) == 2:
             (tmp_path / "options").write_text("")
 
-    found = await first_models(source, None, was_open=True, pause=pause)
+    found = await first_models(source, None, None, was_open=True, pause=pause)
 
     assert [one.name for one in found] == ["m"]
     assert len(pauses) == 2
@@ -44,7 +44,32 @@ async def test_a_controller_made_anew_waits_until_its_files_are_right(tmp_path: 
 
 async def test_a_first_start_with_a_wrong_file_fails(tmp_path: Path) -> None:
     with pytest.raises(ServingError, match="options"):
-        await first_models(source_of(tmp_path, "no such field: 1"), None, was_open=False)
+        await first_models(source_of(tmp_path, "no such field: 1"), None, None, was_open=False)
+
+
+async def test_a_controller_made_anew_has_a_file_that_is_broken_as_it_was_followed_last(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "models"
+    file.write_text("model_config_list {")
+    start = (ModelConfig("start", tmp_path / "start"),)
+    models = Models(start, config_file=file, poll_seconds=1.0)
+    text = config_text(model_text("last", tmp_path / "last"))
+
+    async def names(followed: str | None) -> list[str]:
+        source = ModelSource(models, ModelOptions())
+        found = await first_models(source, None, followed, was_open=True)
+        assert str(file) in source.problem
+        return [one.name for one in found]
+
+    assert await names(text) == ["last"]
+    assert await names(None) == ["start"]
+
+    file.write_text(config_text(model_text("now", tmp_path / "now")))
+    source = ModelSource(models, ModelOptions())
+    (now,) = await first_models(source, None, text, was_open=True)
+    assert now.name == "now"
+    assert source.text == file.read_text()
 
 
 async def test_a_file_that_cannot_be_followed_for_any_reason_is_noted_and_read_again(

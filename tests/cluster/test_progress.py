@@ -66,12 +66,11 @@ def test_what_changes_has_a_new_number_and_nothing_comes_after_a_failure() -> No
     assert started(failed, is_settled=True) is failed
 
 
-def test_the_first_failure_counts() -> None:
+def test_the_first_failure_of_a_start_counts() -> None:
     first = failure_of(DataLoss("variables.data: cut off"))
-    step = progress.failed(Progress(), first)
+    failed = started(Start(0), failure=first)
 
-    assert step.phase is Phase.FAILED
-    assert progress.failed(step, Failure(Unavailable.code, "later")) is step
+    assert started(failed, failure=Failure(Unavailable.code, "later")).failure == first
 
 
 def test_a_failure_is_the_error_again_on_the_other_side() -> None:

@@ -106,7 +106,7 @@ async def on_local(models: Models, defaults: ModelOptions) -> AsyncIterator[Serv
     try:
         async with asyncio.timeout(SECONDS):
             await server.start()
-        yield Served(server.serving.prediction, rest=server.serving.rest, ended=server.close)
+        yield Served(server.endpoints.prediction, rest=server.endpoints.rest, ended=server.close)
     finally:
         await server.close()
 
@@ -118,7 +118,7 @@ async def on_ray(models: Models, defaults: ModelOptions) -> AsyncIterator[Served
         application = Application(run.name, run.name, NO_DOORS, RayOptions(), is_guest=False)
         await made.__init__(application)  # type: ignore[misc, func-returns-value]
         try:
-            yield Served(made.prediction, rest=made._serving.rest, ended=made.leave)
+            yield Served(made.prediction, rest=made._endpoints.rest, ended=made.leave)
         finally:
             await made.leave()
 

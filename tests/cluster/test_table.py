@@ -44,8 +44,7 @@ def test_an_empty_table_has_a_place_for_every_seat_and_serves_nothing() -> None:
 
     assert table.number == 100
     assert table.addresses == ((None,) * 3,) * 2
-    assert not table.is_servable
-    assert table.missing() == {Seat(s, r) for s in range(2) for r in range(3)}
+    assert dict(table.by_seat()) == {Seat(s, r): None for s in range(2) for r in range(3)}
 
 
 def test_a_model_with_nothing_to_cut_is_complete_from_the_start() -> None:
@@ -53,18 +52,15 @@ def test_a_model_with_nothing_to_cut_is_complete_from_the_start() -> None:
 
     assert table.addresses == ()
     assert table.is_complete
-    assert table.is_servable
 
 
-def test_a_table_serves_with_one_replica_of_each_shard_and_is_complete_with_all() -> None:
+def test_a_shard_is_found_at_the_replicas_there_are_and_a_table_is_complete_with_all() -> None:
     table = registered(empty_table(plan(2, 2), 1), Seat(0, 1), at("a"))
-    assert not table.is_servable
+    assert (table.of_shard(0), table.of_shard(1)) == ((at("a"),), ())
 
     table = registered(table, Seat(1, 0), at("b"))
-    assert table.is_servable
     assert not table.is_complete
-    assert table.of_shard(0) == (at("a"),)
-    assert table.missing() == {Seat(0, 0), Seat(1, 1)}
+    assert (table.of_shard(0), table.of_shard(1)) == ((at("a"),), (at("b"),))
 
     table = registered(registered(table, Seat(0, 0), at("c")), Seat(1, 1), at("d"))
     assert table.is_complete
@@ -95,16 +91,12 @@ def test_changes_are_told_by_seat() -> None:
     assert changes(after, after) == []
 
 
-def test_a_model_serves_when_each_group_of_stage_actors_has_one_and_is_complete_with_all() -> None:
+def test_a_group_is_found_at_the_stage_actors_there_are_and_a_table_is_complete_with_all() -> None:
     table = empty_table(with_stages(0), 1)
-    assert not table.is_servable
-
     table = registered(table, StageSeat("clean", 0), at("a"))
     table = registered(table, StageSeat("tower", 1), at("b"))
-    assert table.is_servable
     assert not table.is_complete
-    assert table.of_group("tower") == (at("b"),)
-    assert table.missing() == {StageSeat("clean", 1), StageSeat("tower", 0)}
+    assert (table.of_group("clean"), table.of_group("tower")) == ((at("a"),), (at("b"),))
 
     table = registered(table, StageSeat("clean", 1), at("c"))
     assert registered(table, StageSeat("tower", 0), at("d")).is_complete

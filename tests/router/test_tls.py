@@ -172,6 +172,78 @@ async def test_the_unix_socket_asks_for_certificates_like_the_port(
             await health_over_grpc(address, servers.cert, None)
 
 
+async def test_rest_shows_renewed_certificates_and_asks_for_those_of_the_new_authority(
+    handlers: Handlers, servers: Authority, clients: Authority, tmp_path: Path
+) -> None:
+    new, newcomers = Authority(), Authority()
+    async with rest_door(handlers, servers.server(clients=clients)) as door:
+        before = client_context(servers.cert, clients.party(), tmp_path)
+        assert await status_over_https(door, before) == 200
+
+        door.renew(new.server(clients=newcomers))
+
+        after = client_context(new.cert, newcomers.party(), tmp_path)
+        assert await status_over_https(door, after) == 200
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await status_over_https(door, before)
+        with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
+            await status_over_https(door, client_context(new.cert, clients.party(), tmp_path))
+
+
+async def test_a_connection_over_tls_outlives_the_certificates_that_it_began_with(
+    handlers: Handlers, servers: Authority, tmp_path: Path
+) -> None:
+    async with rest_door(handlers, servers.server()) as door:
+        context = client_context(servers.cert, None, tmp_path)
+        connection = http.client.HTTPSConnection("127.0.0.1", door.port, context=context)
+
+        def ask() -> int:
+            connection.request("GET", PATH)
+            response = connection.getresponse()
+            response.read()
+            return response.status
+
+        assert await asyncio.to_thread(ask) == 200
+        door.renew(Authority().server())
+        assert await asyncio.to_thread(ask) == 200
+        connection.close()
+
+
+async def test_grpc_shows_renewed_certificates_on_port_and_socket_alike(
+    handlers: Handlers, servers: Authority, clients: Authority, tmp_path: Path
+) -> None:
+    new, newcomers = Authority(), Authority()
+    options = GrpcOptions(str(tmp_path / "s"), servers.server(clients=clients))
+    async with grpc_door(handlers, options) as door:
+        addresses = (f"127.0.0.1:{door.port}", f"unix:{tmp_path / 's'}")
+        for address in addresses:
+            assert await health_over_grpc(address, servers.cert, clients.party()) == 1
+
+        door.renew(new.server(clients=newcomers))
+
+        for address in addresses:
+            assert await health_over_grpc(address, new.cert, newcomers.party()) == 1
+            for trusted, shown in ((servers.cert, newcomers), (new.cert, clients)):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await health_over_grpc(address, trusted, shown.party())
+
+
+async def test_certificates_that_are_broken_renew_nothing(
+    handlers: Handlers, servers: Authority, tmp_path: Path
+) -> None:
+    good = servers.server()
+    broken = replace(good, server_key=servers.party().key)
+    async with (
+        rest_door(handlers, good) as rest,
+        grpc_door(handlers, GrpcOptions(tls=good)) as rpcs,
+    ):
+        for door in (rest, rpcs):
+            with pytest.raises(InvalidArgument, match="not the key of server_cert"):
+                door.renew(broken)
+        assert await status_over_https(rest, client_context(servers.cert, None, tmp_path)) == 200
+        assert await health_over_grpc(f"127.0.0.1:{rpcs.port}", servers.cert, None) == 1
+
+
 def encrypted(key: bytes) -> bytes:
     return load_pem_private_key(key, None).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
