@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,19 +52,19 @@ class ClientBounds:
 
 
 class Headers:
-    """ASGI's list of raw headers, looked through by name."""
+    """ASGI's raw headers by name. Of several values the first one counts."""
 
-    __slots__ = ("_pairs",)
+    __slots__ = ("_pairs", "_values")
 
     def __init__(self, pairs: list[tuple[bytes, bytes]]) -> None:
         self._pairs = pairs
+        self._values: dict[bytes, bytes] | None = None
 
     def get(self, name: str, /) -> str | None:
-        wanted = name.encode("latin-1")
-        for key, value in self._pairs:
-            if key == wanted:
-                return value.decode("latin-1")
-        return None
+        if self._values is None:
+            self._values = dict(reversed(self._pairs))
+        value = self._values.get(name.encode("latin-1"))
+        return None if value is None else value.decode("latin-1")
 
 
 class _ClientGone(Exception):
@@ -109,15 +109,14 @@ class Application:
         if body is None:
             text = f"The request body is longer than {self.bounds.body} bytes."
             return self._rest.refused(413, text)
-        watch = _Watch(cycle)
+        scope = cycle.scope
+        handling = self._rest.handle(scope["method"], _path(scope), headers, body)
         try:
-            return await self._rest.handle(cycle.scope["method"], _path(cycle.scope), headers, body)
-        except asyncio.CancelledError:
-            if watch.gone:
-                raise _ClientGone from None
-            raise
-        finally:
-            watch.end()
+            waited_for = handling.send(None)
+        except StopIteration as done:
+            answer: Response = done.value
+            return answer
+        return await _watched(_Begun(handling, waited_for), cycle)
 
     async def _body(self, headers: Headers, cycle: RequestResponseCycle) -> bytes | None:
         """The whole body, or None if it is, or says it is, longer than may be."""
@@ -125,7 +124,7 @@ class Application:
         if announced is not None and int(announced) > self.bounds.body:
             return None
         if not cycle.more_body:
-            body, _ = await _piece(cycle)
+            body = _whole(cycle)
             return body if len(body) <= self.bounds.body else None
         async with asyncio.timeout(self.bounds.body_seconds):
             return await self._long_body(cycle)
@@ -139,12 +138,58 @@ class Application:
         return b"".join(pieces) if size <= self.bounds.body else None
 
 
+def _whole(cycle: RequestResponseCycle) -> bytes:
+    """A body that has come to its end: what `receive` would return, without waiting."""
+    if cycle.disconnected:
+        raise _ClientGone
+    cycle.flow.resume_reading()
+    cycle.message_event.clear()
+    body, cycle.body = bytes(cycle.body), bytearray()
+    return body
+
+
 async def _piece(cycle: RequestResponseCycle) -> tuple[bytes, bool]:
     """What has come of a body, and whether more is to come."""
     message: Any = await cycle.receive()
     if message["type"] == "http.disconnect":
         raise _ClientGone
     return message["body"], message["more_body"]
+
+
+class _Begun:
+    """The rest of a coroutine that has run in this task until it first waited."""
+
+    __slots__ = ("_coroutine", "_waited_for")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Response], waited_for: Any) -> None:
+        self._coroutine = coroutine
+        self._waited_for = waited_for
+
+    def __await__(self) -> Generator[Any, Any, Response]:
+        waited_for = self._waited_for
+        try:
+            while True:
+                try:
+                    sent = yield waited_for
+                except BaseException as error:  # noqa: BLE001 (it is raised where it is awaited)
+                    waited_for = self._coroutine.throw(error)
+                else:
+                    waited_for = self._coroutine.send(sent)
+        except StopIteration as done:
+            answer: Response = done.value
+            return answer
+
+
+async def _watched(answering: Awaitable[Response], cycle: RequestResponseCycle) -> Response:
+    watch = _Watch(cycle)
+    try:
+        return await answering
+    except asyncio.CancelledError:
+        if watch.gone:
+            raise _ClientGone from None
+        raise
+    finally:
+        watch.end()
 
 
 class _Watch:

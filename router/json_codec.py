@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,8 +34,7 @@ _FORMS = {form.value: form for form in Form}
 _ROWS, _COLUMNS = _FORMS
 
 
-@dataclass(frozen=True)
-class PredictBody:
+class PredictBody(NamedTuple):
     """A request body, parsed but for its tensors, which need the signature's types.
 
     `content` is the value of "instances" or "inputs", as Python has it or as `NumberLists`.

@@ -35,6 +35,8 @@ class NumberLists:
     signature_name: str
     key: str
     lists: simdjson.Array
+    #: Opening brackets in the body.
+    brackets: int
 
     def as_array(self, kind: TensorType) -> Array | None:
         """The lists as an array of the type; None where they are no dense tensor of just that."""
@@ -46,7 +48,7 @@ class NumberLists:
             flat: Array = np.frombuffer(self.lists.as_buffer(of_type=letter), wide)
         except (TypeError, ValueError):
             return None
-        shape = _shape(self.lists, self.body)
+        shape = _shape(self.lists, self.brackets)
         if shape is None or math.prod(shape) != len(flat):
             return None
         array = fitted(flat, kind)
@@ -58,7 +60,10 @@ def number_lists(body: bytes, keys: Iterable[str]) -> NumberLists | None:
 
     None for what is not that, or not JSON by the letter, or where lists are short.
     """
-    if len(body) < _BYTES_IN_A_LIST * (body.count(b"[") + 1):
+    if len(body) < _BYTES_IN_A_LIST:
+        return None
+    brackets = body.count(b"[")
+    if len(body) < _BYTES_IN_A_LIST * (brackets + 1):
         return None
     try:
         document = simdjson.Parser().parse(body)
@@ -74,13 +79,13 @@ def number_lists(body: bytes, keys: Iterable[str]) -> NumberLists | None:
     lists = document[others[0]]
     if not isinstance(lists, simdjson.Array):
         return None
-    return NumberLists(body, name, others[0], lists)
+    return NumberLists(body, name, others[0], lists, brackets)
 
 
-def _shape(lists: simdjson.Array, body: bytes) -> tuple[int, ...] | None:
+def _shape(lists: simdjson.Array, brackets: int) -> tuple[int, ...] | None:
     """How long the lists are at each depth; None where they differ, or one is empty.
 
-    A list among numbers is seen by there being more lists in the body.
+    A list among numbers is seen by there being more of them in the body.
     """
     shape: list[int] = []
     level: list[Any] = [lists]
@@ -92,6 +97,6 @@ def _shape(lists: simdjson.Array, body: bytes) -> tuple[int, ...] | None:
         shape += sizes
         count += len(level)
         if not isinstance(level[0][0], simdjson.Array):
-            return tuple(shape) if body.count(b"[") == count else None
+            return tuple(shape) if brackets == count else None
         level = [inner for outer in level for inner in outer]
     return None

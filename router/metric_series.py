@@ -69,7 +69,8 @@ class Histogram:
 
     def observe(self, values: Labels, seconds: float) -> None:
         """Add a duration, in a histogram of microseconds."""
-        self.tally(values).add(seconds * _MICROSECONDS)
+        tally = self._tallies.get(values)
+        (self.tally(values) if tally is None else tally).add(seconds * _MICROSECONDS)
 
     def series(self) -> Mapping[Labels, Distribution]:
         """The distributions as they are now, by the labels' values."""

@@ -191,9 +191,15 @@ def encode_tensor(array: Array, as_content: bool = False) -> bytes:
     kind = BY_NUMPY.get(array.dtype)
     if kind is None:
         raise InvalidArgument(f"an output of numpy type {array.dtype} cannot be sent")
-    dims = b"".join([message_field(2, _number(1, size)) for size in array.shape])
     encode = _encode_content if as_content else _encode_values
-    return b"".join((_number(1, kind.number), message_field(2, dims), encode(array, kind)))
+    return _type_and_shape(kind.number, array.shape) + encode(array, kind)
+
+
+#: Replies have few different ones.
+@functools.lru_cache(maxsize=4096)
+def _type_and_shape(number: int, shape: tuple[int, ...]) -> bytes:
+    dims = b"".join([message_field(2, _number(1, size)) for size in shape])
+    return _number(1, number) + message_field(2, dims)
 
 
 def encode_predict_response(
@@ -215,8 +221,12 @@ def encode_predict_request(inputs: Mapping[str, Array], model_spec: bytes) -> by
 
 def encode_named_tensor(name: str, array: Array, as_content: bool = False) -> bytes:
     """A serialised NamedTensorProto, which is also an entry of PredictResponse.outputs."""
-    tensor = encode_tensor(array, as_content)
-    return message_field(1, name.encode()) + message_field(2, tensor)
+    return _name(name) + message_field(2, encode_tensor(array, as_content))
+
+
+@functools.lru_cache(maxsize=4096)
+def _name(name: str) -> bytes:
+    return message_field(1, name.encode())
 
 
 def _encode_content(array: Array, kind: TensorType) -> bytes:
@@ -251,15 +261,11 @@ def message_field(field: int, content: bytes) -> bytes:
     return b"".join((_varint_bytes(field << 3 | 2), _varint_bytes(len(content)), content))
 
 
+@functools.lru_cache(maxsize=4096)
 def _varint_bytes(value: int) -> bytes:
-    if value < 128:
-        return _ONE_BYTE[value]
     encoded = bytearray()
     while value > 127:
         encoded.append(value & 127 | 128)
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
-
-
-_ONE_BYTE = tuple(bytes([value]) for value in range(128))

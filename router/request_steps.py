@@ -79,19 +79,21 @@ class RequestSteps:
 
     async def decode(self, size: int, decode: Callable[[], _T], context: RequestContext) -> _T:
         """What `decode` makes of a body of `size` bytes."""
-        return await self._timed("decode", size >= LARGE_BODY, decode, context)
+        if size < LARGE_BODY:
+            return _timed("decode", decode, context)
+        result: _T = await self._threads.run(decode, context, "decode")
+        return result
 
     async def encode(self, size: int, encode: Callable[[], _T], context: RequestContext) -> _T:
         """What `encode` makes of results of `size` elements."""
-        return await self._timed("encode", size >= LARGE_REPLY, encode, context)
-
-    async def _timed(
-        self, stage: str, on_thread: bool, work: Callable[[], _T], context: RequestContext
-    ) -> _T:
-        if on_thread:
-            result: _T = await self._threads.run(work, context, stage)
-            return result
-        started = time.perf_counter()
-        result = work()
-        context.spend(stage, time.perf_counter() - started)
+        if size < LARGE_REPLY:
+            return _timed("encode", encode, context)
+        result: _T = await self._threads.run(encode, context, "encode")
         return result
+
+
+def _timed(stage: str, work: Callable[[], _T], context: RequestContext) -> _T:
+    started = time.perf_counter()
+    result = work()
+    context.spend(stage, time.perf_counter() - started)
+    return result

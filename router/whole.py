@@ -29,8 +29,8 @@ DEFAULT_SIGNATURE = "serving_default"
 #: Compiled (signature, outputs) pairs kept for a model. Clients choose the outputs: it is bounded.
 MAX_STAGES = 128
 
-#: Feeds and fetches.
-_Ends = tuple[tuple[str, ...], tuple[str, ...]]
+#: A signature, and outputs of it.
+_Asked = tuple[str, tuple[str, ...]]
 
 
 class WholeServable:
@@ -49,9 +49,7 @@ class WholeServable:
         self.signature_def_map = signature_def_map_of(meta_graph)
         self._runner = runner
         runner.functions_by_shapes = functions_by_shapes(meta_graph.graph_def.library.function)
-        self._stages: OnceCache[_Ends, Stage] = OnceCache(
-            runner.threads, lambda ends: runner.make_callable(*ends), MAX_STAGES
-        )
+        self._stages: OnceCache[_Asked, Stage] = OnceCache(runner.threads, self._made, MAX_STAGES)
 
     async def run(
         self,
@@ -60,9 +58,8 @@ class WholeServable:
         outputs: Sequence[str],
         context: RequestContext,
     ) -> dict[str, Array]:
-        chosen = self.signatures[signature]
-        stage = await self._stages.get(_ends(chosen, outputs), context)
-        values = [inputs[alias] for alias in chosen.inputs]
+        stage = await self._stages.get((signature, tuple(outputs)), context)
+        values = [inputs[alias] for alias in self.signatures[signature].inputs]
         results = await self._runner.run(stage, values, context)
         return dict(zip(outputs, results, strict=True))
 
@@ -95,8 +92,11 @@ class WholeServable:
 
     def prepare(self, signature: str) -> None:
         """Compile a signature with all its outputs now, so that no request has to wait for it."""
-        chosen = self.signatures[signature]
-        self._stages.prepare(_ends(chosen, tuple(chosen.outputs)))
+        self._stages.prepare((signature, tuple(self.signatures[signature].outputs)))
+
+    def _made(self, asked: _Asked) -> Stage:
+        signature, outputs = asked
+        return self.stage_of(signature, tuple(self.signatures[signature].inputs), outputs)
 
 
 def load_whole(
@@ -150,13 +150,6 @@ def signature_def_map_of(meta_graph: meta_graph_pb2.MetaGraphDef) -> bytes:
         whole.signature_def[name].CopyFrom(signature)
     serialized: bytes = whole.SerializeToString(deterministic=True)
     return serialized
-
-
-def _ends(signature: Signature, outputs: Sequence[str]) -> _Ends:
-    return (
-        tuple([info.tensor for info in signature.inputs.values()]),
-        tuple([signature.outputs[alias].tensor for alias in outputs]),
-    )
 
 
 def _infos(infos: Mapping[str, meta_graph_pb2.TensorInfo]) -> dict[str, TensorInfo]:

@@ -87,6 +87,30 @@ def test_every_power_of_two_is_right_to_its_last_digit() -> None:
         assert texts == [printed(value, digits) for value in array.tolist()]
 
 
+def test_every_exponent_is_right_to_its_last_digit() -> None:
+    random = np.random.default_rng(0)
+    for bits, digits in (
+        (np.repeat(np.arange(255, dtype=np.uint32) << np.uint32(23), 12), 9),
+        (np.repeat(np.arange(2047, dtype=np.uint64) << np.uint64(52), 2), 17),
+    ):
+        mantissas = random.integers(0, bits[bits > 0][0], len(bits), bits.dtype)
+        array = (bits | mantissas).view(f"f{bits.itemsize}")
+        texts = join_numbers(array, (b" ",), ()).decode().split(" ")
+        assert texts == [printed(value, digits) for value in array.tolist()]
+
+
+def test_numbers_beside_powers_of_ten_have_all_their_digits() -> None:
+    powers = 10 ** np.arange(20, dtype=np.uint64)
+    array = np.concatenate([powers - np.uint64(1), powers, powers + np.uint64(1)])
+    assert join_numbers(array, (b" ",), ()).decode().split(" ") == list(map(str, array.tolist()))
+    bits = (10.0 ** np.arange(-44, 39)).astype(np.float32).view(np.int32)[:, None] + np.arange(
+        -1, 2
+    )
+    floats = bits.ravel().view(np.float32)
+    texts = join_numbers(floats, (b" ",), ()).decode().split(" ")
+    assert texts == [printed(value, 9) for value in floats.tolist()]
+
+
 # Layout
 
 
