@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,28 +20,12 @@ from shardserve.shards.local import LocalChannel
 from shardserve.shards.model import PlanOptions
 from shardserve.shards.shard import Shard
 from shardserve.shards.stages import Stages
-from tests.loop_models import LIFTED, WHOLE, WIDTH, WORDS, export_lowered
+from tests.loop_models import LIFTED, WHOLE, WIDTH, WORDS
 from tests.uncut import Uncut
 
 #: The same kernels on another number of rows add in another order.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 ROWS = 8
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory) -> Callable[[str], Path]:
-    """Where a model was exported."""
-
-    @functools.cache
-    def exported(name: str) -> Path:
-        path = tmp_path_factory.mktemp(name) / "1"
-        if name == "lowered":
-            export_lowered(path)
-        else:
-            (LIFTED[name] if name in LIFTED else WHOLE[name][0])(path)
-        return path
-
-    return exported
 
 
 def served(path, threads, options=None) -> ShardedServable:
@@ -79,10 +61,10 @@ def check(path: Path, asked: list[np.ndarray], answers: list[dict[str, np.ndarra
 
 
 @pytest.mark.parametrize("name", LIFTED)
-async def test_requests_of_many_lengths_get_what_each_gets_alone(name, directory, threads):
-    servable = served(directory(name), threads)
+async def test_requests_of_many_lengths_get_what_each_gets_alone(name, saved_model, threads):
+    servable = served(saved_model(name), threads)
     asked = requests(name, 12)
-    check(directory(name), asked, await asyncio.gather(*[ask(servable, x) for x in asked]))
+    check(saved_model(name), asked, await asyncio.gather(*[ask(servable, x) for x in asked]))
     counts = servable.loop_counts()
     assert len(counts) == (2 if name in ("stacked", "both_ways") else 1)
     for one in counts.values():
@@ -91,29 +73,29 @@ async def test_requests_of_many_lengths_get_what_each_gets_alone(name, directory
 
 
 @pytest.mark.parametrize("name", WHOLE)
-async def test_a_loop_that_cannot_be_stepped_stays_whole(name, directory, threads):
-    cut = cut_saved_model(directory(name), CutRule(only=frozenset()))
+async def test_a_loop_that_cannot_be_stepped_stays_whole(name, saved_model, threads):
+    cut = cut_saved_model(saved_model(name), CutRule(only=frozenset()))
     (reason,) = cut.stepping(["serving_default"]).loops.whole.values()
     with pytest.raises(AssertionError, match=WHOLE[name][1]):
         raise AssertionError(reason)
-    servable = served(directory(name), threads)
+    servable = served(saved_model(name), threads)
     assert not servable.loop_counts()
     asked = requests(name, 2)
     answers = [await ask(servable, x) for x in asked]
     if name != "draws":
-        check(directory(name), asked, answers)
+        check(saved_model(name), asked, answers)
 
 
-def test_a_lowered_loop_stays_whole(directory):
-    loops = cut_saved_model(directory("lowered"), CutRule(only=frozenset())).stepping(
+def test_a_lowered_loop_stays_whole(saved_model):
+    loops = cut_saved_model(saved_model("lowered"), CutRule(only=frozenset())).stepping(
         ["serving_default"]
     )
     (reason,) = loops.loops.whole.values()
     assert "lowered control flow" in reason
 
 
-async def test_what_a_step_cannot_do_the_loop_itself_does(directory, threads):
-    path = directory("running_means")
+async def test_what_a_step_cannot_do_the_loop_itself_does(saved_model, threads):
+    path = saved_model("running_means")
     servable = served(path, threads)
     many = requests("running_means", 1)[0].repeat(ROWS + 1, axis=0)
     none = np.zeros((2, 0, WIDTH), np.float32)
@@ -123,14 +105,16 @@ async def test_what_a_step_cannot_do_the_loop_itself_does(directory, threads):
     assert not any(one.steps for one in servable.loop_counts().values())
 
 
-async def test_a_request_whose_operands_make_no_step_gets_tensorflows_own_error(directory, threads):
-    servable = served(directory("lstm"), threads)
+async def test_a_request_whose_operands_make_no_step_gets_tensorflows_own_error(
+    saved_model, threads
+):
+    servable = served(saved_model("lstm"), threads)
     with pytest.raises(InvalidArgument, match="Tried to stack list which only contains"):
         await ask(servable, np.zeros((2, 0, WIDTH), np.float32))
 
 
-async def test_the_tables_of_a_model_with_loops_lie_on_shards(directory, threads):
-    path = directory("masked_words")
+async def test_the_tables_of_a_model_with_loops_lie_on_shards(saved_model, threads):
+    path = saved_model("masked_words")
     servable = served(path, threads, PlanOptions(threshold=WORDS * WIDTH * 4))
     asked = requests("masked_words", 10, seed=2)
     check(path, asked, await asyncio.gather(*[ask(servable, x) for x in asked]))
@@ -138,7 +122,7 @@ async def test_the_tables_of_a_model_with_loops_lie_on_shards(directory, threads
     assert counts.steps < counts.row_steps / 2
 
 
-def test_a_signature_that_there_is_not_is_refused_by_name(directory):
-    cut = cut_saved_model(directory("lstm"), CutRule(only=frozenset()))
+def test_a_signature_that_there_is_not_is_refused_by_name(saved_model):
+    cut = cut_saved_model(saved_model("lstm"), CutRule(only=frozenset()))
     with pytest.raises(InvalidArgument, match=r"loops\.encode: the model has no such signature"):
         cut.stepping(["encode"])
