@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from examples.dlrm import export, tiny_config
 from shardserve.router.session import StageThreads
@@ -23,18 +24,19 @@ settings.load_profile("suite")
 _WITH_SERVERS = ("tests/cluster/", "tests/contract/")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two processes share the tests, one has all with servers, which wait a lot, and first.
+class ServersTogether(LoadScopeScheduling):
+    """One process has all tests with servers, which wait a lot; others have one file at a time.
 
-    The other files are dealt out one by one, so that what a module shares is made once.
+    So what a module shares is made once, as is what those with servers share.
     """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    items.sort(key=lambda item: not item.nodeid.startswith(_WITH_SERVERS))
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        group = "servers" if file.startswith(_WITH_SERVERS) else file
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "servers" if nodeid.startswith(_WITH_SERVERS) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ServersTogether:
+    """Where `-n` has several processes share the tests."""
+    return ServersTogether(config, log)
 
 
 @pytest.fixture(scope="session")
