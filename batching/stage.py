@@ -62,7 +62,7 @@ class Stage(Generic[T]):
         self.timeout = 0.0 if isinstance(timeout, Auto) else timeout / 1e6
         self.refused = self.expired = 0
         self._batches = self._tasks = self._rows = self._padding = 0
-        self._queue_seconds = self._run_seconds = 0.0
+        self._run_seconds = 0.0
         self._tallies = StageTallies(pads=bool(parameters.allowed_batch_sizes))
 
     @property
@@ -86,13 +86,11 @@ class Stage(Generic[T]):
     def started(self, batch: Batch[T], now: float) -> None:
         """Count a batch that starts to run."""
         tasks, rows, padded = batch.tasks, batch.size, batch.padded_size
-        waits = [now - task.queued for task in tasks]
         self._batches += 1
         self._tasks += len(tasks)
         self._rows += rows
         self._padding += padded - rows
-        self._queue_seconds += sum(waits)
-        self._tallies.started(waits, [task.size for task in tasks], rows, padded)
+        self._tallies.started(tasks, rows, padded, now)
 
     def ended(self, batch: Batch[T], slots: int, now: float) -> float:
         """Learn from a batch that ran well. Returns the least such batches took lately."""
@@ -119,7 +117,7 @@ class Stage(Generic[T]):
             padding_rows=self._padding,
             refused=self.refused,
             expired=self.expired,
-            queue_seconds=self._queue_seconds,
+            queue_seconds=self._tallies.queue_seconds,
             run_seconds=self._run_seconds,
             timeout_micros=round(self.timeout * 1e6),
             batch_size=self.size,

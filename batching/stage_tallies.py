@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from shardserve.batching.tallies import Distribution, Tally, exponential
+from shardserve.batching.tasks import Task
 
 #: Upper bounds of microseconds in a queue, up to about one second.
 QUEUE_BOUNDS = exponential(100, 1.2, 52)
@@ -16,9 +17,6 @@ SIZE_BOUNDS = exponential(1, 2, 15)
 
 #: Upper bounds of rows that only fill a batch up.
 PADDING_BOUNDS = (0.0, *SIZE_BOUNDS)
-
-#: Tasks whose sizes are kept as they came, before equal ones are counted, all at once.
-_KEPT = 1024
 
 
 @dataclass(frozen=True)
@@ -44,23 +42,25 @@ class StageTallies:
         self._task_rows = Tally(SIZE_BOUNDS)
         self._batch_rows = Tally(SIZE_BOUNDS)
         self._padding_rows: dict[int, Tally] = {}
-        self._kept_sizes: list[int] = []
-        self._kept_batches: list[tuple[int, int]] = []
 
-    def started(self, waits: Sequence[float], sizes: Sequence[int], rows: int, padded: int) -> None:
-        """A batch starts: what its tasks have waited, in seconds, and the rows of each, and of all.
+    def started(self, tasks: Sequence[Task[Any]], rows: int, padded: int, now: float) -> None:
+        """A batch of tasks starts, that have so many rows; it runs with `padded` rows."""
+        self._queue_seconds.extend([now - task.queued for task in tasks])
+        if rows == len(tasks):
+            self._task_rows.add(1, rows)
+        else:
+            self._task_rows.extend([task.size for task in tasks])
+        self._batch_rows.add(padded)
+        if self._pads:
+            self._padding_rows.setdefault(padded, Tally(PADDING_BOUNDS)).add(padded - rows)
 
-        It runs with `padded` rows.
-        """
-        self._queue_seconds.extend(waits)
-        self._kept_sizes += sizes
-        self._kept_batches.append((rows, padded))
-        if len(self._kept_sizes) >= _KEPT:
-            self._count_sizes()
+    @property
+    def queue_seconds(self) -> float:
+        """What all tasks have waited."""
+        return self._queue_seconds.total
 
     def distributions(self) -> StageDistributions:
         """Of all batches so far."""
-        self._count_sizes()
         waited = self._queue_seconds.distribution()
         return StageDistributions(
             Distribution(waited.counts, waited.total * _MICROS),
@@ -68,17 +68,6 @@ class StageTallies:
             self._batch_rows.distribution(),
             {padded: tally.distribution() for padded, tally in self._padding_rows.items()},
         )
-
-    def _count_sizes(self) -> None:
-        for size, tasks in Counter(self._kept_sizes).items():
-            self._task_rows.add_times(size, tasks)
-        for (rows, padded), batches in Counter(self._kept_batches).items():
-            self._batch_rows.add_times(padded, batches)
-            if self._pads:
-                padding = self._padding_rows.setdefault(padded, Tally(PADDING_BOUNDS))
-                padding.add_times(padded - rows, batches)
-        self._kept_sizes.clear()
-        self._kept_batches.clear()
 
 
 _MICROS = 1e6

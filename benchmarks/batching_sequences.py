@@ -42,7 +42,7 @@ from shardserve.router.sharded import load_sharded
 from shardserve.router.whole import WholeServable, load_whole
 from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.model import PlanOptions
-from shardserve.shards.sequences_form import SequenceEntry
+from shardserve.shards.sequences_form import LoopEntry, SequenceEntry, StepBatching
 from shardserve.shards.stages import Stages
 
 CLAIM = "batching.steps_vs_padded"
@@ -133,8 +133,8 @@ def steps(whole: WholeServable, threads: StageThreads) -> Send:
 
 def looped(path: Path, threads: StageThreads) -> Send:
     """Batched at each step of the model's own loop. Blocks while it loads."""
-    parameters = BatchingParameters(max_batch_size=STEP_ROWS, max_enqueued_batches=1000)
-    stages = Stages(loops={"serving_default": parameters})
+    batching = StepBatching(max_batch_size=STEP_ROWS, max_enqueued_batches=1000)
+    stages = Stages(loops={"serving_default": LoopEntry(batching=batching)})
     plan = plan_model("lstm", 1, path, PlanOptions(threshold=1 << 40))
     servable = load_sharded(replace(plan, stages=stages), [], threads)
     return _sender(servable, "serving_default", "output")

@@ -183,15 +183,19 @@ def check_batches(model: Model, way: Way, rest_port: int) -> None:
     if way.name in QUEUES:
         url = f"http://127.0.0.1:{rest_port}{MONITORING_PATH}"
         with urllib.request.urlopen(url, timeout=START_SECONDS) as page:
-            families = list(text_string_to_metric_families(page.read().decode()))
-        started = (
-            sample.value
-            for family in families
-            for sample in family.samples
-            if sample.name == BATCHES and sample.labels["stage"] == QUEUES[way.name]
-        )
-        if not sum(started):
+            started = batches_started(page.read().decode(), QUEUES[way.name])
+        if not started:
             raise RuntimeError(f"{model.name}: {way.name} are not batched")
+
+
+def batches_started(page: str, stage: str) -> float:
+    """How many batches a page of metrics counts of the stages of this name."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if family.name == BATCHES and sample.labels["stage"] == stage
+    )
 
 
 def promised(generator: Generator, seconds: float, tries: int) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import queue
 import sys
@@ -70,6 +71,33 @@ def shardserve(run: Run) -> dict[str, float]:
     return uvloop.run(measure())
 
 
+def shardserve_stream(run: Run) -> dict[str, float]:
+    """The same in another process, asked as routers ask stage actors.
+
+    The processor time of both processes counts.
+    """
+    import uvloop
+
+    from benchmarks.batching_stream import NAME, connected, identity_process
+    from shardserve.shards.stage_messages import StageRequest
+
+    async def measure(path: str, process: int) -> dict[str, float]:
+        channel = await connected(path)
+        clock = _Clock(run, _with_process(process))
+
+        async def caller() -> None:
+            tensors = tuple(run.request())
+            while clock.goes_on(1):
+                await channel.ask(StageRequest(NAME, tensors, 1), math.inf)
+
+        await asyncio.gather(*[caller() for _ in range(run.standing)])
+        await channel.close()
+        return clock.figures()
+
+    with identity_process(run.tensors) as (path, process):
+        return uvloop.run(measure(path, process))
+
+
 def serve_batch(run: Run) -> dict[str, float]:
     """The decorator of Ray Serve, without a cluster. The function joins and splits with numpy."""
     import uvloop
@@ -94,6 +122,52 @@ def serve_batch(run: Run) -> dict[str, float]:
         return clock.figures()
 
     return uvloop.run(measure())
+
+
+def serve_handle(run: Run) -> dict[str, float]:
+    """The same through a deployment's handle, as users of Ray Serve call it, without HTTP.
+
+    One replica. The processor time of the caller's process and of the replica's count, those of
+    Ray's own processes do not.
+    """
+    import ray
+    import uvloop
+    from ray import serve
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    serve.start(proxy_location="Disabled")
+
+    @serve.deployment(max_ongoing_requests=100 * MAX_BATCH)
+    class Identity:
+        @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
+        async def identity(self, requests: list[list[Array]]) -> list[list[Array]]:
+            return _numpy_identity(requests)
+
+        async def __call__(self, tensors: list[Array]) -> list[Array]:
+            answer: list[Array] = await self.identity(tensors)
+            return answer
+
+        def process(self) -> int:
+            return os.getpid()
+
+    handle = serve.run(Identity.bind(), route_prefix=None)  # type: ignore[attr-defined]
+    replica = int(handle.process.remote().result())
+
+    async def measure() -> dict[str, float]:
+        clock = _Clock(run, _with_process(replica))
+
+        async def caller() -> None:
+            tensors = run.request()
+            while clock.goes_on(1):  # So slow that the callers would be counted all at once.
+                await handle.remote(tensors)
+
+        await asyncio.gather(*[caller() for _ in range(run.standing)])
+        return clock.figures()
+
+    try:
+        return uvloop.run(measure())
+    finally:
+        ray.shutdown()
 
 
 def batch_function(run: Run) -> dict[str, float]:
@@ -157,7 +231,9 @@ def litserve(run: Run) -> dict[str, float]:
 
 SUBJECTS: dict[str, Callable[[Run], dict[str, float]]] = {
     "shardserve": shardserve,
+    "shardserve, by stream": shardserve_stream,
     "serve.batch": serve_batch,
+    "serve.batch, by handle": serve_handle,
     "BatchFunction": batch_function,
     "LitServe": litserve,
 }
@@ -166,8 +242,9 @@ SUBJECTS: dict[str, Callable[[Run], dict[str, float]]] = {
 class _Clock:
     """Counts answers: those of the time after a warm-up, by processor time and by time."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, processor: Callable[[], float] = time.process_time) -> None:
         self._run = run
+        self._processor = processor
         self._answers = self._counted = 0
         self._begins = time.perf_counter() + WARM_UP
         self._began: tuple[int, float, float] | None = None
@@ -182,9 +259,9 @@ class _Clock:
         now = time.perf_counter()
         if self._began is None:
             if now >= self._begins:
-                self._began = (self._answers, now, time.process_time())
+                self._began = (self._answers, now, self._processor())
         elif self._ended is None and now >= self._began[1] + self._run.seconds:
-            self._ended = (self._answers, now, time.process_time())
+            self._ended = (self._answers, now, self._processor())
         return self._ended is None
 
     def figures(self) -> dict[str, float]:
@@ -193,6 +270,19 @@ class _Clock:
         assert self._ended is not None
         answers, seconds, processor = (b - a for a, b in zip(self._began, self._ended, strict=True))
         return {"per_core": answers / processor, "per_second": answers / seconds}
+
+
+def _with_process(number: int) -> Callable[[], float]:
+    """The processor time of this process and of another one."""
+    import psutil
+
+    other = psutil.Process(number)
+
+    def seconds() -> float:
+        theirs = other.cpu_times()
+        return time.process_time() + float(theirs.user + theirs.system)
+
+    return seconds
 
 
 def _threads(run: Run, ask: Callable[[], object]) -> dict[str, float]:

@@ -10,10 +10,11 @@ from shardserve.cluster.version_plan import version_of
 from shardserve.router import kinds
 from shardserve.router.admitting import AdmittingServable
 from shardserve.router.batched import BatchedServable
-from shardserve.router.regions import RegionRunner
-from shardserve.router.sequences import SequenceServable, Steppable
+from shardserve.router.sequence_runners import Steppable
+from shardserve.router.sequences import SequenceServable
 from shardserve.router.servable import Servable
 from shardserve.router.sharded import StageBatching, load_sharded
+from shardserve.router.stage_runner import StageRunner
 from shardserve.router.whole import load_whole
 from shardserve.shards.batched_channel import BatchedChannel
 from shardserve.shards.cut.cut import CutModel
@@ -26,12 +27,12 @@ def load_servable(
     plan: ModelPlan,
     channels: Sequence[ShardChannel],
     runtime: Runtime,
-    remote: Mapping[str, RegionRunner] | None = None,
+    remote: Mapping[str, StageRunner] | None = None,
     cut: CutModel | None = None,
 ) -> Servable:
     """Load the part of a plan's model that stays in the router: all of it, if nothing is cut.
 
-    Its stages are batched as the plan says; regions in `remote` are run there. `cut` is as
+    Its stages are batched as the plan says; those in `remote`, by name, are run there. `cut` is as
     for `load_sharded`. Blocks while TensorFlow loads. Raises as `load_sharded`, `load_whole` and
     the plan's kind do.
     """
@@ -40,18 +41,19 @@ def load_servable(
             plan.platform, version_of(plan), runtime.threads, plan.stages, runtime.device
         )
     parallelism, dense = runtime.parallelism, plan.stages.dense
+    remote = remote or {}
     if plan.is_whole and not plan.has_regions and not plan.stages.loops:
         directory = Path(plan.directory)
         whole = load_whole(
             plan.name, plan.version, directory, runtime.threads, plan.tags, parallelism
         )
         batched = whole if dense is None else BatchedServable(whole, dense, runtime.device)
-        return _with_sequences(plan, _admitting(plan, batched), whole, runtime)
-    batching = StageBatching(runtime.device, remote or {})
+        return _with_sequences(plan, _admitting(plan, batched), whole, runtime, remote)
+    batching = StageBatching(runtime.device, remote)
     sharded = load_sharded(
         plan, _batched(plan, channels), runtime.threads, parallelism, batching, cut
     )
-    return _with_sequences(plan, _admitting(plan, sharded), sharded, runtime)
+    return _with_sequences(plan, _admitting(plan, sharded), sharded, runtime, remote)
 
 
 def _admitting(plan: ModelPlan, servable: Servable) -> Servable:
@@ -64,12 +66,16 @@ def _admitting(plan: ModelPlan, servable: Servable) -> Servable:
 
 
 def _with_sequences(
-    plan: ModelPlan, servable: Servable, steps: Steppable, runtime: Runtime
+    plan: ModelPlan,
+    servable: Servable,
+    steps: Steppable,
+    runtime: Runtime,
+    remote: Mapping[str, StageRunner],
 ) -> Servable:
     sequences = plan.stages.sequences
     if not sequences:
         return servable
-    return SequenceServable(servable, steps, sequences, runtime.threads, runtime.device)
+    return SequenceServable(servable, steps, sequences, runtime.threads, runtime.device, remote)
 
 
 def _batched(plan: ModelPlan, channels: Sequence[ShardChannel]) -> Sequence[ShardChannel]:

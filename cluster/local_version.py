@@ -132,7 +132,8 @@ def end_process(error: DeviceLost) -> None:
 def _warnings_of(plan: ModelPlan) -> tuple[str, ...]:
     """What this engine does otherwise than it was asked to."""
     return tuple(
-        f"region {region} runs in this process: it has actors only with --engine=ray"
+        f"{kind} {name} runs in this process: it has actors only with --engine=ray"
         for group in plan.stage_groups
-        for region in group.regions
+        for kind, names in group.by_kind.items()
+        for name in names
     )

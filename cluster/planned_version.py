@@ -10,7 +10,7 @@ from shardserve.cluster.catalog_table import Serving
 from shardserve.cluster.loading import load_servable
 from shardserve.cluster.routing import Routing
 from shardserve.cluster.serving import Runtime
-from shardserve.router.remote_region import remote_regions
+from shardserve.router.remote_stage import remote_stages
 from shardserve.router.servable import Servable
 from shardserve.shards.model import ModelPlan
 
@@ -34,7 +34,7 @@ class PlannedVersion:
         """See `RouterVersion.load`."""
         plan = await self._plan_of(self._serving.deployment)
         routing = self._routing = Routing(plan, self._serving.routing, self._secret)
-        remote = remote_regions(plan, routing.stages)
+        remote = remote_stages(plan, routing.stages)
         loop = asyncio.get_running_loop()
         self.servable = await self._runtime.on_loader(
             lambda: load_servable(plan, routing.channels, self._runtime, remote),

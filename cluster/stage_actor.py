@@ -1,6 +1,6 @@
-"""One of a group's stage actors: a Ray actor that runs regions of a model on one device.
+"""One of a group's stage actors: a Ray actor that runs stages of a model on one device.
 
-All routers' requests for its regions meet in its queues.
+All routers' requests for its regions, sequences and loops meet there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class StageSpec:
     """All that a stage actor is. `sockets` begins the names of its deployment's sockets.
 
-    The secret is for the shards that its regions may look up in.
+    The secret is for the shards that its stages may look up in.
     """
 
     sockets: str
@@ -49,7 +49,7 @@ class StageSpec:
 
 
 class StageActor(StreamActor[StageSpec]):
-    """Holds what regions need of a model, and runs them on one device."""
+    """Holds what stages need of a model, and runs them on one device."""
 
     def serve(self, spec: StageSpec) -> RunningServer:
         """See `StreamActor.serve`."""

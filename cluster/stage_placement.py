@@ -58,14 +58,14 @@ def stage_shortage(
         if room < group.count:
             need, there = _needs(bundle.resources()), _by_node(bundle.resources(), nodes)
             return (
-                f"{group.count} stage actors of {need} each, for {_regions(group)}, do not fit: "
+                f"{group.count} stage actors of {need} each, for {_stages(group)}, do not fit: "
                 f"the cluster has room for {room} ({there})"
             )
     needed = _sum(bundle.resources() for bundle in (*stage_bundles(groups), *others))
     lacking = {name for name, need in needed.items() if need > _sum(nodes).get(name, 0.0)}
     if lacking:
         short = {name: need for name, need in needed.items() if name in lacking}
-        every = "; ".join(map(_regions, groups))
+        every = "; ".join(map(_stages, groups))
         return (
             f"the stage actors, for {every}, do not fit beside what runs with them: together they "
             f"need {_needs(short)} ({_by_node(short, nodes)})"
@@ -73,9 +73,11 @@ def stage_shortage(
     return None
 
 
-def _regions(group: StageGroup) -> str:
-    word = "region" if len(group.regions) == 1 else "regions"
-    return f"{word} {', '.join(group.regions)}"
+def _stages(group: StageGroup) -> str:
+    return " and ".join(
+        f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names)}"
+        for kind, names in group.by_kind.items()
+    )
 
 
 def _sum(resources: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -30,7 +30,7 @@ def _stepping(loop: LoopReport) -> str:
     if loop.whole:
         return f"stays whole: {loop.whole}"
     if loop.stepped_by:
-        return f"stepped for all requests to {', '.join(loop.stepped_by)} together"
+        return f"stepped for all requests to {', '.join(loop.stepped_by)} together, {loop.where}"
     return f"could be stepped, with {', '.join(loop.might_be_by)} in the stages file's 'loops'"
 
 

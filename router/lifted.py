@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from shardserve.batching.driver import BatchDevice
+from shardserve.batching.driver import BatchDevice, StageCounts
 from shardserve.batching.errors import InvalidArgument
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.step_driver import StepCounts
 from shardserve.batching.step_form import RowResult, SequenceRow, StepForm
 from shardserve.router.servable import Array, RequestContext
 from shardserve.router.session import TensorFlowRunner
+from shardserve.router.stage_runner import StageRunner
 from shardserve.router.stepped import SteppedRows, on_threads
 from shardserve.shards.cut.loops import Kept, StepLoop
 
@@ -23,7 +26,7 @@ class CannotStep(InvalidArgument):
 
 
 class LoopRunner:
-    """Runs one lifted loop. It is a `RegionRunner`, whose operands are those of the loop's call.
+    """Runs one lifted loop here. It is a `HostedStage`, whose inputs are the loop's operands.
 
     All calls come from one event loop.
     """
@@ -53,35 +56,71 @@ class LoopRunner:
 
         Raises CannotStep before anything has run, and as `SteppedRows.run` does.
         """
-        loop = self._loop
-        counts = itertools.accumulate((loop.states, loop.reads, loop.constants), initial=0)
-        (a, b, c, d) = counts
-        states, reads, constants, scalars = tensors[a:b], tensors[b:c], tensors[c:d], tensors[d:]
-        steps = _steps(loop, reads, scalars)
-        rows = _rows([*states, *constants], reads, self._most_rows)
-        results = await self._stepped.run(
-            [
-                SequenceRow(
-                    [state[n : n + 1] for state in states],
-                    [read[:steps, n] for read in reads],
-                    [constant[n : n + 1] for constant in constants],
-                )
-                for n in range(rows)
-            ],
-            [steps] * rows,
-            _likeness(1, [*states, *constants]) + _likeness(2, reads),
-            context.deadline,
-            nbytes=sum(tensor.nbytes for tensor in tensors),
-        )
-        return _outputs(loop, results)
+        given = operands_of(self._loop, tensors)
+        rows, steps = extent_of(self._loop, given, self._most_rows)
+        started = time.monotonic()
+        try:
+            results = await self._stepped.run(
+                _sequences(given, rows, steps),
+                [steps] * rows,
+                _likeness(1, [*given.states, *given.constants]) + _likeness(2, given.reads),
+                context.deadline,
+                nbytes=sum(tensor.nbytes for tensor in tensors),
+            )
+        finally:
+            context.spend("dense", time.monotonic() - started)
+        return _outputs(self._loop, results)
 
     def step_counts(self) -> StepCounts:
         """What has been done."""
         return self._stepped.counts()
 
+    def counts(self) -> StageCounts:
+        """The same, as of a stage."""
+        return self.step_counts().as_stage()
+
     async def drain(self) -> None:
         """Accept no more; return when all that was accepted has ended."""
         await self._stepped.drain()
+
+
+class RemoteLoop:
+    """A lifted loop that stage actors step: its operands go there whole. A `StageRunner`."""
+
+    def __init__(self, loop: StepLoop, actors: StageRunner, most_rows: int) -> None:
+        self._loop = loop
+        self._actors = actors
+        self._most_rows = most_rows
+
+    async def run(
+        self, tensors: Sequence[Array], rows: int, context: RequestContext
+    ) -> list[Array]:
+        """As `LoopRunner.run`. What cannot be stepped is not sent."""
+        rows, _ = extent_of(self._loop, operands_of(self._loop, tensors), self._most_rows)
+        return await self._actors.run(tensors, rows, context)
+
+
+@dataclass(frozen=True)
+class Operands:
+    """A call's operands: states and constants [rows, ...], what is read [steps, rows, ...]."""
+
+    states: Sequence[Array]
+    reads: Sequence[Array]
+    constants: Sequence[Array]
+    scalars: Sequence[Array]
+
+
+def operands_of(loop: StepLoop, tensors: Sequence[Array]) -> Operands:
+    """The tensors of a loop's call, by what they are."""
+    counts = itertools.accumulate((loop.states, loop.reads, loop.constants), initial=0)
+    (a, b, c, d) = counts
+    return Operands(tensors[a:b], tensors[b:c], tensors[c:d], tensors[d:])
+
+
+def extent_of(loop: StepLoop, given: Operands, most_rows: int) -> tuple[int, int]:
+    """The rows of a call, at most so many, and their steps. Raises CannotStep."""
+    steps = _steps(loop, given.reads, given.scalars)
+    return _rows([*given.states, *given.constants], given.reads, most_rows), steps
 
 
 def form_of(loop: StepLoop) -> StepForm:
@@ -94,6 +133,17 @@ def form_of(loop: StepLoop) -> StepForm:
         last=tuple(place for place, what in loop.kept if what is not Kept.ALL),
         every=tuple(place for place, what in loop.kept if what is Kept.ALL),
     )
+
+
+def _sequences(given: Operands, rows: int, steps: int) -> list[SequenceRow]:
+    return [
+        SequenceRow(
+            [state[n : n + 1] for state in given.states],
+            [read[:steps, n] for read in given.reads],
+            [constant[n : n + 1] for constant in given.constants],
+        )
+        for n in range(rows)
+    ]
 
 
 def _likeness(inner: int, tensors: Sequence[Array]) -> tuple[object, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
@@ -14,6 +14,7 @@ from shardserve.batching.tensor_stage import TensorBatch, TensorStage
 from shardserve.batching.tensors import rows_of
 from shardserve.router.batch_context import batch_context
 from shardserve.router.servable import RequestContext
+from shardserve.router.stage_runner import StageRunner
 from shardserve.shards.cut.regions import Region, RegionCall
 
 Array = npt.NDArray[Any]
@@ -21,22 +22,6 @@ T = TypeVar("T")
 
 #: Bytes of captured tensors that are compared to find out who may share a batch.
 MAX_COMPARED_BYTES = 1 << 16
-
-
-class RegionRunner(Protocol):
-    """Runs one region, for all its callers. Safe for many calls at once."""
-
-    async def run(
-        self, tensors: Sequence[Array], rows: int, context: RequestContext
-    ) -> list[Array]:
-        """The region's outputs, in their order, each with `rows` as dimension 0.
-
-        `tensors` are its inputs, each with `rows` as dimension 0, then what it captured. They must
-        not change until this returns; results may be read-only views. Raises a `ServingError`:
-        what the graph raises, DeadlineExceeded by `context.deadline`, Unavailable for a queue that
-        is full. Spends its time on `context`.
-        """
-        ...
 
 
 #: Runs a program's stages and calls from the tensors of its inputs; the outputs, in order.
@@ -56,7 +41,7 @@ class LocalRegion:
     async def run(
         self, tensors: Sequence[Array], rows: int, context: RequestContext
     ) -> list[Array]:
-        """See `RegionRunner.run`."""
+        """See `StageRunner.run`."""
         captured = tensors[self._inputs :]
         call = _Call(context, captured)
         group = _likeness(captured)
@@ -99,11 +84,11 @@ def _value(array: Array) -> Hashable:
 class Regions:
     """The regions of one model, by name, and who runs each."""
 
-    def __init__(self, runners: Mapping[str, RegionRunner], inputs: Mapping[str, int]) -> None:
+    def __init__(self, runners: Mapping[str, StageRunner], inputs: Mapping[str, int]) -> None:
         self._runners = runners
         self._inputs = inputs
 
-    def runner(self, name: str) -> RegionRunner:
+    def runner(self, name: str) -> StageRunner:
         """Who runs the region of this name. Raises KeyError."""
         return self._runners[name]
 
@@ -125,7 +110,7 @@ class Regions:
         """The tensors that the call makes known.
 
         Raises InvalidArgument for inputs that do not agree in dimension 0, and as
-        `RegionRunner.run` does.
+        `StageRunner.run` does.
         """
         tensors = [known[name] for name in call.operands]
         rows = rows_of(tensors[: self._inputs[call.region]])

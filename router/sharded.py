@@ -12,29 +12,33 @@ import numpy.typing as npt
 
 from shardserve.batching.driver import BatchDevice, StageCounts
 from shardserve.batching.memory import return_free_memory
-from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.step_driver import StepCounts
 from shardserve.batching.tensors import rows_of
 from shardserve.router.batched import BatchedServable
 from shardserve.router.call_outs import CallOuts
 from shardserve.router.compiling import Compiler, Way
-from shardserve.router.lifted import CannotStep, LoopRunner
+from shardserve.router.lifted import CannotStep, LoopRunner, RemoteLoop
 from shardserve.router.once import OnceCache
-from shardserve.router.regions import LocalRegion, RegionRunner, Regions, together
+from shardserve.router.regions import LocalRegion, Regions, together
 from shardserve.router.repeats import Repeats
 from shardserve.router.restoring import graph_of, initialise
 from shardserve.router.rounds import Fanout, SplitRound, ask
 from shardserve.router.servable import RequestContext, Signature
 from shardserve.router.session import Parallelism, Stage, StageThreads, TensorFlowRunner
+from shardserve.router.stage_runner import StageRunner
 from shardserve.router.whole import signature_def_map_of, signatures_of
 from shardserve.router.work import Compiled, Step, Work
 from shardserve.shards.batched_channel import BatchedChannel
 from shardserve.shards.cut.call_outs import REQUEST
 from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
+from shardserve.shards.cut.loops import StepLoop
 from shardserve.shards.cut.regions import CutRegion, RegionCall
 from shardserve.shards.local import LocalChannel
 from shardserve.shards.messages import ShardChannel
 from shardserve.shards.model import ModelPlan
+from shardserve.shards.sequences_form import LoopEntry
+from shardserve.shards.stage_groups import stage_of_loop
+from shardserve.shards.stages import Stages
 
 Array = npt.NDArray[Any]
 
@@ -77,10 +81,10 @@ def load_sharded(
 
 @dataclass(frozen=True)
 class StageBatching:
-    """What the stages of a router's models are batched in; `remote` regions are run by others."""
+    """What stages of a router's models are batched in; others run those in `remote`, by name."""
 
     device: BatchDevice
-    remote: Mapping[str, RegionRunner] = field(default_factory=dict)
+    remote: Mapping[str, StageRunner] = field(default_factory=dict)
 
 
 class ShardedServable:
@@ -111,7 +115,8 @@ class ShardedServable:
         self._runner = runner
         self._batching = batching
         self._compiler = Compiler(self.name, cut, runner, batching.device, plan.stages)
-        self._regions = self._regions_of(cut, plan.stages.loops)
+        self._loops: dict[str, LoopRunner] = {}
+        self._regions = self._regions_of(cut, plan.stages)
         self._compiled = OnceCache(runner.threads, self._compile, MAX_COMPILED_PROGRAMS)
         for name, signature in self.signatures.items():
             key = (name, tuple(sorted(signature.outputs)), Way.JOINED)
@@ -195,11 +200,11 @@ class ShardedServable:
         if self._front is not None:
             found |= self._front.stage_counts()
         for name, counts in self.loop_counts().items():
-            found[f"{self.name}/loops/{name}"] = counts.as_stage()
+            found[f"{self.name}/{stage_of_loop(name)}"] = counts.as_stage()
         return found
 
     def loop_counts(self) -> dict[str, StepCounts]:
-        """What each loop that is stepped has done, by its node's name."""
+        """What each loop that is stepped here has done, by its node's name."""
         return {name: loop.step_counts() for name, loop in self._loops.items()}
 
     def _compile(self, key: tuple[str, tuple[str, ...], Way]) -> Compiled:
@@ -276,18 +281,27 @@ class ShardedServable:
             return None
         return self._runner.make_callable(feeds, fetches)
 
-    def _regions_of(self, cut: CutModel, loops: Mapping[str, BatchingParameters]) -> Regions:
-        runners: dict[str, RegionRunner] = {
+    def _regions_of(self, cut: CutModel, stages: Stages) -> Regions:
+        runners: dict[str, StageRunner] = {
             name: self._batching.remote.get(name) or self._local_region(one)
             for name, one in cut.regions.items()
         }
         inputs = {n: len(one.region.inputs) for n, one in cut.regions.items()}
-        self._loops = {
-            loop.node: LoopRunner(loop, self._runner, loops[signature], self._batching.device)
+        loops = {
+            loop.node: self._loop(loop, stages.loops[signature])
             for signature, loop in cut.stepped_loops()
         }
-        inputs |= dict.fromkeys(self._loops, 1)
-        return Regions({**runners, **self._loops}, inputs)
+        inputs |= dict.fromkeys(loops, 1)
+        return Regions({**runners, **loops}, inputs)
+
+    def _loop(self, loop: StepLoop, entry: LoopEntry) -> StageRunner:
+        parameters = entry.batching.parameters()
+        actors = self._batching.remote.get(stage_of_loop(loop.node))
+        if actors is not None:
+            return RemoteLoop(loop, actors, parameters.max_batch_size)
+        made = LoopRunner(loop, self._runner, parameters, self._batching.device)
+        self._loops[loop.node] = made
+        return made
 
     def _local_region(self, one: CutRegion) -> LocalRegion:
         """Runs a region here. Batches that wait for others' have slots of their own."""
@@ -304,7 +318,7 @@ class ShardedServable:
 
         return LocalRegion(one.region, device, run)
 
-    def region(self, name: str) -> RegionRunner:
+    def region(self, name: str) -> StageRunner:
         """Who runs the region of this name. Raises KeyError."""
         return self._regions.runner(name)
 

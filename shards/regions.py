@@ -10,9 +10,9 @@ from shardserve.batching.parameters import BatchingParameters
 
 @dataclass(frozen=True)
 class ActorOptions:
-    """The Ray actors that run a region, instead of the routers; what each of them reserves.
+    """The Ray actors that run a stage, instead of the routers; what each of them reserves.
 
-    Regions that name the same `group` run on the same actors, in turns; "" is a group of its own.
+    Stages that name the same `group` run on the same actors, in turns; "" is a group of its own.
     """
 
     count: int = 1
@@ -22,9 +22,9 @@ class ActorOptions:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise InvalidArgument(f"a region's actors: count must be at least 1, not {self.count}")
+            raise InvalidArgument(f"actors: count must be at least 1, not {self.count}")
         if min(self.num_cpus, self.num_gpus) < 0:
-            raise InvalidArgument("a region's actors: num_cpus and num_gpus must not be negative")
+            raise InvalidArgument("actors: num_cpus and num_gpus must not be negative")
 
 
 @dataclass(frozen=True)

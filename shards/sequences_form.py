@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.batching.parameters import BatchingParameters
+from shardserve.shards.actors_form import ActorsEntry
 from shardserve.shards.forms import Strict
 
 #: Rows of a running batch, where the file does not say.
@@ -90,7 +91,8 @@ class SequenceEntry(Strict):
     int64 [rows], that may be left out: the steps of each row.
 
     A sequence takes as many steps as its input has, at most `max_steps`, or fewer if it meets
-    `stop`. `returns` are outputs of the step.
+    `stop`. `returns` are outputs of the step. With `actors` these run it all, `before` too, instead
+    of the routers.
     """
 
     step: str
@@ -105,6 +107,7 @@ class SequenceEntry(Strict):
     max_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 512
     returns: Annotated[dict[str, Take], Field(min_length=1)]
     batching: StepBatching = StepBatching()
+    actors: ActorsEntry | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> SequenceEntry:
@@ -129,8 +132,15 @@ class SequenceEntry(Strict):
         """State and feedback: they differ in what they mean, and in nothing that is done."""
         return {**self.state, **self.feedback}
 
+    @property
+    def signatures(self) -> dict[str, str]:
+        """The model's signatures that it runs, by the field that names them."""
+        named = {"step": self.step, "before": self.before}
+        return {field: name for field, name in named.items() if name is not None}
+
 
 class LoopEntry(Strict):
-    """A signature whose loops are stepped for all requests together."""
+    """A signature whose loops are stepped for all requests together, by `actors` if there are."""
 
     batching: StepBatching = StepBatching()
+    actors: ActorsEntry | None = None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class StageGroup:
-    """Stage actors that are alike; each of them runs all of `regions`, on one device.
+    """Stage actors that are alike; each of them runs all that is named here, on one device.
 
-    `nbytes` is what an actor keeps of the model: its graph, and the variables that the regions
-    read. `fingerprint` is equal for equal regions of equal SavedModels; a router and a stage actor
-    of different ones refuse each other.
+    That are `regions`, `sequences` by their signatures' names, and `loops` by their nodes. `nbytes`
+    is what an actor keeps of the model: its graph, and the variables that these read. `fingerprint`
+    is equal for equal stages of equal SavedModels; a router and a stage actor of different ones
+    refuse each other.
     """
 
     name: str
@@ -21,8 +23,35 @@ class StageGroup:
     num_gpus: float
     nbytes: int
     fingerprint: str
+    sequences: tuple[str, ...] = ()
+    loops: tuple[str, ...] = ()
+
+    @property
+    def by_kind(self) -> Mapping[str, tuple[str, ...]]:
+        """What it runs, by what a person calls it."""
+        kinds = {"region": self.regions, "sequence": self.sequences, "loop": self.loops}
+        return {kind: names for kind, names in kinds.items() if names}
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What it runs, by the names that these have as stages of their model."""
+        return (
+            *self.regions,
+            *map(stage_of_sequence, self.sequences),
+            *map(stage_of_loop, self.loops),
+        )
 
 
-def stage_name(model: str, version: int, region: str) -> str:
-    """By what requests name a region: an actor may run those of many models and versions."""
-    return f"{model}/{version}/{region}"
+def stage_of_sequence(signature: str) -> str:
+    """The name of a sequence among its model's stages."""
+    return f"sequences/{signature}"
+
+
+def stage_of_loop(node: str) -> str:
+    """The name of a loop among its model's stages."""
+    return f"loops/{node}"
+
+
+def stage_name(model: str, version: int, stage: str) -> str:
+    """By what requests name a stage: an actor may run those of many models and versions."""
+    return f"{model}/{version}/{stage}"

@@ -15,7 +15,7 @@ class StageRequest:
 
     `stage` is the name by which the actor knows it; `tensors` are in the order of the stage's
     inputs, each of its dtype (strings: object arrays of bytes). `rows` is the dimension 0 by which
-    a stage that batches joins this with others.
+    a region joins this with others; sequences and loops see theirs from the tensors.
     """
 
     stage: str

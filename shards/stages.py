@@ -12,8 +12,8 @@ from shardserve.batching.parameters import BatchingParameters
 from shardserve.shards.regions import Region
 
 if TYPE_CHECKING:
-    # A shard process has plans, and pydantic only where there are sequences in them.
-    from shardserve.shards.sequences_form import SequenceEntry
+    # A shard process has plans, and pydantic only where there are sequences or loops in them.
+    from shardserve.shards.sequences_form import LoopEntry, SequenceEntry
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Stages:
     dense: BatchingParameters | None = None
     regions: tuple[Region, ...] = ()
     sequences: Mapping[str, SequenceEntry] = field(default_factory=dict)
-    loops: Mapping[str, BatchingParameters] = field(default_factory=dict)
+    loops: Mapping[str, LoopEntry] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

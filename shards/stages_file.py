@@ -16,8 +16,9 @@ from shardserve.batching.parameters import (
     MixedPriorityPolicy,
     read_batching_parameters,
 )
+from shardserve.shards.actors_form import ActorsEntry, Name
 from shardserve.shards.forms import Strict, read_form
-from shardserve.shards.regions import ActorOptions, Region
+from shardserve.shards.regions import Region
 from shardserve.shards.sequences_form import LoopEntry, SequenceEntry
 from shardserve.shards.stages import BatchingOptions, LookupBatching, Stages
 
@@ -26,7 +27,6 @@ PER_MODEL_FILE = "batching_params.pbtxt"
 
 _Count = Annotated[int, Field(ge=1)]
 _Number = Annotated[int, Field(ge=0)]
-_RegionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9.][A-Za-z0-9_.\-/]*$", max_length=256)]
 _SignatureName = Annotated[str, Field(min_length=1, max_length=128)]
 _Tensors = Annotated[list[str], Field(min_length=1)]
 
@@ -100,22 +100,6 @@ class StageEntries(Strict):
     dense: BatchingEntry | None = None
 
 
-class ActorsEntry(Strict):
-    """The Ray actors that run a region; see `ActorOptions`.
-
-    Regions that name the same group share its actors, one device each.
-    """
-
-    count: _Count = 1
-    num_cpus: Annotated[float, Field(ge=0)] = 1.0
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0
-    group: _RegionName | None = None
-
-    def options(self) -> ActorOptions:
-        """As plain data."""
-        return ActorOptions(self.count, self.num_cpus, self.num_gpus, self.group or "")
-
-
 class RegionEntry(Strict):
     """A part of the graph, from its input tensors to its output tensors.
 
@@ -143,7 +127,7 @@ class StagesFile(Strict):
 
     version: Literal[1] = 1
     stages: StageEntries = StageEntries()
-    regions: dict[_RegionName, RegionEntry] = Field(default_factory=dict)
+    regions: dict[Name, RegionEntry] = Field(default_factory=dict)
     sequences: dict[_SignatureName, SequenceEntry] = Field(default_factory=dict)
     loops: dict[_SignatureName, LoopEntry] = Field(default_factory=dict)
 
@@ -191,7 +175,7 @@ def _with_file(stages: Stages, file: StagesFile, server: BatchingParameters) -> 
         dense=said.dense.parameters("stages.dense", server) if said.dense else stages.dense,
         regions=tuple(_region(name, entry, server) for name, entry in file.regions.items()),
         sequences=file.sequences,
-        loops={name: entry.batching.parameters() for name, entry in file.loops.items()},
+        loops=file.loops,
     )
 
 

@@ -100,15 +100,21 @@ def has_effect(node: NodeDef, library: Mapping[str, FunctionDef] = _NO_LIBRARY) 
 
     For a node that runs functions of the `library`: whether that of one of their nodes does.
     """
+    bodies = _bodies(node, library)
+    if not bodies:
+        return _has_effect(node.op)
+    return any(has_effect(inner, library) for body in bodies for inner in body.node_def)
+
+
+def _bodies(node: NodeDef, library: Mapping[str, FunctionDef]) -> list[FunctionDef]:
+    """The functions that a node runs; none if it runs none, or one that is not known."""
     names = [
         name
         for key in function_attributes(node.op)
         for name in (node.attr[key].func.name, *(f.name for f in node.attr[key].list.func))
         if name
     ]
-    if not names or any(name not in library for name in names):
-        return _has_effect(node.op)
-    return any(has_effect(inner, library) for name in names for inner in library[name].node_def)
+    return [library[name] for name in names] if all(name in library for name in names) else []
 
 
 @cache
@@ -120,8 +126,16 @@ def _takes_state(op: str) -> bool:
 
 
 def may_write(node: NodeDef, library: Mapping[str, FunctionDef] = _NO_LIBRARY) -> bool:
-    """Whether the node may change what another reads, so that a read before it must stay there."""
-    return _takes_state(node.op) and has_effect(node, library)
+    """Whether the node may change what another reads, so that a read before it must stay there.
+
+    For a node that runs functions of the `library`: whether one of their nodes may.
+    """
+    if not _takes_state(node.op):
+        return False
+    bodies = _bodies(node, library)
+    if not bodies:
+        return _has_effect(node.op)
+    return any(may_write(inner, library) for body in bodies for inner in body.node_def)
 
 
 class Graph:

@@ -62,7 +62,7 @@ def cut_and_plan(
         name, version, str(directory), options.tags, layout, {}, "", stages, has_regions
     )
     if not layout.tables:
-        return cut, replace(whole, stage_groups=stage_groups(cut, ""))
+        return cut, replace(whole, stage_groups=stage_groups(cut, stages, ""))
     prefix = checkpoint_prefix(directory)
     bundle = open_bundle(str(prefix))
     sources = table_sources(bundle, cut.tables)
@@ -70,7 +70,7 @@ def cut_and_plan(
         _verify(bundle, cut.tables, verified)
     index = prefix.with_name(prefix.name + ".index").read_bytes()
     digest = fingerprint(name, version, layout, sources, index)
-    groups = stage_groups(cut, digest)
+    groups = stage_groups(cut, stages, digest)
     plan = replace(whole, sources=sources, fingerprint=digest, stage_groups=groups)
     return cut, plan
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from shardserve.shards.cut.regions import RegionCall
 from shardserve.shards.cut.scorings import AnyLookup, outputs_of
 from shardserve.shards.cut.stage_grouping import stage_groups
 from shardserve.shards.model import PlanOptions
-from shardserve.shards.regions import Region
-from shardserve.shards.sequences_form import SequenceEntry
+from shardserve.shards.regions import ActorOptions, Region
+from shardserve.shards.sequences_form import LoopEntry, SequenceEntry
 from shardserve.shards.stages import LookupBatching, Stages
 from shardserve.shards.stages_file import stages_of
 
@@ -49,12 +49,16 @@ class ProgramReport:
 
 @dataclass(frozen=True)
 class LoopReport:
-    """A loop, by its node: the signatures that step it, or might, or why it stays whole."""
+    """A loop, by its node: who steps it, and `where`; who might; or why it stays whole.
+
+    Who that is are signatures.
+    """
 
     node: str
     stepped_by: tuple[str, ...] = ()
     might_be_by: tuple[str, ...] = ()
     whole: str = ""
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def stage_graph(directory: Path, options: PlanOptions) -> StageGraph:
     """Cut the SavedModel in `directory` and report; raises as `plan_model` does."""
     stages = stages_of(directory, options.batching)
     cut, _ = cut_and_layout(directory, options, stages.regions)
-    stage_groups(cut, "")  # For what it refuses.
+    stage_groups(cut, stages, "")  # For what it refuses.
     loops = tuple(_loops(cut, stages.loops))
     cut = cut.stepping(stages.loops)
     reporter = _Reporter(cut, stages)
@@ -90,7 +94,7 @@ def stage_graph(directory: Path, options: PlanOptions) -> StageGraph:
     )
 
 
-def _loops(cut: CutModel, stepped: Collection[str]) -> Iterator[LoopReport]:
+def _loops(cut: CutModel, stepped: Mapping[str, LoopEntry]) -> Iterator[LoopReport]:
     """Every loop of the signatures."""
     names = sorted(cut.inlined.signatures)
     every = cut.stepping(names)
@@ -100,19 +104,30 @@ def _loops(cut: CutModel, stepped: Collection[str]) -> Iterator[LoopReport]:
             by_node.setdefault(call.region, []).append(name)
     for node, signatures in by_node.items():
         might = tuple(name for name in signatures if name not in stepped)
-        yield LoopReport(node, tuple(n for n in signatures if n in stepped), might)
+        stepping = tuple(name for name in signatures if name in stepped)
+        where = _where(_actors(stepped[stepping[0]])) if stepping else ""
+        yield LoopReport(node, stepping, might, where=where)
     for node, reason in every.loops.whole.items():
         yield LoopReport(node, whole=reason)
 
 
 def _sequence(entry: SequenceEntry) -> str:
-    return f"steps of {entry.step!r}, {_rows(entry.batching.parameters())}"
+    how = _rows(entry.batching.parameters())
+    return f"steps of {entry.step!r}, {how}, {_where(_actors(entry))}"
+
+
+def _actors(entry: LoopEntry | SequenceEntry) -> ActorOptions | None:
+    return None if entry.actors is None else entry.actors.options()
 
 
 class _Reporter:
     def __init__(self, cut: CutModel, stages: Stages) -> None:
         self._cut = cut
         self._stages = stages
+        #: Where each loop that is stepped runs, by its node.
+        self._loops = {
+            loop.node: _where(_actors(stages.loops[name])) for name, loop in cut.stepped_loops()
+        }
 
     def signature(self, name: str) -> ProgramReport:
         program = self._cut.program_for(name, self._cut.inlined.signatures[name].outputs)
@@ -170,7 +185,7 @@ class _Reporter:
 
     def _call(self, step: int, call: RegionCall) -> StageReport:
         if call.region in self._cut.loops.loops:
-            how = "stepped for all requests together"
+            how = f"stepped for all requests together, {self._loops[call.region]}"
             return StageReport(step, f"loop {call.region}", call.operands, call.outputs, how)
         region = self._cut.regions[call.region].region
         name = f"region {region.name}"
@@ -183,14 +198,17 @@ def _tables(lookups: Sequence[AnyLookup]) -> str:
 
 
 def _of_region(region: Region) -> str:
-    where = "in the router"
-    if region.actors is not None:
-        actors = region.actors
-        where = f"on {actors.count} actors of {actors.num_cpus:g} CPUs"
-        where += f" and {actors.num_gpus:g} GPUs" if actors.num_gpus else ""
-        where += f", group {actors.group}" if actors.group else ""
+    where = _where(region.actors)
     same = f", where {', '.join(region.captured)} agree" if region.captured else ""
     return f"{_parameters(region.batching)}, {where}{same}"
+
+
+def _where(actors: ActorOptions | None) -> str:
+    if actors is None:
+        return "in the router"
+    where = f"on {actors.count} actors of {actors.num_cpus:g} CPUs"
+    where += f" and {actors.num_gpus:g} GPUs" if actors.num_gpus else ""
+    return where + (f", group {actors.group}" if actors.group else "")
 
 
 def _parameters(batching: BatchingParameters) -> str:

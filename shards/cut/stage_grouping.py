@@ -1,94 +1,105 @@
-"""Which stage actors a cut model's regions ask for."""
+"""Which stage actors a cut model asks for."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import or_
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.cut.call_outs import REQUEST
 from shardserve.shards.cut.cut import CutModel
 from shardserve.shards.cut.graph import Graph, may_write
-from shardserve.shards.cut.needs import nodes_run, read_by, with_called
-from shardserve.shards.cut.regions import CutRegion
+from shardserve.shards.cut.needs import nodes_run, read_by, regions_run, stages_run
 from shardserve.shards.cut.saved_model import checkpoint_prefix
-from shardserve.shards.regions import ActorOptions, Region
+from shardserve.shards.cut.staged import Staged, staged, stepping_for_actors
+from shardserve.shards.regions import ActorOptions
 from shardserve.shards.stage_groups import StageGroup
+from shardserve.shards.stages import Stages
 
 
-def stage_groups(cut: CutModel, plan_fingerprint: str) -> tuple[StageGroup, ...]:
-    """The groups of actors that the model's regions name, by name.
+def stage_groups(cut: CutModel, stages: Stages, plan_fingerprint: str) -> tuple[StageGroup, ...]:
+    """The groups of actors that the model's regions, sequences and loops name, by name.
 
-    Raises InvalidArgument naming the region for one that writes to what others read, or looks up
-    in a loop or a branch, which has its place in the routers; and for regions of one group that ask
-    for different actors.
+    Raises InvalidArgument naming the entry for one that writes to what others read, or looks up
+    in a loop or a branch, which has its place in the routers; for entries of one group that ask
+    for different actors, or of one name; and as `staged` does.
     """
-    groups: dict[str, list[Region]] = {}
-    for one in cut.regions.values():
-        if one.region.actors is not None:
-            groups.setdefault(one.region.actors.group or one.region.name, []).append(one.region)
+    cut = stepping_for_actors(cut, stages)
+    groups: dict[str, list[Staged]] = {}
+    for one in staged(cut, stages):
+        groups.setdefault(one.group, []).append(one)
     if not groups:
         return ()
     graph, digest = Graph(cut.graph_def), _digest(cut, plan_fingerprint)
-    return tuple(
-        _group(cut, graph, digest, name, regions) for name, regions in sorted(groups.items())
-    )
+    found = tuple(_group(cut, graph, digest, name, one) for name, one in sorted(groups.items()))
+    _check_names(found)
+    return found
 
 
 def _group(
-    cut: CutModel, graph: Graph, digest: str, name: str, regions: list[Region]
+    cut: CutModel, graph: Graph, digest: str, name: str, members: Sequence[Staged]
 ) -> StageGroup:
-    options = _options(name, regions)
-    called = with_called([region.name for region in regions], cut.regions)
-    nodes = nodes_run(graph, [one.program for one in called.values()])
-    _check_writes(graph, nodes, name)
-    _check_call_outs(called)
+    options = _options(name, members)
+    for one in members:
+        _check(cut, graph, one)
+    parts = reduce(or_, [one.parts for one in members])
+    nodes = nodes_run(graph, stages_run(cut, parts))
     weights = sum(variable.nbytes for variable in read_by(nodes, cut.variables))
-    parts = sorted((r.name, r.inputs, r.captured, r.outputs) for r in _regions(called))
+    regions = [one.region for one in regions_run(cut, parts).values()]
+    asked = sorted((r.name, r.inputs, r.captured, r.outputs) for r in regions)
+    meanings = sorted(repr(one.meaning) for one in members)
     return StageGroup(
         name=name,
-        regions=tuple(sorted(region.name for region in regions)),
+        regions=_sorted(region for one in members for region in one.regions),
         count=options.count,
         num_cpus=options.num_cpus,
         num_gpus=options.num_gpus,
         nbytes=cut.graph_def.ByteSize() + weights,
-        fingerprint=hashlib.sha256(repr((digest, name, parts)).encode()).hexdigest(),
+        fingerprint=hashlib.sha256(repr((digest, name, asked, meanings)).encode()).hexdigest(),
+        sequences=_sorted(sequence for one in members for sequence in one.sequences),
+        loops=_sorted(loop for one in members for loop in one.loops),
     )
 
 
-def _regions(called: Mapping[str, CutRegion]) -> list[Region]:
-    return [one.region for one in called.values()]
+def _sorted(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(names))
 
 
-def _options(name: str, regions: Iterable[Region]) -> ActorOptions:
-    found: Mapping[ActorOptions, str] = {
-        region.actors: region.name for region in regions if region.actors is not None
-    }
-    options, *others = found
-    if others:
-        raise InvalidArgument(
-            f"regions {found[options]!r} and {found[others[0]]!r} are of group {name!r}, whose "
-            f"actors are alike: {options} and {others[0]}"
-        )
-    return options
+def _options(name: str, members: Sequence[Staged]) -> ActorOptions:
+    first = members[0]
+    for other in members[1:]:
+        if other.actors != first.actors:
+            raise InvalidArgument(
+                f"{first.where} and {other.where} are of group {name!r}, whose actors are alike: "
+                f"{first.actors} and {other.actors}"
+            )
+    return first.actors
 
 
-def _check_writes(graph: Graph, nodes: Iterable[str], name: str) -> None:
-    writers = sorted(n for n in nodes if may_write(graph.nodes[n], graph.library))
+def _check(cut: CutModel, graph: Graph, one: Staged) -> None:
+    """That asking an actor, and a second one after the first was lost, changes nothing."""
+    stages = stages_run(cut, one.parts)
+    writers = sorted(
+        n for n in nodes_run(graph, stages) if may_write(graph.nodes[n], graph.library)
+    )
     if writers:
         raise InvalidArgument(
-            f"stage actors {name!r}: {writers[0]} may write what others read, so its region has "
-            "to run in the router"
+            f"{one.where}: {writers[0]} may write what others read, so it has to run in the router"
+        )
+    if any(REQUEST in stage.feeds for stage in stages):
+        raise InvalidArgument(
+            f"{one.where} looks up in a table in a loop or a branch, so it has to run in the router"
         )
 
 
-def _check_call_outs(called: Mapping[str, CutRegion]) -> None:
-    for name, one in called.items():
-        if any(REQUEST in stage.feeds for stage in one.program.stages):
-            raise InvalidArgument(
-                f"region {name!r} looks up in a table in a loop or a branch, so it has to run in "
-                "the router"
-            )
+def _check_names(groups: Iterable[StageGroup]) -> None:
+    names = Counter(stage for group in groups for stage in group.stages)
+    for name, count in names.items():
+        if count > 1:
+            raise InvalidArgument(f"there are {count} stages of the name {name!r} with actors")
 
 
 def _digest(cut: CutModel, plan_fingerprint: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from shardserve.batching.errors import (
     FailedPrecondition,
@@ -26,6 +27,8 @@ from shardserve.cluster.model_options import ModelOptions
 from shardserve.cluster.options import DoorOptions, Engine, ManagerOptions, Models, ServeOptions
 from shardserve.router.catalog import State
 from shardserve.shards.model import PlanOptions
+from shardserve.shards.stages import BatchingOptions
+from tests import step_models
 from tests.versioned_models import THRESHOLD, Client, config_text, export, model_text
 
 OPTIONS = ServeOptions(
@@ -35,6 +38,18 @@ OPTIONS = ServeOptions(
     DoorOptions(grpc_port=0),
     Engine.LOCAL,
 )
+STAGES = {
+    "sequences": {
+        "encode": {
+            "step": "step",
+            "state": {"h": "new_h", "c": "new_c"},
+            "per_step": {"x": "x"},
+            "returns": {"output": "all"},
+            "actors": {},
+        }
+    },
+    "loops": {"serving_default": {"actors": {}}},
+}
 NOWHERE: Callable[[object], None] = lambda _: None  # noqa: E731
 
 
@@ -160,6 +175,32 @@ async def test_a_model_whose_base_path_is_missing_is_waited_for_and_stalls_nobod
             export(tmp_path / "missing", 5, 50.0)
             await starting
             assert await client.ask("missing") == 50.0
+    finally:
+        await server.close()
+
+
+async def test_sequences_and_loops_with_actors_are_stepped_here_and_that_is_said(
+    tmp_path: Path,
+) -> None:
+    step_models.export_encoder(tmp_path / "m" / "1")
+    stages = tmp_path / "stages.yaml"
+    stages.write_text(yaml.safe_dump(STAGES))
+    plan = PlanOptions(batching=BatchingOptions(stages_file=stages))
+    models = Models((config_of(tmp_path / "m"),))
+    said: list[str] = []
+    server = LocalServer(
+        replace(OPTIONS, models=models, defaults=ModelOptions(plan)),
+        lambda start: said.extend(start.warnings),
+    )
+    try:
+        await server.start()
+        here = "runs in this process: it has actors only with --engine=ray"
+        assert f"sequence encode {here}" in said
+        assert any(text.startswith("loop ") and text.endswith(here) for text in said)
+        (servable,) = [one.servable for one in server.serving.catalog.models["m"].versions.values()]
+        assert servable is not None
+        kinds = {name.split("/")[1] for name in servable.stage_counts()}
+        assert kinds >= {"sequences", "loops"}
     finally:
         await server.close()
 

@@ -64,7 +64,8 @@ def test_inspect_tells_of_loops_and_sequences(encoder, tmp_path):
     graph = stage_graph(encoder, options(tmp_path))
     (loop,) = graph.loops
     assert loop.stepped_by == ("serving_default",)
-    assert graph.sequences == (("encode", "steps of 'step', in a running batch of up to 32 rows"),)
+    how = "steps of 'step', in a running batch of up to 32 rows, in the router"
+    assert graph.sequences == (("encode", how),)
     (report,) = [one for one in graph.signatures if one.name == "serving_default"]
     assert any(stage.name == f"loop {loop.node}" for stage in report.stages)
     (loop,) = stage_graph(encoder, PlanOptions()).loops

@@ -10,22 +10,35 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.errors import ResourceExhausted, Unavailable
 from shardserve.cluster.loading import load_servable
+from shardserve.cluster.placement import Seat
 from shardserve.cluster.routing import Routing
 from shardserve.cluster.serving import Runtime
 from shardserve.cluster.stage_placement import StageSeat
 from shardserve.cluster.table import RoutingTable
-from shardserve.router.remote_region import remote_regions
+from shardserve.router.remote_stage import remote_stages
 from shardserve.router.servable import Array, RequestContext, Servable
 from shardserve.router.session import StageThreads
 from shardserve.shards.model import PlanOptions
 from shardserve.shards.stages import BatchingOptions
-from tests import stage_models
+from tests import stage_models, step_models
 from tests.cluster.runs import ONLY, SECRET, ModelRun, placed, running
 from tests.uncut import Uncut
+
+DECODE = {
+    "step": "next",
+    "state": {"state": "new_state"},
+    "feedback": {"token": "next_token"},
+    "initial": {"token": {"value": 1}, "state": {"output": "state"}},
+    "before": "encode",
+    "stop": {"output": "next_token", "equals": step_models.STOP_TOKEN},
+    "max_steps": 40,
+    "returns": {"next_token": "all"},
+}
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -50,7 +63,7 @@ async def routed(run: ModelRun) -> AsyncIterator[Servable]:
     following = asyncio.ensure_future(routing.follow(run.table))
     threads = StageThreads(1)
     runtime = Runtime(threads, BatchDevice(1))
-    remote = remote_regions(plan, routing.stages)
+    remote = remote_stages(plan, routing.stages)
     servable = await asyncio.to_thread(load_servable, plan, routing.channels, runtime, remote)
     await routing.connected()
     try:
@@ -59,6 +72,39 @@ async def routed(run: ModelRun) -> AsyncIterator[Servable]:
         following.cancel()
         await routing.close()
         threads.close()
+
+
+async def test_steps_on_an_actor_that_look_up_on_shards_answer_as_tensorflow_does(
+    tmp_path: Path,
+) -> None:
+    directory = tmp_path / "model" / "1"
+    await asyncio.to_thread(step_models.export_decoder, directory, whole=False)
+    actors = {"actors": {"num_cpus": 0.1, "group": "steps"}}
+    sections = {"sequences": {"decode": {**DECODE, **actors}}, "loops": {"encode": actors}}
+    file = tmp_path / "stages.yaml"
+    file.write_text(yaml.safe_dump(sections))
+    table = step_models.VOCABULARY * step_models.WIDTH * 4
+    wanted = PlanOptions(2, threshold=table, batching=BatchingOptions(stages_file=file))
+    source = np.array([[3, 5, 7, 11]])
+    async with running(directory, wanted) as run:
+        start = await run.finished_start()
+        assert start.is_settled, start.failure
+        assert set(start.versions[ONLY].loaded) == {StageSeat("steps", 0), Seat(0, 0), Seat(1, 0)}
+        async with routed(run) as servable:
+            context = RequestContext("test", time.monotonic() + 10.0)
+            decoded, encoded = await asyncio.gather(
+                servable.run("decode", {"source": source}, ["next_token"], context),
+                servable.run("encode", {"source": source}, ["state"], context),
+            )
+            assert not any("/sequences/" in n or "/loops/" in n for n in servable.stage_counts())
+    await asyncio.to_thread(step_models.export_decoder, tmp_path / "whole")
+    alone = await asyncio.to_thread(Uncut, tmp_path / "whole")
+    feeds = {"source": source, "most": np.int64(40)}
+    expected = alone.answer("serving_default", feeds)["tokens"]
+    np.testing.assert_array_equal(decoded["next_token"], expected)
+    state = alone.answer("encode", {"source": source})["state"]
+    np.testing.assert_allclose(encoded["state"], state, rtol=1e-5, atol=1e-6)
+    alone.close()
 
 
 async def answer(servable: Servable, rows: int, seed: int) -> Array:

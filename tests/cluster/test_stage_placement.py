@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from shardserve.cluster.placement import Bundle
@@ -68,6 +70,13 @@ def test_a_shortage_names_the_region_what_it_needs_and_what_there_is() -> None:
         "cluster has room for 1 (CPU by node: 8 CPU, 4 CPU; GPU by node: 1 GPU, 0 GPU; memory by "
         "node: 32.00 GB, 9.00 GB)"
     )
+
+
+def test_a_shortage_names_sequences_and_loops() -> None:
+    group = replace(TOWER, sequences=("a", "b"), loops=("while",))
+    lacking = stage_shortage([group], [], [])
+    assert lacking is not None
+    assert "for region tower and sequences a, b and loop while, do not fit" in lacking
 
 
 def test_a_shortage_of_all_together_says_of_what() -> None:

@@ -4,35 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import replace
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from shardserve.batching.errors import InvalidArgument
-from shardserve.batching.parameters import BatchingParameters
-from shardserve.router.servable import RequestContext
-from shardserve.router.sharded import ShardedServable, load_sharded
+from shardserve.router.servable import RequestContext, Servable
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
-from shardserve.shards.cut.planning import plan_model
-from shardserve.shards.local import LocalChannel
 from shardserve.shards.model import PlanOptions
-from shardserve.shards.shard import Shard
-from shardserve.shards.stages import Stages
 from tests.loop_models import LIFTED, WHOLE, WIDTH, WORDS
+from tests.stepped import HERE, ON_ACTORS, PLACES, Places, Stepped
 from tests.uncut import Uncut
 
 #: The same kernels on another number of rows add in another order.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 ROWS = 8
+LOOP = {"batching": {"max_batch_size": ROWS}}
+#: Each kind of operand, and more than one loop: what may differ where tensors are sent.
+SENT = ("lstm_with_states", "both_ways", "running_means", "masked_to_zero")
 
 
-def served(path, threads, options=None) -> ShardedServable:
-    stages = Stages(loops={"serving_default": BatchingParameters(max_batch_size=ROWS)})
-    plan = replace(plan_model("m", 1, path, options or PlanOptions()), stages=stages)
-    shards = [Shard.load(plan.sources, plan.slices_of_shard(0))] if plan.layout.tables else []
-    return load_sharded(plan, [LocalChannel(s) for s in shards], threads)
+@pytest.fixture
+async def serve(threads, tmp_path):
+    """Serves a model whose loops are stepped at a place."""
+    async with AsyncExitStack() as stack:
+
+        async def served(place: str, model: Path, options: PlanOptions | None = None) -> Stepped:
+            places = Places(place, threads, tmp_path, stack)
+            return await places.serve(model, options, loops={"serving_default": LOOP})
+
+        yield served
 
 
 def requests(name: str, count: int, seed: int = 0) -> list[np.ndarray]:
@@ -43,7 +46,7 @@ def requests(name: str, count: int, seed: int = 0) -> list[np.ndarray]:
     return [rng.normal(size=(*shape, WIDTH)).astype(np.float32) for shape in shapes]
 
 
-async def ask(servable: ShardedServable, x: np.ndarray) -> dict[str, np.ndarray]:
+async def ask(servable: Servable, x: np.ndarray) -> dict[str, np.ndarray]:
     outputs = list(servable.signatures["serving_default"].outputs)
     context = RequestContext("test", math.inf)
     return await servable.run("serving_default", {"x": x}, outputs, context)
@@ -60,28 +63,31 @@ def check(path: Path, asked: list[np.ndarray], answers: list[dict[str, np.ndarra
     alone.close()
 
 
-@pytest.mark.parametrize("name", LIFTED)
-async def test_requests_of_many_lengths_get_what_each_gets_alone(name, saved_model, threads):
-    servable = served(saved_model(name), threads)
+@pytest.mark.parametrize(
+    ("name", "place"), [*((n, HERE) for n in LIFTED), *((n, ON_ACTORS) for n in SENT)]
+)
+async def test_requests_of_many_lengths_get_what_each_gets_alone(name, place, saved_model, serve):
+    stepped = await serve(place, saved_model(name))
     asked = requests(name, 12)
-    check(saved_model(name), asked, await asyncio.gather(*[ask(servable, x) for x in asked]))
-    counts = servable.loop_counts()
+    answers = await asyncio.gather(*[ask(stepped.servable, x) for x in asked])
+    check(saved_model(name), asked, answers)
+    counts = stepped.counts()
     assert len(counts) == (2 if name in ("stacked", "both_ways") else 1)
     for one in counts.values():
-        assert one.row_steps == sum(x.shape[0] * x.shape[1] for x in asked)
-        assert one.steps < one.row_steps / 2
+        assert one.rows == sum(x.shape[0] * x.shape[1] for x in asked)
+        assert one.batches < one.rows / 2
 
 
 @pytest.mark.parametrize("name", WHOLE)
-async def test_a_loop_that_cannot_be_stepped_stays_whole(name, saved_model, threads):
+async def test_a_loop_that_cannot_be_stepped_stays_whole(name, saved_model, serve):
     cut = cut_saved_model(saved_model(name), CutRule(only=frozenset()))
     (reason,) = cut.stepping(["serving_default"]).loops.whole.values()
     with pytest.raises(AssertionError, match=WHOLE[name][1]):
         raise AssertionError(reason)
-    servable = served(saved_model(name), threads)
-    assert not servable.loop_counts()
+    stepped = await serve(HERE, saved_model(name))
+    assert not stepped.counts()
     asked = requests(name, 2)
-    answers = [await ask(servable, x) for x in asked]
+    answers = [await ask(stepped.servable, x) for x in asked]
     if name != "draws":
         check(saved_model(name), asked, answers)
 
@@ -94,32 +100,35 @@ def test_a_lowered_loop_stays_whole(saved_model):
     assert "lowered control flow" in reason
 
 
-async def test_what_a_step_cannot_do_the_loop_itself_does(saved_model, threads):
+@pytest.mark.parametrize("place", PLACES)
+async def test_what_a_step_cannot_do_the_loop_itself_does(place, saved_model, serve):
     path = saved_model("running_means")
-    servable = served(path, threads)
+    stepped = await serve(place, path)
     many = requests("running_means", 1)[0].repeat(ROWS + 1, axis=0)
     none = np.zeros((2, 0, WIDTH), np.float32)
-    check(path, [many], [await ask(servable, many)])
+    check(path, [many], [await ask(stepped.servable, many)])
     with pytest.raises(InvalidArgument):
-        await ask(servable, none)
-    assert not any(one.steps for one in servable.loop_counts().values())
+        await ask(stepped.servable, none)
+    assert not any(one.batches for one in stepped.counts().values())
 
 
+@pytest.mark.parametrize("place", PLACES)
 async def test_a_request_whose_operands_make_no_step_gets_tensorflows_own_error(
-    saved_model, threads
+    place, saved_model, serve
 ):
-    servable = served(saved_model("lstm"), threads)
+    stepped = await serve(place, saved_model("lstm"))
     with pytest.raises(InvalidArgument, match="Tried to stack list which only contains"):
-        await ask(servable, np.zeros((2, 0, WIDTH), np.float32))
+        await ask(stepped.servable, np.zeros((2, 0, WIDTH), np.float32))
 
 
-async def test_the_tables_of_a_model_with_loops_lie_on_shards(saved_model, threads):
+@pytest.mark.parametrize("place", PLACES)
+async def test_the_tables_of_a_model_with_loops_lie_on_shards(place, saved_model, serve):
     path = saved_model("masked_words")
-    servable = served(path, threads, PlanOptions(threshold=WORDS * WIDTH * 4))
+    stepped = await serve(place, path, PlanOptions(threshold=WORDS * WIDTH * 4))
     asked = requests("masked_words", 10, seed=2)
-    check(path, asked, await asyncio.gather(*[ask(servable, x) for x in asked]))
-    (counts,) = servable.loop_counts().values()
-    assert counts.steps < counts.row_steps / 2
+    check(path, asked, await asyncio.gather(*[ask(stepped.servable, x) for x in asked]))
+    (counts,) = [one for name, one in stepped.counts().items() if name.startswith("loops/")]
+    assert counts.batches < counts.rows / 2
 
 
 def test_a_signature_that_there_is_not_is_refused_by_name(saved_model):

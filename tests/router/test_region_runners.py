@@ -20,12 +20,12 @@ from shardserve.batching.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from shardserve.router.regions import RegionRunner
-from shardserve.router.remote_region import RemoteRegion, remote_regions
+from shardserve.router.remote_stage import RemoteStage, remote_stages
 from shardserve.router.servable import Array, RequestContext
 from shardserve.router.session import Parallelism, StageThreads
 from shardserve.router.stage_host import StageHost
 from shardserve.router.stage_loading import host_of, load_stages
+from shardserve.router.stage_runner import StageRunner
 from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.model import ModelPlan, PlanOptions
 from shardserve.shards.stage_groups import stage_name
@@ -70,16 +70,16 @@ def hosted(plan: ModelPlan, threads: StageThreads) -> StageHost:
 @asynccontextmanager
 async def runners(
     kind: str, plan: ModelPlan, threads: StageThreads
-) -> AsyncIterator[dict[str, RegionRunner]]:
+) -> AsyncIterator[dict[str, StageRunner]]:
     """Who runs the plan's regions, by name."""
     host = hosted(plan, threads)
     if kind == "local":
-        yield {name: host.regions[stage_name("model", 1, name)] for name in (CLEAN, TOWER)}
+        yield {name: host.stages[stage_name("model", 1, name)] for name in (CLEAN, TOWER)}
         await host.drain()
         host.close()
         return
     async with stages(host) as (_, address), channel_to(address) as channel:
-        yield remote_regions(plan, {"both": channel})
+        yield remote_stages(plan, {"both": channel})
 
 
 @pytest.fixture(params=KINDS)
@@ -90,7 +90,7 @@ def running(
     return lambda **tower: runners(request.param, plan_of(directory, tmp_path, **tower), threads)
 
 
-async def run(runner: RegionRunner, *tensors: Array, seconds: float = LONG) -> Array:
+async def run(runner: StageRunner, *tensors: Array, seconds: float = LONG) -> Array:
     context = RequestContext("test", time.monotonic() + seconds)
     (output,) = await runner.run(tensors, len(tensors[0]), context)
     return output
@@ -101,7 +101,7 @@ def softmax(scores: Array) -> Array:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-async def both(regions: dict[str, RegionRunner], rows: int, seed: int) -> Array:
+async def both(regions: dict[str, StageRunner], rows: int, seed: int) -> Array:
     """The model's answer, region by region."""
     feeds = stage_models.feeds(rows, seed)
     cleaned = await run(regions[CLEAN], feeds["words"], feeds["x"])
@@ -200,7 +200,7 @@ async def test_requests_of_two_routers_meet_in_one_batch(directory, tmp_path, th
         # Neither fills a batch by itself, and the batch would wait for longer than they do.
         x = np.ones((1, 9), np.float32)
         answers = await asyncio.gather(
-            run(RemoteRegion(STAGE, one), x), run(RemoteRegion(STAGE, other), x)
+            run(RemoteStage(STAGE, one), x), run(RemoteStage(STAGE, other), x)
         )
         np.testing.assert_array_equal(*answers)
 
@@ -218,7 +218,7 @@ async def test_models_and_versions_on_one_actor_answer_each_for_itself_on_one_de
     loaded = [load_stages(p, p.stage_groups[0], threads, Parallelism()) for p in plans]
     host = host_of(*((one, ()) for one in loaded))
     async with stages(host) as (_, address), channel_to(address) as channel:
-        asked = [both(remote_regions(p, {"both": channel}), 3, n) for n in range(9) for p in plans]
+        asked = [both(remote_stages(p, {"both": channel}), 3, n) for n in range(9) for p in plans]
         answers = await asyncio.gather(*asked)
     for where, path in enumerate((directory, directory, other)):
         uncut = Uncut(path)
@@ -234,7 +234,7 @@ async def test_a_stage_that_the_actor_does_not_have_is_not_found(
     host = hosted(plan_of(directory, tmp_path), threads)
     async with stages(host) as (_, address), channel_to(address) as channel:
         with pytest.raises(NotFound, match="no stage 'other' here, only model/1/clean"):
-            await run(RemoteRegion("other", channel), np.ones((1, 9), np.float32))
+            await run(RemoteStage("other", channel), np.ones((1, 9), np.float32))
 
 
 async def test_what_waits_in_a_stage_actors_queue_is_answered_when_it_stops(
@@ -243,7 +243,7 @@ async def test_what_waits_in_a_stage_actors_queue_is_answered_when_it_stops(
     host = hosted(plan_of(directory, tmp_path, batch_timeout_micros=60_000_000), threads)
     async with stages(host) as (server, address), channel_to(address) as channel:
         asked = [
-            asyncio.create_task(run(RemoteRegion(STAGE, channel), np.ones((1, 9), np.float32)))
+            asyncio.create_task(run(RemoteStage(STAGE, channel), np.ones((1, 9), np.float32)))
             for _ in range(3)
         ]
         await until(lambda: server.in_flight == 3)

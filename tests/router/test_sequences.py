@@ -6,31 +6,28 @@ import asyncio
 import json
 import math
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
 
-from shardserve.batching.driver import BatchDevice
 from shardserve.batching.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from shardserve.router.catalog import Catalog, Model, ModelSpec, State, Version
 from shardserve.router.handlers import Handlers
 from shardserve.router.sequences import SequenceServable
 from shardserve.router.servable import RequestContext
-from shardserve.router.sharded import load_sharded
 from shardserve.router.whole import load_whole
-from shardserve.shards.cut.planning import plan_model
-from shardserve.shards.local import LocalChannel
 from shardserve.shards.model import PlanOptions
 from shardserve.shards.sequences_form import SequenceEntry
-from shardserve.shards.shard import Shard
 from tests.step_models import (
     STOP_TOKEN,
     VOCABULARY,
     WIDTH,
     export_decoder,
 )
+from tests.stepped import PLACES, Places
 from tests.uncut import Uncut
 
 #: The same kernels on another number of rows add in another order.
@@ -80,10 +77,11 @@ def fragile_dir(saved_model: Callable[[str], Path]) -> Path:
     return saved_model("fragile")
 
 
-def served(directory, threads, device=None, **entries) -> SequenceServable:
-    whole = load_whole("m", 1, directory, threads)
-    parsed = {name: SequenceEntry.model_validate(entry) for name, entry in entries.items()}
-    return SequenceServable(whole, whole, parsed, threads, device)
+@pytest.fixture(params=PLACES)
+async def serve(request, threads, tmp_path):
+    """Serves a model with sequences, whoever steps them."""
+    async with AsyncExitStack() as stack:
+        yield Places(request.param, threads, tmp_path, stack).serve
 
 
 def context(deadline=math.inf) -> RequestContext:
@@ -100,8 +98,9 @@ def lengths_of(count, seed=0):
     return np.random.default_rng(seed).integers(1, 30, count)
 
 
-async def test_encoder_requests_of_many_lengths_get_what_each_gets_alone(encoder_dir, threads):
-    servable = served(encoder_dir, threads, encode=ENCODE)
+async def test_encoder_requests_of_many_lengths_get_what_each_gets_alone(serve, encoder_dir):
+    stepped = await serve(encoder_dir, encode=ENCODE)
+    servable = stepped.servable
     rng = np.random.default_rng(3)
     requests = [
         rng.normal(size=(rows, length, WIDTH)).astype(np.float32)
@@ -116,13 +115,14 @@ async def test_encoder_requests_of_many_lengths_get_what_each_gets_alone(encoder
         np.testing.assert_allclose(answer["new_c"], expected["c"], **CLOSE)
         assert answer["steps"].tolist() == [x.shape[1]] * len(x)
     alone.close()
-    counts = servable.step_counts()["encode"]
-    assert counts.row_steps == sum(x.shape[0] * x.shape[1] for x in requests)
-    assert counts.steps < counts.row_steps / 4
+    counts = stepped.counts()["sequences/encode"]
+    assert counts.rows == sum(x.shape[0] * x.shape[1] for x in requests)
+    assert counts.batches < counts.rows / 4
 
 
-async def test_rows_of_several_lengths_end_where_they_end(encoder_dir, threads):
-    servable = served(encoder_dir, threads, encode=ENCODE)
+async def test_rows_of_several_lengths_end_where_they_end(serve, encoder_dir):
+    stepped = await serve(encoder_dir, encode=ENCODE)
+    servable = stepped.servable
     x = np.random.default_rng(1).normal(size=(3, 7, WIDTH)).astype(np.float32)
     lengths = np.array([7, 2, 4])
     answer = await ask(servable, "encode", {"x": x, "lengths": lengths})
@@ -137,8 +137,9 @@ async def test_rows_of_several_lengths_end_where_they_end(encoder_dir, threads):
     assert answer["steps"].tolist() == [7, 2, 4]
 
 
-async def test_a_single_sequence_needs_no_rows(encoder_dir, threads):
-    servable = served(encoder_dir, threads, encode=ENCODE)
+async def test_a_single_sequence_needs_no_rows(serve, encoder_dir):
+    stepped = await serve(encoder_dir, encode=ENCODE)
+    servable = stepped.servable
     x = np.random.default_rng(1).normal(size=(5, WIDTH)).astype(np.float32)
     one, many = await asyncio.gather(
         ask(servable, "encode", {"x": x}), ask(servable, "encode", {"x": x[None]})
@@ -147,8 +148,9 @@ async def test_a_single_sequence_needs_no_rows(encoder_dir, threads):
         np.testing.assert_allclose(array, many[alias][0], **CLOSE)
 
 
-async def test_a_short_sequence_does_not_wait_for_a_long_mate(encoder_dir, threads):
-    servable = served(encoder_dir, threads, encode=ENCODE)
+async def test_a_short_sequence_does_not_wait_for_a_long_mate(serve, encoder_dir):
+    stepped = await serve(encoder_dir, encode=ENCODE)
+    servable = stepped.servable
     zeros = np.zeros((1, 400, WIDTH), np.float32)
     long = asyncio.ensure_future(ask(servable, "encode", {"x": zeros}))
     await asyncio.sleep(0)
@@ -157,22 +159,16 @@ async def test_a_short_sequence_does_not_wait_for_a_long_mate(encoder_dir, threa
     assert (await long)["steps"].tolist() == [400]
 
 
-def served_from_shards(directory, threads, device, **entries) -> SequenceServable:
-    """The same decoder, its embedding table on two shards."""
-    directory = directory.with_name("2")
-    export_decoder(directory, whole=False)
-    options = PlanOptions(shards=2, threshold=VOCABULARY * WIDTH * 4)
-    plan = plan_model("m", 2, directory, options)
-    assert plan.layout.tables
-    shards = [Shard.load(plan.sources, plan.slices_of_shard(n)) for n in range(2)]
-    sharded = load_sharded(plan, [LocalChannel(shard) for shard in shards], threads)
-    parsed = {name: SequenceEntry.model_validate(entry) for name, entry in entries.items()}
-    return SequenceServable(sharded, sharded, parsed, threads, device)
-
-
-@pytest.mark.parametrize("load", [served, served_from_shards])
-async def test_a_greedy_decoder_says_what_it_says_alone(load, decoder_dir, threads):
-    servable = load(decoder_dir, threads, BatchDevice(2), decode=DECODE)
+@pytest.mark.parametrize("sharded", [False, True])
+async def test_a_greedy_decoder_says_what_it_says_alone(serve, sharded, decoder_dir):
+    directory, options = decoder_dir, PlanOptions()
+    if sharded:
+        directory = decoder_dir.with_name("sharded")
+        options = PlanOptions(shards=2, threshold=VOCABULARY * WIDTH * 4)
+        if not directory.exists():
+            export_decoder(directory, whole=False)
+    stepped = await serve(directory, options, stepped_here={"encode": {}}, decode=DECODE)
+    servable = stepped.servable
     rng = np.random.default_rng(4)
     sources = [rng.integers(3, VOCABULARY, (1, n)) for n in lengths_of(25, seed=1)]
     answers = await asyncio.gather(*[ask(servable, "decode", {"source": s}) for s in sources])
@@ -185,12 +181,15 @@ async def test_a_greedy_decoder_says_what_it_says_alone(load, decoder_dir, threa
         assert answer["steps"].tolist() == [expected["tokens"].shape[1]]
         steps |= set(answer["steps"].tolist())
     alone.close()
+    encoders = [one for name, one in stepped.counts().items() if name.startswith("loops/")]
+    assert [one.tasks for one in encoders] == [25]
     assert len(steps) > 3, "they stop at different steps"
     assert 40 not in steps or len(steps - {40}) > 2
 
 
-async def test_only_the_request_whose_sequence_fails_fails(fragile_dir, threads):
-    servable = served(fragile_dir, threads, sum=SUM)
+async def test_only_the_request_whose_sequence_fails_fails(serve, fragile_dir):
+    stepped = await serve(fragile_dir, sum=SUM)
+    servable = stepped.servable
 
     def request(*numbers):
         return {"numbers": np.array([numbers]), "start": np.array([100])}
@@ -206,18 +205,20 @@ async def test_only_the_request_whose_sequence_fails_fails(fragile_dir, threads)
     assert answers[0]["longer"].tolist() == [[b"1", b"12", b"123"]]
     assert answers[2]["sum"].tolist() == [104]
     assert answers[3]["sum"].tolist() == [121]
-    assert servable.step_counts()["sum"].running == 0
+    assert stepped.counts()["sequences/sum"].running_batches == 0
 
 
-async def test_shorter_rows_of_text_are_padded_with_empty_strings(fragile_dir, threads):
-    servable = served(fragile_dir, threads, sum=SUM | {"lengths": "lengths"})
+async def test_shorter_rows_of_text_are_padded_with_empty_strings(serve, fragile_dir):
+    stepped = await serve(fragile_dir, sum=SUM | {"lengths": "lengths"})
+    servable = stepped.servable
     inputs = {"numbers": np.ones((2, 3), int), "start": np.zeros(2, int)}
     answer = await ask(servable, "sum", inputs | {"lengths": np.array([1, 3])})
     assert answer["longer"].tolist() == [[b"1", b"", b""], [b"1", b"11", b"111"]]
 
 
-async def test_a_request_that_is_cancelled_leaves_its_row(encoder_dir, threads):
-    servable = served(encoder_dir, threads, encode=ENCODE)
+async def test_a_request_that_is_cancelled_leaves_its_row(serve, encoder_dir):
+    stepped = await serve(encoder_dir, encode=ENCODE)
+    servable = stepped.servable
     zeros = np.zeros((4, 400, WIDTH), np.float32)
     gone = asyncio.ensure_future(ask(servable, "encode", {"x": zeros}))
     await asyncio.sleep(0)
@@ -225,24 +226,26 @@ async def test_a_request_that_is_cancelled_leaves_its_row(encoder_dir, threads):
     with pytest.raises(asyncio.CancelledError):
         await gone
     await ask(servable, "encode", {"x": zeros[:, :2]})
-    await servable.drain()
-    assert servable.step_counts()["encode"].row_steps < 4 * 400
+    await stepped.drain()
+    assert stepped.counts()["sequences/encode"].rows < 4 * 400
     with pytest.raises(Unavailable, match="being unloaded"):
         await ask(servable, "encode", {"x": zeros})
 
 
-async def test_a_request_ends_at_its_deadline(encoder_dir, threads):
-    servable = served(encoder_dir, threads, encode=ENCODE | {"max_steps": 100_000})
+async def test_a_request_ends_at_its_deadline(serve, encoder_dir):
+    stepped = await serve(encoder_dir, encode=ENCODE | {"max_steps": 100_000})
+    servable = stepped.servable
     loop = asyncio.get_running_loop()
     zeros = np.zeros((1, 100_000, WIDTH), np.float32)
     with pytest.raises(DeadlineExceeded):
         await ask(servable, "encode", {"x": zeros}, deadline=loop.time() + 0.05)
-    await servable.drain()
+    await stepped.drain()
 
 
-async def test_a_full_queue_refuses_at_once(fragile_dir, threads):
-    servable = served(fragile_dir, threads, sum=SUM)
-    inputs = {"numbers": np.ones((4, 50), int), "start": np.zeros(4, int)}
+async def test_a_full_queue_refuses_at_once(serve, fragile_dir):
+    stepped = await serve(fragile_dir, sum=SUM)
+    servable = stepped.servable
+    inputs = {"numbers": np.ones((4, 400), int), "start": np.zeros(4, int)}
     asked = [ask(servable, "sum", inputs) for _ in range(5)]
     answers = await asyncio.gather(*asked, return_exceptions=True)
     refused = [answer for answer in answers if isinstance(answer, Unavailable)]
@@ -252,8 +255,9 @@ async def test_a_full_queue_refuses_at_once(fragile_dir, threads):
         await ask(servable, "sum", {k: np.concatenate([v, v]) for k, v in inputs.items()})
 
 
-async def test_it_is_a_signature_like_any_other(encoder_dir, threads):
-    servable = served(encoder_dir, threads, encode=ENCODE | {"lengths": None})
+async def test_it_is_a_signature_like_any_other(serve, encoder_dir, threads):
+    stepped = await serve(encoder_dir, encode=ENCODE | {"lengths": None})
+    servable = stepped.servable
     catalog = Catalog({"m": Model({1: Version(State.AVAILABLE, servable)})})
     handlers = Handlers(catalog, threads)
     body = b'{"signature_name": "encode", "instances": [[[0,0,0,0,0,0]]]}'
@@ -275,25 +279,25 @@ async def test_it_is_a_signature_like_any_other(encoder_dir, threads):
         await handlers.predict(request, context())
 
 
-@pytest.mark.parametrize(
-    ("inputs", "words"),
-    [
-        (
-            {"x": np.zeros((1, 2, 3), "f")},
-            r"input 'x' has shape \[1, 2, 3\]; it must be \[-1, -1, 6\]",
-        ),
-        ({"x": np.zeros(6, "f")}, r"input 'x' has shape \[6\]"),
-        ({"x": np.zeros((1, 0, WIDTH), "f")}, "a sequence has 1 to 512 steps, not 0"),
-        ({"x": np.zeros((1, 513, WIDTH), "f")}, "a sequence has 1 to 512 steps, not 513"),
-        ({"x": np.zeros((0, 5, WIDTH), "f")}, "there is no sequence in the request"),
-        ({"x": np.zeros((2, 5, WIDTH), "f"), "lengths": np.ones(3, int)}, "differ in their rows"),
-        ({"x": np.zeros((1, 5, WIDTH), "f"), "lengths": np.array([6])}, "lengths are 1 to 5"),
-    ],
-)
-async def test_what_does_not_fit_is_refused_by_name(encoder_dir, threads, inputs, words):
-    servable = served(encoder_dir, threads, encode=ENCODE)
-    with pytest.raises(InvalidArgument, match=words):
-        await ask(servable, "encode", inputs)
+MISFITS = [
+    (
+        {"x": np.zeros((1, 2, 3), "f")},
+        r"input 'x' has shape \[1, 2, 3\]; it must be \[-1, -1, 6\]",
+    ),
+    ({"x": np.zeros(6, "f")}, r"input 'x' has shape \[6\]"),
+    ({"x": np.zeros((1, 0, WIDTH), "f")}, "a sequence has 1 to 512 steps, not 0"),
+    ({"x": np.zeros((1, 513, WIDTH), "f")}, "a sequence has 1 to 512 steps, not 513"),
+    ({"x": np.zeros((0, 5, WIDTH), "f")}, "there is no sequence in the request"),
+    ({"x": np.zeros((2, 5, WIDTH), "f"), "lengths": np.ones(3, int)}, "differ in their rows"),
+    ({"x": np.zeros((1, 5, WIDTH), "f"), "lengths": np.array([6])}, "lengths are 1 to 5"),
+]
+
+
+async def test_what_does_not_fit_is_refused_by_name(serve, encoder_dir):
+    stepped = await serve(encoder_dir, encode=ENCODE)
+    for inputs, words in MISFITS:
+        with pytest.raises(InvalidArgument, match=words):
+            await ask(stepped.servable, "encode", inputs)
 
 
 @pytest.mark.parametrize(
@@ -321,5 +325,7 @@ async def test_what_does_not_fit_is_refused_by_name(encoder_dir, threads, inputs
 def test_an_entry_that_does_not_fit_the_model_is_refused_by_its_field(
     encoder_dir, threads, change, words
 ):
+    whole = load_whole("m", 1, encoder_dir, threads)
+    entry = SequenceEntry.model_validate(ENCODE | change)
     with pytest.raises(InvalidArgument, match=words):
-        served(encoder_dir, threads, e=ENCODE | change)
+        SequenceServable(whole, whole, {"e": entry}, threads)

@@ -33,6 +33,10 @@ regions:
     outputs: ["scores:0", more]
     batching: {max_batch_size: 8, enable_large_batch_splitting: true, max_execution_batch_size: 4}
     actors: {count: 2, num_cpus: 1, num_gpus: 0.5}
+sequences:
+  sums: {step: add, state: {x: y}, returns: {y: last}, actors: {group: gpu, num_gpus: 1}}
+loops:
+  serving_default: {actors: {count: 3}}
 """
 
 
@@ -55,6 +59,11 @@ def test_all_of_it(tmp_path):
     actors = ActorOptions(2, 1, 0.5)
     expected = Region("tower", ("joined",), ("scores:0", "more"), batching, actors)
     assert found.regions == (expected,)
+    given = [entry.actors for entry in (found.sequences["sums"], found.loops["serving_default"])]
+    assert [one and one.options() for one in given] == [
+        ActorOptions(1, 1, 1, "gpu"),
+        ActorOptions(3, 1, 0),
+    ]
 
 
 def test_what_the_file_does_not_name_is_as_the_servers_flags_say(tmp_path):
@@ -101,6 +110,8 @@ def test_a_models_own_parameters_count_but_for_the_threads(tmp_path):
             "regions: {r: {inputs: [x], outputs: [y], batching: {max_execution_batch_size: 999}}}",
             "regions.r.batching: max_execution_batch_size must be at most",
         ),
+        ("loops: {f: {actors: {num_gpus: -1}}}", "loops.f.actors.num_gpus"),
+        ("loops: {f: {actors: {group: 'a b'}}}", "loops.f.actors.group"),
         ("[", "not YAML"),
     ],
 )

@@ -11,10 +11,13 @@ import tensorflow as tf
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
-from shardserve.shards.cut.needs import only_regions
+from shardserve.shards.cut.needs import Parts, only
 from shardserve.shards.cut.stage_grouping import stage_groups
 from shardserve.shards.regions import ActorOptions, Region
+from shardserve.shards.stages import Stages
 from tests.region_models import THRESHOLD
+
+STAGES = Stages()
 
 
 class Counting(tf.Module):
@@ -56,21 +59,23 @@ def towers(cut_with: Callable[..., CutModel]) -> list[str]:
 
 
 def reads(cut: CutModel, name: str) -> bool:
-    return bool(only_regions(cut, [name]).variables)
+    return bool(only(cut, Parts(regions=frozenset([name]))).variables)
 
 
 def test_without_actors_there_are_no_groups(cut_with) -> None:
-    assert stage_groups(cut_with({}), "") == ()
+    assert stage_groups(cut_with({}), STAGES, "") == ()
 
 
 def test_a_region_that_the_model_marks_gets_the_actors_that_it_is_given(cut_with) -> None:
     name = towers(cut_with)[0]
     cut = cut_with({name: ActorOptions(count=3, num_cpus=0.5, num_gpus=1)})
-    (group,) = stage_groups(cut, "")
+    (group,) = stage_groups(cut, STAGES, "")
 
     assert (group.name, group.regions) == (name, (name,))
     assert (group.count, group.num_cpus, group.num_gpus) == (3, 0.5, 1)
-    weights = sum(variable.nbytes for variable in only_regions(cut, [name]).variables)
+    weights = sum(
+        variable.nbytes for variable in only(cut, Parts(regions=frozenset([name]))).variables
+    )
     assert weights > 0
     assert group.nbytes == cut.graph_def.ByteSize() + weights
 
@@ -78,20 +83,22 @@ def test_a_region_that_the_model_marks_gets_the_actors_that_it_is_given(cut_with
 def test_regions_of_one_group_share_its_actors(cut_with) -> None:
     one, other, *_ = towers(cut_with)
     shared = ActorOptions(group="gpu")
-    (group,) = stage_groups(cut_with({one: shared, other: shared}), "")
+    (group,) = stage_groups(cut_with({one: shared, other: shared}), STAGES, "")
     assert group.name == "gpu"
     assert group.regions == tuple(sorted((one, other)))
 
     with pytest.raises(InvalidArgument, match="are of group 'gpu', whose actors are alike"):
-        stage_groups(cut_with({one: shared, other: replace(shared, count=2)}), "")
+        stage_groups(cut_with({one: shared, other: replace(shared, count=2)}), STAGES, "")
 
 
 def test_the_fingerprint_tells_regions_plans_and_groups_apart(cut_with) -> None:
     one, other, *_ = towers(cut_with)
     cut = cut_with({one: ActorOptions(), other: ActorOptions()})
-    found = {group.fingerprint for digest in ("a", "b") for group in stage_groups(cut, digest)}
+    found = {
+        group.fingerprint for digest in ("a", "b") for group in stage_groups(cut, STAGES, digest)
+    }
     assert len(found) == 4
-    assert stage_groups(cut, "a") == stage_groups(cut, "a")
+    assert stage_groups(cut, STAGES, "a") == stage_groups(cut, STAGES, "a")
 
 
 def test_a_name_that_the_model_does_not_mark_is_refused_with_those_it_does(cut_with) -> None:
@@ -105,4 +112,4 @@ def test_a_region_that_writes_to_a_variable_is_refused_actors(tmp_path: Path) ->
     region = Region("counting", ("x",), ("y",), actors=ActorOptions())
     cut = cut_saved_model(tmp_path, CutRule(), regions=[region])
     with pytest.raises(InvalidArgument, match=r"may write what others read.* run in the router"):
-        stage_groups(cut, "")
+        stage_groups(cut, STAGES, "")

@@ -1,23 +1,23 @@
-"""A region that stage actors run: the router sends tensors, and gets the outputs."""
+"""Stages that stage actors run: the router sends tensors, and gets the outputs."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 
-from shardserve.router.regions import RegionRunner
 from shardserve.router.servable import Array, RequestContext
+from shardserve.router.stage_runner import StageRunner
 from shardserve.shards.model import ModelPlan
 from shardserve.shards.stage_groups import stage_name
 from shardserve.shards.stage_messages import StageChannel, StageRequest
 
 
-class RemoteRegion:
-    """Runs the stage of this name on whichever actor answers. Implements `RegionRunner`.
+class RemoteStage:
+    """Runs the stage of this name on whichever actor answers. Implements `StageRunner`.
 
     The actor batches: requests of all routers meet there. What fails there fails here, with the
     same code and the same words. An actor that is lost costs nothing while there is another: a
-    region changes nothing, so asking twice is safe.
+    stage changes nothing, so asking twice is safe, and a sequence begins anew.
     """
 
     def __init__(self, name: str, actors: StageChannel) -> None:
@@ -27,7 +27,7 @@ class RemoteRegion:
     async def run(
         self, tensors: Sequence[Array], rows: int, context: RequestContext
     ) -> list[Array]:
-        """See `RegionRunner.run`. Arrays of the reply are read-only."""
+        """See `StageRunner.run`. Arrays of the reply are read-only."""
         asked = time.monotonic()
         request = StageRequest(self._name, tuple(tensors), rows)
         reply = await self._actors.ask(request, context.deadline)
@@ -38,10 +38,10 @@ class RemoteRegion:
         return list(reply.tensors)
 
 
-def remote_regions(plan: ModelPlan, actors: Mapping[str, StageChannel]) -> dict[str, RegionRunner]:
-    """Who runs each of the plan's regions that has actors, by its name; `actors` are by group."""
+def remote_stages(plan: ModelPlan, actors: Mapping[str, StageChannel]) -> dict[str, StageRunner]:
+    """Who runs each of the plan's stages that has actors, by its name; `actors` are by group."""
     return {
-        region: RemoteRegion(stage_name(plan.name, plan.version, region), actors[group.name])
+        stage: RemoteStage(stage_name(plan.name, plan.version, stage), actors[group.name])
         for group in plan.stage_groups
-        for region in group.regions
+        for stage in group.stages
     }
