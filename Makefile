@@ -21,7 +21,7 @@ help:
 	@echo 'make clean   remove .venv/ and .cache/'
 
 test: .venv/.installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 serve: .venv/.installed
 	@$(BIN)/python -m examples.dlrm --out .cache/dlrm

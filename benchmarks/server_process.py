@@ -175,6 +175,8 @@ def supervise(command: Sequence[str]) -> int:
     _end_with_parent()
     with unwinding_on_sigterm():
         try:
+            # What a shell runs in the background ignores Ctrl-C, and so would the child.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             started = time.perf_counter()
             child = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
             signal.signal(signal.SIGINT, lambda *_: child.send_signal(signal.SIGINT))

@@ -75,12 +75,15 @@ class PreparedScores:
         ]
         if not len(self.queries):
             return []
-        fragments = [
-            ScoreFragment(piece.shard, self._part(piece, slice_id), piece)
+        # What is picked can be merged only with what is picked; slices of a grid may differ.
+        only_best = self.scoring.pick is not Pick.ALL and all(
+            self._can_pick(piece) for piece, _ in pieces
+        )
+        self._check_size(only_best=only_best)
+        return [
+            ScoreFragment(piece.shard, self._part(piece, slice_id, only_best=only_best), piece)
             for piece, slice_id in pieces
         ]
-        self._check_size(only_best=all(fragment.part.k for fragment in fragments))
-        return fragments
 
     def _check_size(self, *, only_best: bool) -> None:
         count = self.scoring.k if only_best else self.classes
@@ -91,18 +94,22 @@ class PreparedScores:
                 f"would take {nbytes} bytes, over the limit of {MAX_RESULT_BYTES}"
             )
 
-    def _part(self, piece: Slice, slice_id: int) -> ScorePart:
+    def _part(self, piece: Slice, slice_id: int, *, only_best: bool) -> ScorePart:
         axis = self.scoring.axis
         if not self._has_whole_classes(piece):
             queries = np.ascontiguousarray(self.queries[:, _places(piece, _other(axis))])
             return ScorePart(slice_id, queries, axis)
-        if self.scoring.pick is Pick.ALL or not _in_order(piece, axis):
+        if not only_best:
             return ScorePart(slice_id, self.queries, axis)
         bias = self.bias
         if bias is not None:
             bias = np.ascontiguousarray(bias[_places(piece, axis)])
         scaled = self.scoring.scale is not Scale.NONE and self.scoring.pick is Pick.TOP_K
         return ScorePart(slice_id, self.queries, axis, self.scoring.k, bias, scaled)
+
+    def _can_pick(self, piece: Slice) -> bool:
+        """Whether the best of the slice's classes can be told where it lies."""
+        return self._has_whole_classes(piece) and _in_order(piece, self.scoring.axis)
 
     def _has_whole_classes(self, piece: Slice) -> bool:
         """Whether the slice has all of each class that it has, as the queries are ordered."""

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from examples.dlrm import export, tiny_config
-from tests.saved_models import CASES
+from shardserve.router.session import StageThreads
+from tests.exports import EXPORTS
+from tests.uncut import Uncut
+
+# How long an example takes says more of the machine than of what is tested.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
+
+#: Whose tests start servers, and the one Ray of a run.
+_WITH_SERVERS = ("tests/cluster/", "tests/contract/")
+
+
+class ServersTogether(LoadScopeScheduling):
+    """One process has all tests with servers, which wait a lot; others have one file at a time.
+
+    So what a module shares is made once, as is what those with servers share.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "servers" if nodeid.startswith(_WITH_SERVERS) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ServersTogether:
+    """Where `-n` has several processes share the tests."""
+    return ServersTogether(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -21,13 +49,38 @@ def tiny_dlrm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The directory of a case of `tests.saved_models`, exported the first time it is asked for."""
+    """The version directory of a model of `tests.exports`, exported the first time it is asked for.
+
+    Many tests read it; none writes into it.
+    """
     root = tmp_path_factory.mktemp("saved_models")
 
+    @functools.cache
     def exported(name: str) -> Path:
-        path = root / name
-        if not path.exists():
-            next(case for case in CASES if case.name == name).export(path)
+        path = root / name / "1"
+        EXPORTS[name](path)
         return path
 
     return exported
+
+
+@pytest.fixture(scope="session")
+def threads() -> Iterator[StageThreads]:
+    threads = StageThreads(2)
+    yield threads
+    threads.close()
+
+
+@pytest.fixture(scope="module")
+def uncut(saved_model: Callable[[str], Path]) -> Iterator[Callable[[str], Uncut]]:
+    """TensorFlow's own answers for a model of `saved_model`."""
+    loaded: dict[str, Uncut] = {}
+
+    def load(name: str) -> Uncut:
+        if name not in loaded:
+            loaded[name] = Uncut(saved_model(name))
+        return loaded[name]
+
+    yield load
+    for one in loaded.values():
+        one.close()

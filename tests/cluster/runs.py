@@ -17,16 +17,19 @@ from ray.exceptions import RayError
 
 from shardserve.cluster.catalog_table import CatalogTable, Serving
 from shardserve.cluster.controller import Controller
+from shardserve.cluster.fleet import Placed
 from shardserve.cluster.model_config import ModelConfig, Specific
 from shardserve.cluster.model_options import ModelOptions
 from shardserve.cluster.options import ManagerOptions, Models
 from shardserve.cluster.private_directory import remove_sockets
 from shardserve.cluster.progress import Start
 from shardserve.cluster.run import Run
+from shardserve.cluster.site import Site
 from shardserve.cluster.stage_placement import AnySeat
-from shardserve.cluster.stream_actor import ActorProcess
+from shardserve.cluster.stream_actor import ActorProcess, Post
 from shardserve.cluster.table import RoutingTable
 from shardserve.cluster.versions import VersionId
+from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.model import ModelPlan, PlanOptions
 
 SECRET = bytes(range(32))
@@ -121,6 +124,13 @@ class ModelRun(ServerRun):
         return table
 
 
+async def placed(directory: Path, options: PlanOptions) -> Placed:
+    """What a run would have of its model; where that is something, it must be released."""
+    plan = await asyncio.to_thread(plan_model, "model", 1, directory, options)
+    site = Site(f"test-{secrets.token_hex(4)}", SECRET, can_grow=False, routers=0)
+    return await site.place(plan, Post(site.run, "deployment"), lambda _: None)
+
+
 def _has_other(table: RoutingTable, seat: AnySeat, instance: str) -> bool:
     address = table.at(seat)
     return address is not None and address.instance != instance
@@ -128,7 +138,7 @@ def _has_other(table: RoutingTable, seat: AnySeat, instance: str) -> bool:
 
 @asynccontextmanager
 async def running(
-    directory: Path, options: PlanOptions, seconds: float = LONGEST_SECONDS
+    directory: Path, options: PlanOptions, seconds: float | None = LONGEST_SECONDS
 ) -> AsyncIterator[ModelRun]:
     """A run of the model whose version 1 lies in `directory`, that ends with the block."""
     config = ModelConfig("model", directory.parent, policy=Specific(frozenset({1})))
@@ -140,7 +150,7 @@ async def running(
 async def serving(
     models: Models,
     defaults: ModelOptions,
-    seconds: float = LONGEST_SECONDS,
+    seconds: float | None = LONGEST_SECONDS,
     manager: ManagerOptions = POLLING,
 ) -> AsyncIterator[ServerRun]:
     """A run of a server, that ends with the block."""

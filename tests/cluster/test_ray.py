@@ -6,13 +6,14 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from examples.dlrm import example_features, tiny_config
 from shardserve.batching.errors import ResourceExhausted, Unavailable
@@ -23,8 +24,7 @@ from shardserve.router.session import StageThreads
 from shardserve.router.sharded import load_sharded
 from shardserve.shards.model import PlanOptions
 from shardserve.shards.storage import Storage, Tier
-from tests import saved_models_flow
-from tests.cluster.runs import SECRET, ModelRun, running
+from tests.cluster.runs import LONGEST_SECONDS, SECRET, ModelRun, placed, running
 from tests.saved_models import THRESHOLD
 from tests.sharded import assert_same
 from tests.uncut import Uncut
@@ -101,26 +101,29 @@ class Load:
             await self._answered.wait()
 
 
-async def test_shard_processes_load_no_tensorflow(tiny_dlrm: Path) -> None:
-    async with running(tiny_dlrm / "1", CUT) as run:
-        assert (await run.finished_start()).is_settled
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(ray_cluster: None, tiny_dlrm: Path) -> AsyncIterator[ModelRun]:
+    """A run of two shards. Tests of it kill its processes, and leave it with all of them back."""
+    async with running(tiny_dlrm / "1", CUT, seconds=None) as run:
+        yield run
 
-        for seat, _ in (await run.table()).by_seat():
-            process = await run.process_of(seat)
-            assert "numpy" in process.packages
-            assert not {"tensorflow", "keras", "tensorflow_serving"} & set(process.packages)
+
+async def test_shard_processes_load_no_tensorflow(shared: ModelRun) -> None:
+    assert (await shared.finished_start()).is_settled
+
+    for seat, _ in (await shared.table()).by_seat():
+        process = await shared.process_of(seat)
+        assert "numpy" in process.packages
+        assert not {"tensorflow", "keras", "tensorflow_serving"} & set(process.packages)
 
 
 async def test_a_graph_that_decodes_its_own_output_calls_out_to_shard_processes(
-    tmp_path: Path,
+    saved_model: Callable[[str], Path], uncut: Callable[[str], Uncut]
 ) -> None:
-    model = next(case for case in saved_models_flow.CASES if case.name == "greedy")
-    model.export(tmp_path / "1")
+    directory = saved_model("greedy")
     feeds = {"first": np.array([3, 8], np.int64)}
-    uncut = Uncut(tmp_path / "1")
-    expected = uncut.answer("serving_default", feeds)
-    uncut.close()
-    async with running(tmp_path / "1", PlanOptions(shards=2, threshold=THRESHOLD)) as run:
+    expected = uncut("greedy").answer("serving_default", feeds)
+    async with running(directory, PlanOptions(shards=2, threshold=THRESHOLD)) as run:
         assert (await run.finished_start()).is_settled
         async with routed(run) as servable:
             context = RequestContext("test", time.monotonic() + 20)
@@ -129,9 +132,10 @@ async def test_a_graph_that_decodes_its_own_output_calls_out_to_shard_processes(
 
 
 async def test_a_killed_shard_costs_only_unavailable_answers_until_it_is_back(
-    tiny_dlrm: Path,
+    shared: ModelRun,
 ) -> None:
-    async with running(tiny_dlrm / "1", CUT) as run:
+    run = shared
+    async with asyncio.timeout(LONGEST_SECONDS):
         await run.finished_start()
         before = (await run.table()).addresses[1][0]
         assert before is not None
@@ -166,9 +170,10 @@ async def test_a_killed_replica_costs_no_answer(tiny_dlrm: Path) -> None:
 
 
 async def test_a_killed_controller_places_the_model_again_and_routers_find_it(
-    tiny_dlrm: Path,
+    shared: ModelRun,
 ) -> None:
-    async with running(tiny_dlrm / "1", CUT, seconds=110.0) as run:
+    run = shared
+    async with asyncio.timeout(110.0):
         await run.finished_start()
         async with routed(run) as servable:
             load = Load(servable, await predict(servable))
@@ -206,17 +211,13 @@ async def test_a_model_that_does_not_fit_is_refused_before_anything_is_placed(
 
 
 async def test_shards_on_gpus_that_the_cluster_has_not_are_refused(tiny_dlrm: Path) -> None:
-    on_gpus = replace(CUT, storage=Storage(Tier.GPU))
-    async with running(tiny_dlrm / "1", on_gpus) as run:
-        start = await run.finished_start()
-
-        assert start.failure is not None
-        assert start.failure.code == ResourceExhausted.code
-        assert "1 GPU each do not fit: the cluster has room for 1 " in start.failure.message
+    with pytest.raises(
+        ResourceExhausted, match="1 GPU each do not fit: the cluster has room for 1 "
+    ):
+        await placed(tiny_dlrm / "1", replace(CUT, storage=Storage(Tier.GPU)))
 
 
 async def test_a_model_with_nothing_to_cut_needs_no_shards(tiny_dlrm: Path) -> None:
-    async with running(tiny_dlrm / "1", PlanOptions(shards=4, threshold=1 << 40)) as run:
-        assert (await run.finished_start()).is_settled
+    nothing = await placed(tiny_dlrm / "1", PlanOptions(shards=4, threshold=1 << 40))
 
-        assert (await run.table()).addresses == ()
+    assert not nothing.actors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,6 @@ from shardserve.shards.local import LocalChannel
 from shardserve.shards.model import ModelPlan, PlanOptions
 from shardserve.shards.shard import Shard
 from shardserve.shards.stages import BatchingOptions
-from tests import region_models
 from tests.region_models import THRESHOLD
 from tests.uncut import Uncut
 
@@ -34,24 +33,13 @@ X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 @pytest.fixture(scope="module")
-def threads() -> Iterator[StageThreads]:
-    threads = StageThreads(2)
-    yield threads
-    threads.close()
+def plain(saved_model: Callable[[str], Path]) -> Path:
+    return saved_model("plain")
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("plain") / "1"
-    region_models.plain(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def marked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("marked") / "1"
-    region_models.marked(path)
-    return path
+def marked(saved_model: Callable[[str], Path]) -> Path:
+    return saved_model("marked")
 
 
 def plan(path: Path, threshold: int, batching: BatchingOptions) -> ModelPlan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from shardserve.router.session import StageThreads
 from shardserve.shards.model import PlanOptions
 from shardserve.shards.stages import BatchingOptions
 from tests import stage_models, step_models
-from tests.cluster.runs import ONLY, SECRET, ModelRun, running
+from tests.cluster.runs import ONLY, SECRET, ModelRun, placed, running
 from tests.uncut import Uncut
 
 DECODE = {
@@ -44,10 +44,8 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("staged") / "1"
-    stage_models.export(path)
-    return path
+def directory(saved_model: Callable[[str], Path]) -> Path:
+    return saved_model("staged")
 
 
 def options(
@@ -181,10 +179,8 @@ async def test_stage_actors_that_the_cluster_has_no_room_for_are_refused_naming_
 ) -> None:
     many = {"actors": {"count": 3, "num_gpus": 1}}
     wanted = options(directory, tmp_path / "stages.yaml", {}, many)
-    async with running(directory, wanted) as run:
-        start = await run.finished_start()
+    with pytest.raises(ResourceExhausted) as refused:
+        await placed(directory, wanted)
 
-        assert start.failure is not None
-        assert start.failure.code == ResourceExhausted.code
-        assert "3 stage actors of 1 CPU and 1 GPU" in start.failure.message
-        assert "for region tower, do not fit" in start.failure.message
+    assert "3 stage actors of 1 CPU and 1 GPU" in refused.value.message
+    assert "for region tower, do not fit" in refused.value.message

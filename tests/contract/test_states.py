@@ -6,13 +6,14 @@ import asyncio
 import http.client
 import json
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import pytest_asyncio
 from prometheus_client import CollectorRegistry
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -35,6 +36,9 @@ from shardserve.router.servable import Servable
 from shardserve.router.session import StageThreads
 from shardserve.router.whole import load_whole
 from tests.contract.models import export_half_plus_two
+
+#: The server is one for all: each test says first what it has.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HOST = "127.0.0.1"
 OLD, NEW = 4, 5
@@ -132,13 +136,6 @@ def _fill(model_spec: Any, spec: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def threads() -> Iterator[StageThreads]:
-    threads = StageThreads(1)
-    yield threads
-    threads.close()
-
-
-@pytest.fixture(scope="module")
 def servables(
     tmp_path_factory: pytest.TempPathFactory, threads: StageThreads
 ) -> tuple[Servable, Servable]:
@@ -148,7 +145,7 @@ def servables(
     return old, new
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server(
     servables: tuple[Servable, Servable], threads: StageThreads
 ) -> AsyncIterator[Server]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from shardserve.router.handlers import Handlers
 from shardserve.router.servable import RequestContext
 from shardserve.router.session import StageThreads
 from shardserve.router.whole import WholeServable, load_whole
+from shardserve.shards.tables import TableSource
+from tests.sharded import tables_of
 
 
 class _HalfPlusTwo(tf.Module):
@@ -122,10 +124,9 @@ def tf1_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def threads() -> Iterator[StageThreads]:
-    threads = StageThreads(2)
-    yield threads
-    threads.close()
+def sources(saved_model: Callable[[str], Path]) -> Callable[[str], dict[str, TableSource]]:
+    """The tables of a model of `saved_model`, and where their bytes lie."""
+    return lambda name: tables_of(saved_model(name))
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,46 +31,20 @@ from tests.saved_models import Feeds
 from tests.saved_models_flow import CASES, ROWS
 from tests.saved_models_tf1 import numbers
 from tests.sharded import ask, assert_same, served, tables_of
-from tests.uncut import Uncut
 
 BY_NAME = {case.name: case for case in CASES}
 BAD = 1 << 40
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory) -> Callable[[str], Path]:
-    @functools.cache
-    def exported(name: str) -> Path:
-        path = tmp_path_factory.mktemp("models") / name
-        BY_NAME[name].export(path)
-        return path
-
-    return exported
-
-
-@pytest.fixture(scope="module")
-def uncut(directory) -> Iterator[Callable[[str], Uncut]]:
-    loaded: dict[str, Uncut] = {}
-
-    def load(name: str) -> Uncut:
-        if name not in loaded:
-            loaded[name] = Uncut(directory(name))
-        return loaded[name]
-
-    yield load
-    for one in loaded.values():
-        one.close()
-
-
 @pytest.fixture
-def serve(directory, threads) -> Iterator[Callable[..., ShardedServable]]:
+def serve(saved_model, threads) -> Iterator[Callable[..., ShardedServable]]:
     """A case served under row_hash over two shards; closed in the end."""
     opened: list[ShardedServable] = []
 
     def load(name: str, channels=None) -> ShardedServable:
-        sources = tables_of(directory(name))
+        sources = tables_of(saved_model(name))
         layout = layout_of("row_hash", {n: s.table for n, s in sources.items()}, 2)
-        opened.append(served(directory(name), layout, sources, threads, channels))
+        opened.append(served(saved_model(name), layout, sources, threads, channels))
         return opened[-1]
 
     yield load
@@ -85,8 +57,8 @@ def branch_feeds(ids: list[int], which: int) -> Feeds:
 
 
 @pytest.mark.parametrize("name", ["branches", "greedy", "tf1_lowered_ref"])
-def test_the_answer_is_tensorflows_under_any_layout(name, directory, threads, uncut):
-    sources = tables_of(directory(name))
+def test_the_answer_is_tensorflows_under_any_layout(name, saved_model, threads, uncut):
+    sources = tables_of(saved_model(name))
     tables = {table: source.table for table, source in sources.items()}
     scored = name == "greedy"
 
@@ -96,7 +68,7 @@ def test_the_answer_is_tensorflows_under_any_layout(name, directory, threads, un
         st.data(),
     )
     def check(layout: Layout, data: st.DataObject) -> None:
-        servable = served(directory(name), layout, sources, threads)
+        servable = served(saved_model(name), layout, sources, threads)
         for _ in range(2):
             feeds = data.draw(BY_NAME[name].feeds)
             expected = uncut(name).answer("serving_default", feeds)
@@ -108,11 +80,11 @@ def test_the_answer_is_tensorflows_under_any_layout(name, directory, threads, un
 
 @pytest.mark.parametrize("threads_within", [-1, 2])
 def test_graphs_that_run_on_threads_of_tensorflow_call_out_as_well(
-    threads_within, directory, threads, uncut
+    threads_within, saved_model, threads, uncut
 ):
-    sources = tables_of(directory("mapped"))
+    sources = tables_of(saved_model("mapped"))
     layout = layout_of("row_mod", {n: s.table for n, s in sources.items()}, 2)
-    plan = ModelPlan("model", 1, str(directory("mapped")), ("serve",), layout, sources, "")
+    plan = ModelPlan("model", 1, str(saved_model("mapped")), ("serve",), layout, sources, "")
     channels = [LocalChannel(Shard.load(sources, plan.slices_of_shard(n))) for n in range(2)]
     servable = load_sharded(plan, channels, threads, Parallelism(2, threads_within))
     feeds = {"ids": np.arange(20).reshape(10, 2), "steps": np.array(3, np.int32)}
@@ -261,12 +233,12 @@ def test_a_traced_request_is_told_what_each_shard_did_for_its_call_outs(serve):
     assert names.count("lookup") == names.count("wire") == 1
 
 
-def test_what_tensorflow_calls_is_gone_with_the_servable(directory, threads):
+def test_what_tensorflow_calls_is_gone_with_the_servable(saved_model, threads):
     gc.collect()
     before = script_ops._py_funcs.size()
-    sources = tables_of(directory("greedy"))
+    sources = tables_of(saved_model("greedy"))
     layout = layout_of("column", {n: s.table for n, s in sources.items()}, 2)
-    servable = served(directory("greedy"), layout, sources, threads)
+    servable = served(saved_model("greedy"), layout, sources, threads)
     ask(servable, "serving_default", FIRST)
     assert script_ops._py_funcs.size() > before
     asyncio.run(servable.close())

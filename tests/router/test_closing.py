@@ -35,9 +35,9 @@ from shardserve.shards.regions import Region
 from shardserve.shards.sequences_form import SequenceEntry
 from shardserve.shards.shard import Shard
 from shardserve.shards.stages import Stages
-from tests import saved_models_flow, stage_models
+from tests import stage_models
 from tests.saved_models import THRESHOLD
-from tests.step_models import WIDTH, export_encoder
+from tests.step_models import WIDTH
 
 BATCHING = BatchingParameters(max_batch_size=8, num_batch_threads=2)
 
@@ -68,42 +68,10 @@ class Served:
 Make = Callable[[BatchDevice], Served]
 
 
-@pytest.fixture(scope="module")
-def threads() -> Iterator[StageThreads]:
-    threads = StageThreads(2)
-    yield threads
-    threads.close()
-
-
-@pytest.fixture(scope="module")
-def encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("encoder") / "1"
-    export_encoder(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def staged_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("staged") / "1"
-    stage_models.export(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def mapped_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that looks rows up in a loop."""
-    path = tmp_path_factory.mktemp("mapped") / "1"
-    next(case for case in saved_models_flow.CASES if case.name == "mapped").export(path)
-    return path
-
-
 @pytest.fixture
 def make(
     request: pytest.FixtureRequest,
     half_plus_two_dir: Path,
-    encoder_dir: Path,
-    staged_dir: Path,
-    mapped_dir: Path,
     saved_model: Callable[[str], Path],
     threads: StageThreads,
 ) -> Make:
@@ -120,7 +88,7 @@ def make(
         return Served(servable, "serving_default", x, inner.session)
 
     def sequences(device: BatchDevice) -> Served:
-        inner = load_whole("m", 1, encoder_dir, threads)
+        inner = load_whole("m", 1, saved_model("encoder"), threads)
         entries = {"encode": SequenceEntry.model_validate(ENCODE)}
         servable = SequenceServable(inner, inner, entries, threads, device)
         defaults = servable.signatures["encode"].defaults
@@ -143,14 +111,15 @@ def make(
         return sharded_from(saved_model("keras_embedding"), stages, inputs, device)
 
     def with_regions(device: BatchDevice) -> Served:
-        names = stage_models.tensors_ending(staged_dir, "joined_1/concat", "scores_1/BiasAdd")
+        directory = saved_model("staged")
+        names = stage_models.tensors_ending(directory, "joined_1/concat", "scores_1/BiasAdd")
         region = Region("tower", (names[0],), (names[1],), BATCHING)
         stages = Stages(regions=(region,))
-        return sharded_from(staged_dir, stages, dict(stage_models.feeds(2, 0)), device)
+        return sharded_from(directory, stages, dict(stage_models.feeds(2, 0)), device)
 
     def calling_out(device: BatchDevice) -> Served:
         inputs = {"ids": np.arange(20).reshape(10, 2), "steps": np.array(3, np.int32)}
-        return sharded_from(mapped_dir, Stages(), inputs, device)
+        return sharded_from(saved_model("mapped"), Stages(), inputs, device)
 
     made: dict[str, Make] = {
         "whole": whole,

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -93,6 +93,18 @@ async def echo() -> Echo:
 async def door(echo: Echo) -> AsyncIterator[HttpDoor]:
     async with opened(echo) as door:
         yield door
+
+
+@contextlib.contextmanager
+def talking(rest: Any) -> Iterator[Callable[..., bytes]]:
+    """`talk` to one door for all examples of a test."""
+    with asyncio.Runner() as runner:
+        doors = contextlib.AsyncExitStack()
+        door = runner.run(doors.enter_async_context(opened(rest)))
+        try:
+            yield lambda *pieces: runner.run(talk(door.port, *pieces))
+        finally:
+            runner.run(doors.aclose())
 
 
 async def talk(port: int, *pieces: bytes) -> bytes:
@@ -199,27 +211,25 @@ async def test_the_host_of_an_absolute_url_is_left_out(door: HttpDoor) -> None:
     assert bodies(received)[0]["path"] == "/a%2Fb?c"
 
 
-@given(data=st.data())
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_requests_are_answered_in_order_however_they_are_cut(data: st.DataObject) -> None:
-    sizes = data.draw(st.lists(st.integers(0, 300), min_size=1, max_size=6))
-    sent = b"".join(
-        f"POST /{place} HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n\r\n".encode()
-        + b"x" * size
-        for place, size in enumerate(sizes)
-    ) + get("/last", "connection: close")
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=5)))
-    pieces = [sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
+def test_requests_are_answered_in_order_however_they_are_cut() -> None:
+    @given(data=st.data())
+    @settings(max_examples=25, deadline=None)
+    def check(data: st.DataObject) -> None:
+        sizes = data.draw(st.lists(st.integers(0, 300), min_size=1, max_size=6))
+        sent = b"".join(
+            f"POST /{place} HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n\r\n".encode()
+            + b"x" * size
+            for place, size in enumerate(sizes)
+        ) + get("/last", "connection: close")
+        cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=5)))
+        pieces = [sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
+        replies = bodies(ask(*pieces))
+        asked = [*(f"/{n}" for n in range(len(sizes))), "/last"]
+        assert [reply["path"] for reply in replies] == asked
+        assert [reply["size"] for reply in replies] == [*sizes, 0]
 
-    async def exchange() -> list[Any]:
-        async with opened(Echo()) as door:
-            return bodies(await talk(door.port, *pieces))
-
-    replies = asyncio.run(exchange())
-    assert [reply["path"] for reply in replies] == [*(f"/{n}" for n in range(len(sizes))), "/last"]
-    assert [reply["size"] for reply in replies] == [*sizes, 0]
+    with talking(Echo()) as ask:
+        check()
 
 
 async def test_chunks_make_one_body(door: HttpDoor) -> None:
@@ -265,28 +275,26 @@ class Refusing(Echo):
         return Response(503, found, b'{"error": "busy"}' + b" " * self.reply_padding)
 
 
-@given(data=st.data())
-@settings(max_examples=20, deadline=None)
-def test_what_is_refused_by_its_head_leaves_the_others_in_order(data: st.DataObject) -> None:
-    busy = data.draw(st.lists(st.booleans(), min_size=1, max_size=6))
-    chunked = data.draw(st.lists(st.booleans(), min_size=len(busy), max_size=len(busy)))
-    sent = b"".join(map(_post, busy, chunked)) + get("/last", "connection: close")
-    places = sorted(data.draw(st.sets(st.integers(1, len(sent) - 1), max_size=8)))
-    pieces = [sent[a:b] for a, b in itertools.pairwise([0, *places, len(sent)])]
+def test_what_is_refused_by_its_head_leaves_the_others_in_order() -> None:
+    @given(data=st.data())
+    @settings(max_examples=20, deadline=None)
+    def check(data: st.DataObject) -> None:
+        busy = data.draw(st.lists(st.booleans(), min_size=1, max_size=6))
+        chunked = data.draw(st.lists(st.booleans(), min_size=len(busy), max_size=len(busy)))
+        sent = b"".join(map(_post, busy, chunked)) + get("/last", "connection: close")
+        places = sorted(data.draw(st.sets(st.integers(1, len(sent) - 1), max_size=8)))
+        replies = bodies(ask(*(sent[a:b] for a, b in itertools.pairwise([0, *places, len(sent)]))))
+        # What comes while another is being answered waits behind it, and is refused by nobody here.
+        assert replies[0] == {"error": "busy"} or not busy[0]
+        asked = [*("/busy" if one else "/idle" for one in busy), "/last"]
+        assert [reply.get("path", "/busy") for reply in replies] == asked[: len(replies)]
+        if len(replies) < len(asked):
+            # Chunks may be endless, so nothing that follows them is heard.
+            assert replies[-1] == {"error": "busy"}
+            assert chunked[len(replies) - 1]
 
-    async def answered() -> list[Any]:
-        async with opened(Refusing()) as door:
-            return bodies(await talk(door.port, *pieces))
-
-    replies = asyncio.run(answered())
-    # What comes while another is being answered waits behind it, and is refused by nobody here.
-    assert replies[0] == {"error": "busy"} or not busy[0]
-    asked = [*("/busy" if one else "/idle" for one in busy), "/last"]
-    assert [reply.get("path", "/busy") for reply in replies] == asked[: len(replies)]
-    if len(replies) < len(asked):
-        # Chunks may be endless, so nothing that follows them is heard.
-        assert replies[-1] == {"error": "busy"}
-        assert chunked[len(replies) - 1]
+    with talking(Refusing()) as ask:
+        check()
 
 
 def _post(busy: bool, chunked: bool) -> bytes:

@@ -29,18 +29,10 @@ from shardserve.batching.parameters import BatchingParameters
 from shardserve.router.computed import ComputedServable, Spec, signature
 from shardserve.router.kinds import Version, kind_of, load_kind, register
 from shardserve.router.servable import RequestContext
-from shardserve.router.session import StageThreads
 from shardserve.shards.stages import BatchingOptions
 
 FEATURES = np.random.default_rng(0).random((60, 4))
 CLASSES = np.where(FEATURES[:, 0] > 0.5, "cat", "dog")
-
-
-@pytest.fixture(scope="module")
-def threads():
-    found = StageThreads(2)
-    yield found
-    found.close()
 
 
 def classifier():

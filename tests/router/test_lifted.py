@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from shardserve.batching.errors import InvalidArgument
 from shardserve.router.servable import RequestContext, Servable
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
 from shardserve.shards.model import PlanOptions
-from tests.loop_models import LIFTED, WHOLE, WIDTH, WORDS, export_lowered
+from tests.loop_models import LIFTED, WHOLE, WIDTH, WORDS
 from tests.stepped import HERE, ON_ACTORS, PLACES, Places, Stepped
 from tests.uncut import Uncut
 
@@ -26,22 +24,6 @@ ROWS = 8
 LOOP = {"batching": {"max_batch_size": ROWS}}
 #: Each kind of operand, and more than one loop: what may differ where tensors are sent.
 SENT = ("lstm_with_states", "both_ways", "running_means", "masked_to_zero")
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory) -> Callable[[str], Path]:
-    """Where a model was exported."""
-
-    @functools.cache
-    def exported(name: str) -> Path:
-        path = tmp_path_factory.mktemp(name) / "1"
-        if name == "lowered":
-            export_lowered(path)
-        else:
-            (LIFTED[name] if name in LIFTED else WHOLE[name][0])(path)
-        return path
-
-    return exported
 
 
 @pytest.fixture
@@ -84,11 +66,11 @@ def check(path: Path, asked: list[np.ndarray], answers: list[dict[str, np.ndarra
 @pytest.mark.parametrize(
     ("name", "place"), [*((n, HERE) for n in LIFTED), *((n, ON_ACTORS) for n in SENT)]
 )
-async def test_requests_of_many_lengths_get_what_each_gets_alone(name, place, directory, serve):
-    stepped = await serve(place, directory(name))
+async def test_requests_of_many_lengths_get_what_each_gets_alone(name, place, saved_model, serve):
+    stepped = await serve(place, saved_model(name))
     asked = requests(name, 12)
     answers = await asyncio.gather(*[ask(stepped.servable, x) for x in asked])
-    check(directory(name), asked, answers)
+    check(saved_model(name), asked, answers)
     counts = stepped.counts()
     assert len(counts) == (2 if name in ("stacked", "both_ways") else 1)
     for one in counts.values():
@@ -97,21 +79,21 @@ async def test_requests_of_many_lengths_get_what_each_gets_alone(name, place, di
 
 
 @pytest.mark.parametrize("name", WHOLE)
-async def test_a_loop_that_cannot_be_stepped_stays_whole(name, directory, serve):
-    cut = cut_saved_model(directory(name), CutRule(only=frozenset()))
+async def test_a_loop_that_cannot_be_stepped_stays_whole(name, saved_model, serve):
+    cut = cut_saved_model(saved_model(name), CutRule(only=frozenset()))
     (reason,) = cut.stepping(["serving_default"]).loops.whole.values()
     with pytest.raises(AssertionError, match=WHOLE[name][1]):
         raise AssertionError(reason)
-    stepped = await serve(HERE, directory(name))
+    stepped = await serve(HERE, saved_model(name))
     assert not stepped.counts()
     asked = requests(name, 2)
     answers = [await ask(stepped.servable, x) for x in asked]
     if name != "draws":
-        check(directory(name), asked, answers)
+        check(saved_model(name), asked, answers)
 
 
-def test_a_lowered_loop_stays_whole(directory):
-    loops = cut_saved_model(directory("lowered"), CutRule(only=frozenset())).stepping(
+def test_a_lowered_loop_stays_whole(saved_model):
+    loops = cut_saved_model(saved_model("lowered"), CutRule(only=frozenset())).stepping(
         ["serving_default"]
     )
     (reason,) = loops.loops.whole.values()
@@ -119,8 +101,8 @@ def test_a_lowered_loop_stays_whole(directory):
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_what_a_step_cannot_do_the_loop_itself_does(place, directory, serve):
-    path = directory("running_means")
+async def test_what_a_step_cannot_do_the_loop_itself_does(place, saved_model, serve):
+    path = saved_model("running_means")
     stepped = await serve(place, path)
     many = requests("running_means", 1)[0].repeat(ROWS + 1, axis=0)
     none = np.zeros((2, 0, WIDTH), np.float32)
@@ -132,16 +114,16 @@ async def test_what_a_step_cannot_do_the_loop_itself_does(place, directory, serv
 
 @pytest.mark.parametrize("place", PLACES)
 async def test_a_request_whose_operands_make_no_step_gets_tensorflows_own_error(
-    place, directory, serve
+    place, saved_model, serve
 ):
-    stepped = await serve(place, directory("lstm"))
+    stepped = await serve(place, saved_model("lstm"))
     with pytest.raises(InvalidArgument, match="Tried to stack list which only contains"):
         await ask(stepped.servable, np.zeros((2, 0, WIDTH), np.float32))
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_the_tables_of_a_model_with_loops_lie_on_shards(place, directory, serve):
-    path = directory("masked_words")
+async def test_the_tables_of_a_model_with_loops_lie_on_shards(place, saved_model, serve):
+    path = saved_model("masked_words")
     stepped = await serve(place, path, PlanOptions(threshold=WORDS * WIDTH * 4))
     asked = requests("masked_words", 10, seed=2)
     check(path, asked, await asyncio.gather(*[ask(stepped.servable, x) for x in asked]))
@@ -149,7 +131,7 @@ async def test_the_tables_of_a_model_with_loops_lie_on_shards(place, directory, 
     assert counts.batches < counts.rows / 2
 
 
-def test_a_signature_that_there_is_not_is_refused_by_name(directory):
-    cut = cut_saved_model(directory("lstm"), CutRule(only=frozenset()))
+def test_a_signature_that_there_is_not_is_refused_by_name(saved_model):
+    cut = cut_saved_model(saved_model("lstm"), CutRule(only=frozenset()))
     with pytest.raises(InvalidArgument, match=r"loops\.encode: the model has no such signature"):
         cut.stepping(["encode"])

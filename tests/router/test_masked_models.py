@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,48 +13,12 @@ from hypothesis import strategies as st
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.router.servable import RequestContext
-from shardserve.router.session import StageThreads
 from tests.layouts import layout_of
 from tests.masked_models import EXPORTS, LENGTH, ROWS
 from tests.saved_models import Feeds, float_array, int_array
 from tests.sharded import ask, assert_same, served, tables_of
-from tests.uncut import Uncut
 
 SHARDS = 3
-
-
-@pytest.fixture(scope="module")
-def threads() -> Iterator[StageThreads]:
-    threads = StageThreads(2)
-    yield threads
-    threads.close()
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory) -> Callable[[str], Path]:
-    """Where a model was exported."""
-
-    @functools.cache
-    def exported(name: str) -> Path:
-        path = tmp_path_factory.mktemp("models") / name
-        EXPORTS[name](path)
-        return path
-
-    return exported
-
-
-@pytest.fixture(scope="module")
-def uncut(directory) -> Iterator[Callable[[str], Uncut]]:
-    loaded: dict[str, Uncut] = {}
-
-    def load(name: str) -> Uncut:
-        if name not in loaded:
-            loaded[name] = Uncut(directory(name))
-        return loaded[name]
-
-    yield load
-    for one in loaded.values():
-        one.close()
 
 
 @st.composite
@@ -75,11 +36,11 @@ def requests(draw: st.DrawFn) -> Feeds:
 
 @pytest.mark.parametrize("kind", ["row_range", "row_hash", "column", "hot_rows"])
 @pytest.mark.parametrize("name", EXPORTS)
-def test_the_answer_is_tensorflows_under_each_layout(name, kind, directory, threads, uncut):
-    sources = tables_of(directory(name))
+def test_the_answer_is_tensorflows_under_each_layout(name, kind, saved_model, threads, uncut):
+    sources = tables_of(saved_model(name))
     tables = {table: source.table for table, source in sources.items()}
     kind = "row_mod" if name == "width_one" and kind == "column" else kind
-    servable = served(directory(name), layout_of(kind, tables, SHARDS), sources, threads)
+    servable = served(saved_model(name), layout_of(kind, tables, SHARDS), sources, threads)
 
     @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(requests())
@@ -92,11 +53,13 @@ def test_the_answer_is_tensorflows_under_each_layout(name, kind, directory, thre
 
 
 def test_a_masked_id_outside_of_the_table_is_refused_as_tensorflow_refuses_it(
-    directory, threads, uncut
+    saved_model, threads, uncut
 ):
-    sources = tables_of(directory("pooled"))
+    sources = tables_of(saved_model("pooled"))
     tables = {table: source.table for table, source in sources.items()}
-    servable = served(directory("pooled"), layout_of("row_range", tables, SHARDS), sources, threads)
+    servable = served(
+        saved_model("pooled"), layout_of("row_range", tables, SHARDS), sources, threads
+    )
     context = RequestContext("test", math.inf)
     feeds = {
         "ids": np.array([[1, 2, 3, 2 * ROWS]], np.int32),

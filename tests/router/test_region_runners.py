@@ -51,17 +51,8 @@ def threads() -> Iterator[StageThreads]:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("staged") / "1"
-    stage_models.export(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def uncut(directory: Path) -> Iterator[Uncut]:
-    found = Uncut(directory)
-    yield found
-    found.close()
+def directory(saved_model: Callable[[str], Path]) -> Path:
+    return saved_model("staged")
 
 
 def plan_of(directory: Path, tmp_path: Path, **tower: object) -> ModelPlan:
@@ -106,12 +97,6 @@ async def run(runner: StageRunner, *tensors: Array, seconds: float = LONG) -> Ar
     return output
 
 
-def joined(uncut: Uncut, rows: int, seed: int) -> tuple[Array, Array]:
-    """A request's inputs of the first region."""
-    feeds = stage_models.feeds(rows, seed)
-    return feeds["words"], feeds["x"]
-
-
 def softmax(scores: Array) -> Array:
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
@@ -125,10 +110,11 @@ async def both(regions: dict[str, StageRunner], rows: int, seed: int) -> Array:
 
 
 async def test_regions_one_after_the_other_answer_what_tensorflow_does(running, uncut) -> None:
+    oracle = uncut("staged")
     async with running() as regions:
         answers = await asyncio.gather(*(both(regions, rows, rows) for rows in range(1, 9)))
         for rows, answer in enumerate(answers, 1):
-            expected = uncut.answer("serving_default", stage_models.feeds(rows, rows))
+            expected = oracle.answer("serving_default", stage_models.feeds(rows, rows))
             np.testing.assert_allclose(answer, *expected.values(), rtol=1e-5)
 
 

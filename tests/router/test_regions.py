@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,32 +17,21 @@ from shardserve.batching.driver import BatchDevice
 from shardserve.batching.errors import InvalidArgument
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.router.servable import RequestContext
-from shardserve.router.session import StageThreads
 from shardserve.router.sharded import ShardedServable, StageBatching, load_sharded
-from shardserve.shards.bundle import open_bundle
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
-from shardserve.shards.cut.planning import table_sources
-from shardserve.shards.cut.saved_model import checkpoint_prefix
 from shardserve.shards.layout import Layout
 from shardserve.shards.local import LocalChannel
 from shardserve.shards.model import ModelPlan
 from shardserve.shards.regions import Region
 from shardserve.shards.shard import Shard
 from shardserve.shards.stages import Stages
-from tests import region_models
 from tests.layouts import layout_of
 from tests.region_models import ROWS, THRESHOLD
 from tests.saved_models import Feeds, float_array, int_array
-from tests.uncut import Uncut
+from tests.sharded import assert_same, tables_of
 
 WHOLE = "whole"
 LAYOUTS = (WHOLE, "row_range", "row_hash", "column")
-MODELS: dict[str, Callable[[Path], None]] = {
-    "marked": region_models.marked,
-    "captures": region_models.captures,
-    "pairs": region_models.pairs,
-    "plain": region_models.plain,
-}
 
 Request = tuple[str, Feeds]
 
@@ -55,38 +43,13 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-@pytest.fixture(scope="module")
-def threads() -> Iterator[StageThreads]:
-    threads = StageThreads(2)
-    yield threads
-    threads.close()
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory) -> Callable[[str], Path]:
-    """Where a model was exported."""
-
-    @functools.cache
-    def exported(name: str) -> Path:
-        path = tmp_path_factory.mktemp("regions") / name
-        MODELS[name](path)
-        return path
-
-    return exported
-
-
-@pytest.fixture(scope="module")
-def uncut(directory) -> Callable[[str], Uncut]:
-    return functools.cache(lambda name: Uncut(directory(name)))
-
-
 @pytest.fixture
-def serve(directory, threads) -> Iterator[Callable[..., ShardedServable]]:
+def serve(saved_model, threads) -> Iterator[Callable[..., ShardedServable]]:
     """A model served under a layout, its shards in this process."""
     loaded = []
 
     def load(name: str, kind: str, regions: Sequence[Region] = (), **stages) -> ShardedServable:
-        plan = plan_of(directory(name), kind, Stages(regions=tuple(regions), **stages))
+        plan = plan_of(saved_model(name), kind, Stages(regions=tuple(regions), **stages))
         shards = [Shard.load(plan.sources, plan.slices_of_shard(n)) for n in range(2)]
         channels = [LocalChannel(shard) for shard in shards]
         batching = StageBatching(BatchDevice(2))
@@ -101,8 +64,7 @@ def serve(directory, threads) -> Iterator[Callable[..., ShardedServable]]:
 def plan_of(directory: Path, kind: str, stages: Stages) -> ModelPlan:
     sources = {}
     if kind != WHOLE:
-        cut = cut_saved_model(directory, CutRule(threshold=THRESHOLD))
-        sources = table_sources(open_bundle(str(checkpoint_prefix(directory))), cut.tables)
+        sources = tables_of(directory, THRESHOLD)
     tables = {name: source.table for name, source in sources.items()}
     layout = layout_of(kind, tables, 2) if tables else Layout(2, 1, {})
     return ModelPlan("model", 1, str(directory), ("serve",), layout, sources, "", stages)
@@ -116,17 +78,6 @@ async def ask(servable: ShardedServable, request: Request) -> Feeds:
 
 async def ask_all(servable: ShardedServable, requests: Sequence[Request]) -> list:
     return await asyncio.gather(*(ask(servable, one) for one in requests), return_exceptions=True)
-
-
-def assert_same(got: Feeds, expected: Feeds) -> None:
-    assert got.keys() == expected.keys()
-    for alias, value in expected.items():
-        assert got[alias].dtype == value.dtype, alias
-        assert got[alias].shape == value.shape, alias
-        if value.dtype.kind == "f":
-            np.testing.assert_allclose(got[alias], value, rtol=1e-5, atol=1e-5, err_msg=alias)
-        else:
-            np.testing.assert_array_equal(got[alias], value, err_msg=alias)
 
 
 @st.composite
@@ -291,10 +242,10 @@ def test_a_named_region_may_hold_marked_ones(kind, serve, uncut, runner):
         assert_same(answer, uncut("marked").answer(*request))
 
 
-def test_an_alias_of_several_signatures_has_to_be_named_with_its_own(directory):
+def test_an_alias_of_several_signatures_has_to_be_named_with_its_own(saved_model):
     region = Region("r", ("ids",), ("looking_up:high",))
     with pytest.raises(InvalidArgument, match="write it as SIGNATURE:ids"):
-        cut_saved_model(directory("marked"), CutRule(threshold=THRESHOLD), regions=[region])
+        cut_saved_model(saved_model("marked"), CutRule(threshold=THRESHOLD), regions=[region])
 
 
 @pytest.mark.parametrize(
@@ -321,6 +272,6 @@ def test_an_alias_of_several_signatures_has_to_be_named_with_its_own(directory):
         ([named("r", ["joined"], ["joined"])], "is its input and its output"),
     ],
 )
-def test_a_region_that_is_none_is_refused_and_the_culprit_named(regions, words, directory):
+def test_a_region_that_is_none_is_refused_and_the_culprit_named(regions, words, saved_model):
     with pytest.raises(InvalidArgument, match=words):
-        cut_saved_model(directory("plain"), CutRule(threshold=THRESHOLD), regions=regions)
+        cut_saved_model(saved_model("plain"), CutRule(threshold=THRESHOLD), regions=regions)

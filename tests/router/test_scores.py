@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +22,7 @@ from shardserve.router.servable import RequestContext
 from shardserve.router.session import StageThreads
 from shardserve.router.sharded import ShardedServable, load_sharded
 from shardserve.shards import layout as layouts
-from shardserve.shards.bundle import open_bundle
-from shardserve.shards.cut.cut import CutRule, cut_saved_model
-from shardserve.shards.cut.planning import plan_model, table_sources
-from shardserve.shards.cut.saved_model import checkpoint_prefix
+from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.cut.scorings import Pick, Scoring
 from shardserve.shards.layout import Layout
 from shardserve.shards.layout_file import dump_layout, to_file
@@ -36,7 +33,8 @@ from shardserve.shards.shard import Shard
 from shardserve.shards.tables import Table
 from tests import scored_models
 from tests.layouts import LAYOUTS, layout_of, random_layout
-from tests.scored_models import CLASSES, ITEMS, THRESHOLD, WIDTH, Feeds
+from tests.scored_models import CLASSES, ITEMS, WIDTH, Feeds
+from tests.sharded import tables_of
 
 RELAXED = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 NO_QUERIES = {
@@ -52,17 +50,8 @@ ALL_EQUAL = NO_QUERIES | {
 
 
 @pytest.fixture(scope="module")
-def threads() -> Iterator[StageThreads]:
-    threads = StageThreads(2)
-    yield threads
-    threads.close()
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("scores") / "1"
-    scored_models.export(path)
-    return path
+def directory(saved_model: Callable[[str], Path]) -> Path:
+    return saved_model("scored")
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +83,9 @@ def test_hot_rows_of_a_table_that_is_scored_are_refused(directory, sources, tmp_
         plan_model("scores", 1, directory, PlanOptions(layout_file=file))
 
 
-def sources_of(directory: Path, threshold: int = THRESHOLD):
-    cut = cut_saved_model(directory, CutRule(threshold=threshold))
-    return table_sources(open_bundle(str(checkpoint_prefix(directory))), cut.tables)
-
-
 @pytest.fixture(scope="module")
 def sources(directory: Path):
-    return sources_of(directory)
+    return tables_of(directory)
 
 
 def loaded(directory: Path, sources, layout: Layout, threads: StageThreads) -> ShardedServable:
@@ -158,6 +142,19 @@ def test_the_answer_is_tensorflows_under_random_layouts(directory, sources, thre
             assert_same(ask(servable, feeds), oracle(feeds))
 
     check()
+
+
+@pytest.mark.parametrize("name", ["kernel", "half"])
+def test_a_grid_may_have_all_of_some_classes_on_one_shard_and_parts_of_others(
+    name, directory, sources, threads, oracle
+):
+    table = sources[name].table
+    first = layouts.row_range(table, [(0, 0, table.rows)])
+    runs = [(0, 1, first), (1, table.columns, layouts.row_hash(table, [1, 2]))]
+    layout = layout_of("column", {name: source.table for name, source in sources.items()}, 3)
+    mixed = replace(layout, tables={**layout.tables, name: layouts.grid(runs)})
+    servable = loaded(directory, sources, mixed, threads)
+    assert_same(ask(servable, ALL_EQUAL), oracle(ALL_EQUAL))
 
 
 class _Recorder:
@@ -220,7 +217,7 @@ def test_classes_without_a_probability_are_equal(tmp_path: Path, threads):
 
     module = Peaked()
     tf.saved_model.save(module, str(tmp_path), signatures=module.__call__)
-    sources = sources_of(tmp_path)
+    sources = tables_of(tmp_path)
     tables = {name: source.table for name, source in sources.items()}
     servable = loaded(tmp_path, sources, layout_of("column", tables, 3), threads)
     feeds = {"x": np.array([[30.0], [0.0], [-30.0], [1.0]], np.float32)}
@@ -246,7 +243,7 @@ def test_scores_of_any_numbers_are_close_and_in_order(tmp_path: Path, threads):
 
     module = Real()
     tf.saved_model.save(module, str(tmp_path), signatures=module.__call__)
-    sources = sources_of(tmp_path)
+    sources = tables_of(tmp_path)
     tables = {name: source.table for name, source in sources.items()}
     servable = loaded(tmp_path, sources, layout_of("row_mod", tables, 4), threads)
     x = rng.normal(size=(20, 16)).astype(np.float32)
@@ -349,7 +346,7 @@ def test_a_two_tower_model_finds_its_users_items(tmp_path: Path, threads):
 
     module = TwoTowers()
     tf.saved_model.save(module, str(tmp_path), signatures=module.__call__)
-    sources = sources_of(tmp_path)
+    sources = tables_of(tmp_path)
     tables = {name: source.table for name, source in sources.items()}
     for kind in SCORED:
         servable = loaded(tmp_path, sources, layout_of(kind, tables, 3), threads)
@@ -365,7 +362,7 @@ def test_a_keras_classifier_answers_with_all_its_probabilities(tmp_path: Path, t
     hidden = keras.layers.Dense(8, activation="relu")(x)
     model = keras.Model(x, keras.layers.Dense(301, activation="softmax")(hidden))
     model.export(str(tmp_path), verbose=False)
-    sources = sources_of(tmp_path)
+    sources = tables_of(tmp_path)
     (table,) = (source.table for source in sources.values())
     assert (table.rows, table.columns) == (8, 301)
     servable = loaded(tmp_path, sources, layout_of("column", {table.name: table}, 3), threads)

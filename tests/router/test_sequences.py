@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -25,8 +26,6 @@ from tests.step_models import (
     VOCABULARY,
     WIDTH,
     export_decoder,
-    export_encoder,
-    export_fragile,
 )
 from tests.stepped import PLACES, Places
 from tests.uncut import Uncut
@@ -64,24 +63,18 @@ SUM = {
 
 
 @pytest.fixture(scope="module")
-def encoder_dir(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("encoder") / "1"
-    export_encoder(path)
-    return path
+def encoder_dir(saved_model: Callable[[str], Path]) -> Path:
+    return saved_model("encoder")
 
 
 @pytest.fixture(scope="module")
-def decoder_dir(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("decoder") / "1"
-    export_decoder(path)
-    return path
+def decoder_dir(saved_model: Callable[[str], Path]) -> Path:
+    return saved_model("decoder")
 
 
 @pytest.fixture(scope="module")
-def fragile_dir(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("fragile") / "1"
-    export_fragile(path)
-    return path
+def fragile_dir(saved_model: Callable[[str], Path]) -> Path:
+    return saved_model("fragile")
 
 
 @pytest.fixture(params=PLACES)

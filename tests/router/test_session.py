@@ -197,21 +197,31 @@ def test_parallelism_becomes_the_session_s() -> None:
 
 
 def test_the_threads_that_a_process_starts_with_are_as_many_as_asked_for() -> None:
-    assert threads_started(5) - threads_started(2) == 3
+    few, many = threads_started(2, 5)
+    assert many - few == 3
 
 
-def threads_started(intra_op_threads: int) -> int:
-    """Threads of a process after a later session asked for TensorFlow's own choice."""
+def threads_started(*intra_op_threads: int) -> list[int]:
+    """Threads of processes after a later session asked for TensorFlow's own choice.
+
+    It is imported once for all: it starts none before its first session.
+    """
     code = f"""
+        import os
         from pathlib import Path
         import tensorflow as tf
         from shardserve.router.session import Parallelism, start_tensorflow
-        start_tensorflow(Parallelism({intra_op_threads}))
-        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-            session.run(tf.matmul(tf.ones([64, 64]), tf.ones([64, 64])))
-        print(len(list(Path("/proc/self/task").iterdir())))
+        for threads in {intra_op_threads}:
+            if os.fork():
+                assert os.wait()[1] == 0
+                continue
+            start_tensorflow(Parallelism(threads))
+            with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+                session.run(tf.matmul(tf.ones([64, 64]), tf.ones([64, 64])))
+            print(len(list(Path("/proc/self/task").iterdir())), flush=True)
+            os._exit(0)
     """
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
     )
-    return int(ran.stdout)
+    return [int(line) for line in ran.stdout.split()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from shardserve.batching.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from shardserve.router.servable import RequestContext
-from shardserve.router.session import StageThreads
 from shardserve.router.sharded import ShardedServable, load_sharded
 from shardserve.shards.bundle import open_bundle
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
@@ -29,27 +28,9 @@ from shardserve.shards.model import ModelPlan
 from shardserve.shards.shard import Shard
 from tests.layouts import LAYOUTS, layout_of, random_layout
 from tests.saved_models import CASES, THRESHOLD, Feeds
+from tests.sharded import assert_same_sums
 
 SHARDS = 3
-
-
-@pytest.fixture(scope="module")
-def threads() -> Iterator[StageThreads]:
-    threads = StageThreads(2)
-    yield threads
-    threads.close()
-
-
-@pytest.fixture(scope="module")
-def sources(saved_model):
-    """The tables of a case, and where their bytes lie."""
-
-    @functools.cache
-    def found(name: str):
-        cut = cut_saved_model(saved_model(name), CutRule(threshold=THRESHOLD))
-        return table_sources(open_bundle(str(checkpoint_prefix(saved_model(name)))), cut.tables)
-
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -92,16 +73,6 @@ def ask(servable: ShardedServable, feeds: Feeds, outputs: tuple[str, ...] = ()) 
     return asyncio.run(servable.run("serving_default", feeds, wanted, context()))
 
 
-def assert_same(got: Feeds, expected: Feeds) -> None:
-    assert got.keys() == expected.keys()
-    for alias, value in expected.items():
-        assert got[alias].dtype == value.dtype, alias
-        assert got[alias].shape == value.shape, alias
-        # Relative to the largest element: a sum near zero keeps the error of what cancelled.
-        scale = np.abs(value).max(initial=1.0)
-        np.testing.assert_allclose(got[alias], value, rtol=1e-5, atol=1e-5 * scale, err_msg=alias)
-
-
 @pytest.mark.parametrize("kind", LAYOUTS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_answer_is_tensorflows_under_each_layout(case, kind, serve, sources, oracle):
@@ -111,7 +82,7 @@ def test_the_answer_is_tensorflows_under_each_layout(case, kind, serve, sources,
     @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(case.feeds)
     def check(feeds: Feeds) -> None:
-        assert_same(ask(servable, feeds), oracle(case.name, feeds))
+        assert_same_sums(ask(servable, feeds), oracle(case.name, feeds))
 
     check()
 
@@ -126,7 +97,7 @@ def test_the_answer_is_tensorflows_under_random_layouts(case, serve, sources, or
         servable = serve(case.name, layout)
         for _ in range(3):
             feeds = data.draw(case.feeds)
-            assert_same(ask(servable, feeds), oracle(case.name, feeds))
+            assert_same_sums(ask(servable, feeds), oracle(case.name, feeds))
 
     check()
 
@@ -150,7 +121,7 @@ def test_only_the_lookups_that_the_outputs_need_are_made(gathers, oracle):
     feeds = gather_feeds(grid=[[0, 0, 0], [0, 0, 4000]])
     got = ask(gathers, feeds, ("rows", "echo"))
     expected = oracle("gathers", gather_feeds())
-    assert_same(got, {alias: expected[alias] for alias in ("rows", "echo")})
+    assert_same_sums(got, {alias: expected[alias] for alias in ("rows", "echo")})
 
 
 @pytest.mark.parametrize(
@@ -252,7 +223,7 @@ def test_requests_at_once_get_each_its_own_answer(gathers, oracle):
         return await asyncio.gather(*runs)
 
     for one, got in zip(feeds, asyncio.run(all_at_once()), strict=True):
-        assert_same(got, oracle("gathers", one))
+        assert_same_sums(got, oracle("gathers", one))
 
 
 class _Draws(tf.Module):

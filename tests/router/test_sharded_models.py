@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from tensorflow.core.protobuf import saved_model_pb2
 
 from shardserve.batching.errors import DataLoss, InvalidArgument
-from shardserve.router.session import StageThreads
 from shardserve.router.sharded import ShardedServable
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
 from shardserve.shards.cut.lookups import Motif
@@ -38,49 +36,9 @@ SHARDS = 3
 
 
 @pytest.fixture(scope="module")
-def threads() -> Iterator[StageThreads]:
-    threads = StageThreads(2)
-    yield threads
-    threads.close()
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory) -> Callable[[str], Path]:
-    """Where a case was exported."""
-
-    @functools.cache
-    def exported(name: str) -> Path:
-        path = tmp_path_factory.mktemp("models") / name
-        CASES[name].export(path)
-        return path
-
-    return exported
-
-
-@pytest.fixture(scope="module")
-def uncut(directory) -> Iterator[Callable[[str], Uncut]]:
-    loaded: dict[str, Uncut] = {}
-
-    def load(name: str) -> Uncut:
-        if name not in loaded:
-            loaded[name] = Uncut(directory(name))
-        return loaded[name]
-
-    yield load
-    for one in loaded.values():
-        one.close()
-
-
-@pytest.fixture(scope="module")
-def sources(directory) -> Callable[[str], dict[str, TableSource]]:
-    """The tables of a case, and where their bytes lie."""
-    return functools.cache(lambda name: tables_of(directory(name)))
-
-
-@pytest.fixture(scope="module")
-def serve(directory, sources, threads) -> Callable[[str, Layout], ShardedServable]:
+def serve(saved_model, sources, threads) -> Callable[[str, Layout], ShardedServable]:
     """A case served under a layout, its shards in this process."""
-    return lambda name, layout: served(directory(name), layout, sources(name), threads)
+    return lambda name, layout: served(saved_model(name), layout, sources(name), threads)
 
 
 def requests(case: ModelCase) -> st.SearchStrategy[tuple[str, Feeds]]:
@@ -104,8 +62,8 @@ def test_the_answer_is_tensorflows_under_each_layout(name, kind, serve, sources,
     asyncio.run(servable.close())
 
 
-def test_bags_of_half_precision_are_summed_on_the_shards(directory):
-    cut = cut_saved_model(directory("halves"), CutRule(threshold=THRESHOLD))
+def test_bags_of_half_precision_are_summed_on_the_shards(saved_model):
+    cut = cut_saved_model(saved_model("halves"), CutRule(threshold=THRESHOLD))
     program = cut.program_for("serving_default", ("half_mean",))
     motifs = {lookup.motif for step in program.rounds for lookup in step.lookups}
     assert motifs == {Motif.SEGMENT_POOL}
@@ -201,8 +159,8 @@ def test_a_thousand_tables_answer_as_one_does(kind, many_tables, many_sources, m
 
 
 @pytest.mark.parametrize("kind", ["row_mod", "column", "grid"])
-def test_a_model_in_text_form_answers_as_the_binary_one(kind, directory, tmp_path, threads):
-    path = Path(shutil.copytree(directory("vocabulary"), tmp_path / "text"))
+def test_a_model_in_text_form_answers_as_the_binary_one(kind, saved_model, tmp_path, threads):
+    path = Path(shutil.copytree(saved_model("vocabulary"), tmp_path / "text"))
     binary = path / "saved_model.pb"
     model = saved_model_pb2.SavedModel.FromString(binary.read_bytes())
     (path / "saved_model.pbtxt").write_text(text_format.MessageToString(model))

@@ -18,7 +18,6 @@ from shardserve.batching.driver import BatchDevice
 from shardserve.batching.errors import InvalidArgument, ServingError
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.router.servable import RequestContext
-from shardserve.router.session import StageThreads
 from shardserve.router.sharded import ShardedServable, StageBatching, load_sharded
 from shardserve.router.tracing import traced
 from shardserve.shards.bundle import open_bundle
@@ -31,6 +30,7 @@ from shardserve.shards.shard import Shard
 from shardserve.shards.stages import Stages
 from tests.layouts import layout_of
 from tests.saved_models import CASES, THRESHOLD, Feeds
+from tests.sharded import assert_same_sums, tables_of
 from tests.uncut import Uncut
 
 #: Models whose inputs all have a row for each example.
@@ -56,21 +56,13 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-@pytest.fixture(scope="module")
-def threads() -> Iterator[StageThreads]:
-    threads = StageThreads(2)
-    yield threads
-    threads.close()
-
-
 @pytest.fixture
 def serve(saved_model, threads, runner) -> Iterator[Callable[..., ShardedServable]]:
     loaded = []
 
     def load(name: str, kind: str, stages: Stages, slots: int = 2) -> ShardedServable:
         directory = saved_model(name)
-        cut = cut_saved_model(directory, CutRule(threshold=THRESHOLD))
-        sources = table_sources(open_bundle(str(checkpoint_prefix(directory))), cut.tables)
+        sources = tables_of(directory)
         layout = layout_of(kind, {name: source.table for name, source in sources.items()}, 2)
         plan = ModelPlan(name, 1, str(directory), ("serve",), layout, sources, "", stages)
         shards = [Shard.load(sources, layout.slices_of_shard(shard)) for shard in range(2)]
@@ -96,15 +88,6 @@ async def ask_all(
     return await asyncio.gather(*asked, return_exceptions=True)
 
 
-def assert_same(got: Feeds, expected: Feeds) -> None:
-    assert got.keys() == expected.keys()
-    for alias, value in expected.items():
-        assert got[alias].dtype == value.dtype, alias
-        assert got[alias].shape == value.shape, alias
-        scale = np.abs(value).max(initial=1.0)
-        np.testing.assert_allclose(got[alias], value, rtol=1e-5, atol=1e-5 * scale, err_msg=alias)
-
-
 @pytest.mark.parametrize("how", BATCHING)
 @pytest.mark.parametrize("name", NAMES)
 def test_concurrent_requests_get_what_tensorflow_answers_each(
@@ -118,7 +101,7 @@ def test_concurrent_requests_get_what_tensorflow_answers_each(
     def check(requests: list[Feeds]) -> None:
         answers = runner.run(ask_all(servable, requests))
         for feeds, answer in zip(requests, answers, strict=True):
-            assert_same(answer, uncut.answer("serving_default", feeds))
+            assert_same_sums(answer, uncut.answer("serving_default", feeds))
 
     check()
     uncut.close()
@@ -152,7 +135,7 @@ def test_other_layouts_batch_alike(kind, serve, saved_model, runner):
     ]
     answers = runner.run(ask_all(servable, requests))
     for feeds, answer in zip(requests, answers, strict=True):
-        assert_same(answer, uncut.answer("serving_default", feeds))
+        assert_same_sums(answer, uncut.answer("serving_default", feeds))
     uncut.close()
 
 
@@ -169,7 +152,7 @@ def test_a_bad_id_fails_its_request_alone(serve, saved_model, runner):
     assert isinstance(answers[1], InvalidArgument)
     assert "indices[1] = 90 is not in [0, 90)" in answers[1].message
     for answer in (answers[0], answers[2]):
-        assert_same(answer, uncut.answer("serving_default", good))
+        assert_same_sums(answer, uncut.answer("serving_default", good))
     uncut.close()
 
 
@@ -225,7 +208,7 @@ def test_a_model_whose_last_stage_cannot_be_joined_is_joined_at_the_front(
     requests = [{"ids": np.full((n, 3), n, np.int64)} for n in (1, 2, 3, 1, 4)]
     answers = runner.run(ask_all(servable, requests))
     for feeds, answer in zip(requests, answers, strict=True):
-        assert_same(answer, uncut.answer("serving_default", feeds))
+        assert_same_sums(answer, uncut.answer("serving_default", feeds))
     runner.run(servable.close())
     uncut.close()
 

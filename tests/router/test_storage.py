@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from shardserve.router.servable import RequestContext
-from shardserve.router.session import StageThreads
 from shardserve.router.sharded import load_sharded
 from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.local import LocalChannel
@@ -25,13 +24,6 @@ FEEDS = {
     "chain": np.arange(90),
 }
 Rows = Callable[[Storage], tuple[ModelPlan, dict[str, np.ndarray]]]
-
-
-@pytest.fixture(scope="module")
-def threads() -> Iterator[StageThreads]:
-    threads = StageThreads(2)
-    yield threads
-    threads.close()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from shardserve.batching.errors import DataLoss, InvalidArgument, NotFound
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
 from shardserve.shards.cut.lookups import Combiner, Motif
 from tests.saved_models import THRESHOLD
-from tests.saved_models_tf1 import CASES as TF1
 
 RULE = CutRule(threshold=THRESHOLD)
 
@@ -68,9 +67,8 @@ def test_pooling_by_hand_is_recognised_and_what_is_not_pooling_is_gathered(saved
     )
 
 
-def test_a_lookup_whose_ids_leave_a_loop_waits_for_what_enters_it(tmp_path: Path):
-    next(case for case in TF1 if case.name == "tf1_loop").export(tmp_path / "m")
-    model = cut_saved_model(tmp_path / "m", RULE)
+def test_a_lookup_whose_ids_leave_a_loop_waits_for_what_enters_it(saved_model):
+    model = cut_saved_model(saved_model("tf1_loop"), RULE)
     rounds = model.programs["serving_default"].rounds
     assert [[lookup.table for lookup in one.lookups] for one in rounds] == [
         ["a/part_0"],

@@ -22,13 +22,12 @@ v1 = tf.compat.v1
 CASES = {case.name: case for case in (*TF1, *MORE, *FLOW)}
 
 
-def inspected(name: str, path: Path, threshold: int = THRESHOLD) -> Inspection:
-    CASES[name].export(path)
+def inspected(path: Path, threshold: int = THRESHOLD) -> Inspection:
     return inspect_model(path, PlanOptions(threshold=threshold))
 
 
-def test_parts_that_are_one_table_are_told(tmp_path):
-    (table,) = inspected("tf1_mod_ref", tmp_path / "m").tables
+def test_parts_that_are_one_table_are_told(saved_model):
+    (table,) = inspected(saved_model("tf1_mod_ref")).tables
     assert "4 variables, partitioned by 'mod', are one table" in table.notes
     assert "3 x gather" in table.motifs
     assert "1 x reduce_pool sum" in table.motifs
@@ -49,8 +48,8 @@ def test_parts_that_are_not_one_table_say_why(tmp_path):
     )
 
 
-def test_a_table_inside_a_loop_or_a_branch_says_which_node_calls_out(tmp_path):
-    found = inspected("control_flow", tmp_path / "m")
+def test_a_table_inside_a_loop_or_a_branch_says_which_node_calls_out(saved_model):
+    found = inspected(saved_model("control_flow"))
     tables = {report.table.name: report for report in found.tables}
     assert tables.keys() == {"beside", "branch", "loop", "mapped"}
     assert tables["loop"].motifs == ("1 x gather, called out",)
@@ -60,8 +59,8 @@ def test_a_table_inside_a_loop_or_a_branch_says_which_node_calls_out(tmp_path):
     assert [signature.calls_out for signature in found.signatures] == [True]
 
 
-def test_a_node_of_lowered_control_flow_says_where_it_runs(tmp_path):
-    tables = {r.table.name: r for r in inspected("tf1_lowered_ref", tmp_path / "m").tables}
+def test_a_node_of_lowered_control_flow_says_where_it_runs(saved_model):
+    tables = {r.table.name: r for r in inspected(saved_model("tf1_lowered_ref")).tables}
     assert tables["third"].cut_at == ("while/cond/GatherV2",)
     assert "runs in a loop or a branch" in tables["third"].notes[0]
 
@@ -116,10 +115,8 @@ def test_what_no_call_out_can_stand_for_keeps_a_variable_whole_naming_the_node(
     assert said in {v.name: v.reason for v in found.whole}[name]
 
 
-def test_pooling_that_no_motif_matches_is_named(tmp_path):
-    half, brain = sorted(inspected("narrow", tmp_path / "m").tables, key=lambda t: -len(t.cut_at))[
-        :2
-    ]
+def test_pooling_that_no_motif_matches_is_named(saved_model):
+    half, brain = sorted(inspected(saved_model("narrow")).tables, key=lambda t: -len(t.cut_at))[:2]
     notes = "\n".join((*half.notes, *brain.notes))
     assert "matches no motif of float16 rows" in notes
     assert "is no sum or mean" in notes
@@ -161,7 +158,7 @@ def test_each_other_way_to_read_a_variable_is_named(tmp_path, name, said):
     assert said in {v.name: v.reason for v in found.whole}[name]
 
 
-def test_notes_are_shown(tmp_path):
+def test_notes_are_shown(saved_model):
     drawn = Console(record=True, width=160, file=StringIO())
-    draw_inspection(drawn, inspected("tf1_div_ref", tmp_path / "m"))
+    draw_inspection(drawn, inspected(saved_model("tf1_div_ref")))
     assert "4 variables, partitioned by 'div', are one table" in drawn.export_text()

@@ -31,9 +31,8 @@ BY_NAME = {case.name: case for case in CASES}
 
 
 @pytest.mark.parametrize("name", [name for name in BY_NAME if "_div" in name or "_mod" in name])
-def test_parts_become_one_table_in_every_signature(name, tmp_path: Path):
-    BY_NAME[name].export(tmp_path / "m")
-    model = cut_saved_model(tmp_path / "m", RULE)
+def test_parts_become_one_table_in_every_signature(name, saved_model):
+    model = cut_saved_model(saved_model(name), RULE)
     (found,) = model.tables.values()
     assert found.table.name == "emb"
     assert (found.table.rows, found.table.row_shape) == (ROWS, (COLUMNS,))
@@ -42,16 +41,14 @@ def test_parts_become_one_table_in_every_signature(name, tmp_path: Path):
     assert not [v for v in model.variables if "emb" in v.shared_name]
 
 
-def test_pools_are_found_above_a_partitioned_lookup(tmp_path: Path):
-    BY_NAME["tf1_mod_resource"].export(tmp_path / "m")
-    (found,) = cut_saved_model(tmp_path / "m", RULE).tables.values()
+def test_pools_are_found_above_a_partitioned_lookup(saved_model):
+    (found,) = cut_saved_model(saved_model("tf1_mod_resource"), RULE).tables.values()
     motifs = sorted(str(lookup.motif) for lookup in found.lookups)
     assert motifs == [Motif.GATHER] * 3 + [Motif.REDUCE_POOL] + [Motif.SEGMENT_POOL] * 3
 
 
-def test_rows_of_mod_lie_a_number_of_parts_apart(tmp_path: Path):
-    BY_NAME["tf1_mod_ref"].export(tmp_path / "m")
-    (found,) = cut_saved_model(tmp_path / "m", RULE).tables.values()
+def test_rows_of_mod_lie_a_number_of_parts_apart(saved_model):
+    (found,) = cut_saved_model(saved_model("tf1_mod_ref"), RULE).tables.values()
     assert [(run.first, run.count, run.start, run.step) for run in found.stored] == [
         (0, 26, 0, 4),
         (26, 26, 1, 4),
@@ -119,9 +116,8 @@ def test_what_is_no_partition_leaves_tables_of_their_own_and_says_why(tmp_path, 
     assert all(said in found.note for found in model.tables.values())
 
 
-def test_parts_of_a_table_below_the_threshold_stay_whole_as_slices(tmp_path: Path):
-    BY_NAME["tf1_div_ref"].export(tmp_path / "m")
-    model = cut_saved_model(tmp_path / "m", CutRule(threshold=1 << 30))
+def test_parts_of_a_table_below_the_threshold_stay_whole_as_slices(saved_model):
+    model = cut_saved_model(saved_model("tf1_div_ref"), CutRule(threshold=1 << 30))
     assert not model.tables
     names = [f"emb/part_{part}" for part in range(PARTS)]
     assert [v.name for v in model.whole] == ["dense", *names]
@@ -134,9 +130,8 @@ def test_parts_of_a_table_below_the_threshold_stay_whole_as_slices(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["ref", "resource"])
-def test_slices_that_are_read_as_one_tensor_are_one_table(kind, tmp_path: Path):
-    BY_NAME[f"tf1_concatenated_{kind}"].export(tmp_path / "m")
-    model = cut_saved_model(tmp_path / "m", RULE)
+def test_slices_that_are_read_as_one_tensor_are_one_table(kind, saved_model):
+    model = cut_saved_model(saved_model(f"tf1_concatenated_{kind}"), RULE)
     forms = {name: (t.table.rows, t.table.columns) for name, t in model.tables.items()}
     table = (ROWS, COLUMNS)
     assert forms == {"columns": table, "rows": table, "each": table, "kernel": (COLUMNS, ROWS)}
@@ -182,9 +177,8 @@ def test_why_a_concatenation_is_no_table_is_said_of_its_parts(tmp_path: Path):
         cut_saved_model(path, CutRule(only=frozenset({"emb"})))
 
 
-def test_a_single_part_that_is_a_slice_is_a_table(tmp_path: Path):
-    BY_NAME["tf1_ref"].export(tmp_path / "m")
-    (found,) = cut_saved_model(tmp_path / "m", RULE).tables.values()
+def test_a_single_part_that_is_a_slice_is_a_table(saved_model):
+    (found,) = cut_saved_model(saved_model("tf1_ref"), RULE).tables.values()
     assert (found.table.rows, found.strategy) == (ROWS, None)
 
 

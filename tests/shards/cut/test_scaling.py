@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
 from shardserve.shards.cut.inspection import inspect_model
 from shardserve.shards.cut.lookups import Motif
 from shardserve.shards.model import PlanOptions
-from tests.masked_models import EXPORTS, NOT_POOLED, POOLED
+from tests.masked_models import NOT_POOLED, POOLED
 from tests.saved_models import THRESHOLD
 
 _MASKED = {
@@ -20,16 +22,13 @@ _MASKED = {
 
 
 @pytest.fixture(scope="module")
-def cut(tmp_path_factory):
+def cut(saved_model) -> Callable[[str], tuple[CutModel, Path]]:
     """The models that were cut, by name; where they lie."""
-    found: dict[str, tuple[CutModel, Path]] = {}
 
+    @functools.cache
     def of(name: str) -> tuple[CutModel, Path]:
-        if name not in found:
-            path = tmp_path_factory.mktemp("models") / name
-            EXPORTS[name](path)
-            found[name] = cut_saved_model(path, CutRule(threshold=THRESHOLD)), path
-        return found[name]
+        path = saved_model(name)
+        return cut_saved_model(path, CutRule(threshold=THRESHOLD)), path
 
     return of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,14 @@ from shardserve.shards.cut.scorings import Pick, Scale
 from shardserve.shards.layout import Sharding
 from shardserve.shards.messages import Axis
 from shardserve.shards.model import PlanOptions
-from tests import scored_models
 from tests.scored_models import THRESHOLD
 
 RULE = CutRule(threshold=THRESHOLD)
 
 
 @pytest.fixture(scope="module")
-def scores(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("scores") / "1"
-    scored_models.export(path)
-    return path
+def scores(saved_model: Callable[[str], Path]) -> Path:
+    return saved_model("scored")
 
 
 def test_every_product_is_found_with_what_is_picked_from_it(scores):

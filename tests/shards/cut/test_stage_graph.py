@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,24 +12,19 @@ from shardserve.shards.cut.planning import plan_model
 from shardserve.shards.cut.stage_graph import UNBATCHED, stage_graph
 from shardserve.shards.model import PlanOptions
 from shardserve.shards.stages import BatchingOptions
-from tests import region_models
 from tests.region_models import THRESHOLD
 
 SCOPE = "StatefulPartitionedCall/StatefulPartitionedCall"
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("plain") / "1"
-    region_models.plain(path)
-    return path
+def plain(saved_model: Callable[[str], Path]) -> Path:
+    return saved_model("plain")
 
 
 @pytest.fixture(scope="module")
-def marked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("marked") / "1"
-    region_models.marked(path)
-    return path
+def marked(saved_model: Callable[[str], Path]) -> Path:
+    return saved_model("marked")
 
 
 def options(tmp_path: Path, text: str = "{}", *, batched: bool = False) -> PlanOptions:

@@ -15,7 +15,6 @@ from shardserve.shards.cut.needs import Parts, only
 from shardserve.shards.cut.stage_grouping import stage_groups
 from shardserve.shards.regions import ActorOptions, Region
 from shardserve.shards.stages import Stages
-from tests import region_models
 from tests.region_models import THRESHOLD
 
 STAGES = Stages()
@@ -38,10 +37,8 @@ class Counting(tf.Module):
 
 
 @pytest.fixture(scope="module")
-def marked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("grouping") / "marked"
-    region_models.marked(path)
-    return path
+def marked(saved_model: Callable[[str], Path]) -> Path:
+    return saved_model("marked")
 
 
 @pytest.fixture(scope="module")
