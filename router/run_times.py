@@ -27,8 +27,7 @@ MAX_SHAPES = 256
 #: Runs that a stage is away from the event loop for after one there was long, at first and at most.
 LEAST_AWAY, MOST_AWAY = 64, 1 << 14
 
-#: Brief runs on the event loop that make up for a long one. On a machine that has more to do than
-#: it has cores, one in a thousand waits for a core, whatever it does.
+#: Brief runs on the event loop that make up for a long one.
 FORGIVEN_AFTER = 512
 
 #: The weight of the latest run in the average.
@@ -114,21 +113,22 @@ class Runs:
         """Whether the next is to run on the event loop."""
         return self._is_known and self._away.is_over
 
-    def on_thread(self, own: float, passed: float) -> None:
-        """One took `own` seconds of its thread, while so many passed.
+    def on_thread(self, own: float, held: float) -> None:
+        """One took `own` seconds of its thread, and held it up for so many (`Stopwatch.held`).
 
-        What it waited for, its turn on a core or other threads of the stage's operations, nobody
-        can tell: so some must not have waited, and the average must be brief besides.
+        It may have waited for the interpreter, which it has on the event loop, or for other threads
+        of the stage's operations: nobody can tell. So some must not have waited, and the average
+        must be brief besides.
         """
         self._away.ran_on_thread()
-        self._brief += passed <= BRIEF_SECONDS
+        self._brief += held <= BRIEF_SECONDS
         average = self._averaged(own)
         self._is_known = self._brief >= ENOUGH_RUNS and average <= BRIEF_SECONDS
 
-    def on_loop(self, passed: float) -> None:
-        """One held up the event loop for so many seconds."""
+    def on_loop(self, held: float) -> None:
+        """One held up the event loop for so many seconds (`Stopwatch.held`)."""
         # Twice as many as it takes to get here, so that shapes do not come and go.
-        if self._averaged(passed) <= 2 * BRIEF_SECONDS and passed <= LONG_SECONDS:
+        if self._averaged(held) <= 2 * BRIEF_SECONDS and held <= LONG_SECONDS:
             self._away.was_brief()
             return
         self._brief = 0

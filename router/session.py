@@ -24,6 +24,7 @@ from shardserve.router.brief import run_on_caller, takes_time_by_shapes
 from shardserve.router.rewrites import limit_rewrites
 from shardserve.router.run_times import Runs, RunTimes
 from shardserve.router.servable import Array, RequestContext
+from shardserve.router.stopwatch import Stopwatch
 
 #: How long a thread may keep the others from running Python. A stage that is done otherwise waits
 #: up to 5 ms for an event loop that is busy decoding requests.
@@ -296,8 +297,8 @@ class TensorFlowRunner:
             return result
         if runs.is_brief:
             return self._run_here(stage, values, context, spend, runs)
-        result, own, passed = await self.threads.run(lambda: _timed(stage, values), context, spend)
-        runs.on_thread(own, passed)
+        result, own, held = await self.threads.run(lambda: _timed(stage, values), context, spend)
+        runs.on_thread(own, held)
         return result
 
     def _run_here(
@@ -312,12 +313,12 @@ class TensorFlowRunner:
         started = time.monotonic()
         if started >= context.deadline:
             raise DeadlineExceeded(TIMED_OUT)
+        stopwatch = Stopwatch()
         try:
             return stage(*values)
         finally:
-            seconds = time.monotonic() - started
-            runs.on_loop(seconds)
-            context.spend(spend, seconds)
+            runs.on_loop(stopwatch.held())
+            context.spend(spend, time.monotonic() - started)
 
     def close(self) -> None:
         """Free the session, and what it holds with it; closing it again does nothing.
@@ -336,7 +337,7 @@ class TensorFlowRunner:
 
 
 def _timed(stage: Stage, values: Sequence[Array]) -> tuple[list[Array], float, float]:
-    """What the stage returns, the seconds that it took of this thread, and those that passed."""
-    started, own = time.monotonic(), time.thread_time()
+    """What the stage returns, what it took of this thread, and for how long it held it up."""
+    stopwatch = Stopwatch()
     results = stage(*values)
-    return results, time.thread_time() - own, time.monotonic() - started
+    return results, stopwatch.own(), stopwatch.held()
