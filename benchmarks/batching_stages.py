@@ -65,8 +65,6 @@ OVERLOAD = 3.0
 
 SERVER = ("--shards=2", "--tensorflow_intra_op_parallelism=1")
 UNBATCHED, WHOLE, STAGES = "no batching", "whole requests", "stages"
-#: The `max_batch_size`s of each way to batch, of which it gets the best.
-SIZES = {WHOLE: (8, 16), STAGES: (16, 64)}
 #: The counter in which it shows that requests are batched that way, and for which stage.
 BATCHES = OF_STAGES["batches"].name
 QUEUES = {WHOLE: "requests", STAGES: "dense"}
@@ -83,23 +81,43 @@ class Model:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to batch, with one setting of it. A `max_batch_size` of 0 is none."""
+    """A way to batch, with one setting of it. A `max_batch_size` of 0 is none.
+
+    With a `group`, up to so many requests, of those that wait, walk through the stages together.
+    """
 
     name: str
     max_batch_size: int = 0
+    group: int = 0
 
     def flags(self, directory: Path) -> list[str]:
         """What to add to the command line; files go to `directory`."""
         if not self.max_batch_size:
             return []
         file = directory / "stages.yaml"
+        queue = {"max_enqueued_batches": 100}
         stage = "requests" if self.name == WHOLE else "dense"
-        batching = {"max_batch_size": self.max_batch_size, "max_enqueued_batches": 100}
-        file.write_text(json.dumps({"version": 1, "stages": {stage: batching}}))
+        stages = {stage: {"max_batch_size": self.max_batch_size, **queue}}
+        if self.group:
+            walking = {"max_batch_size": self.group, "num_batch_threads": GROUPS, **queue}
+            stages["requests"] = walking
+        file.write_text(json.dumps({"version": 1, "stages": stages}))
         return ["--enable_batching", f"--stages_file={file}"]
 
     def __str__(self) -> str:
-        return f"max_batch_size {self.max_batch_size}" if self.max_batch_size else ""
+        if not self.max_batch_size:
+            return ""
+        groups = f", in groups of {self.group}" if self.group else ""
+        return f"max_batch_size {self.max_batch_size}{groups}"
+
+
+#: Groups of requests that are under way at once.
+GROUPS = 4
+#: The settings of each way to batch, of which it gets the best.
+SETTINGS = {
+    WHOLE: (Way(WHOLE, 8), Way(WHOLE, 16)),
+    STAGES: (Way(STAGES, 16), Way(STAGES, 32, group=8)),
+}
 
 
 @dataclass
@@ -125,7 +143,7 @@ class Stand:
     def best(self, model: Model, name: str) -> Way:
         """The best setting of a way to batch, by the rate that it promises in two tries."""
         if (model.name, name) not in self.chosen:
-            ways = [Way(name, size) for size in SIZES[name][: 1 if self.quick else None]]
+            ways = SETTINGS[name][: 1 if self.quick else None]
             rates = {way: self._promise(model, way) for way in ways} if len(ways) > 1 else {}
             self.chosen[model.name, name] = max(ways, key=lambda way: rates.get(way, 0.0))
         return self.chosen[model.name, name]

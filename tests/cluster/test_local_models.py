@@ -217,7 +217,9 @@ async def test_sequences_and_loops_with_actors_are_stepped_here_and_that_is_said
         here = "runs in this process: it has actors only with --engine=ray"
         assert f"sequence encode {here}" in said
         assert any(text.startswith("loop ") and text.endswith(here) for text in said)
-        (servable,) = [one.servable for one in server.serving.catalog.models["m"].versions.values()]
+        (servable,) = [
+            one.servable for one in server.endpoints.catalog.models["m"].versions.values()
+        ]
         assert servable is not None
         kinds = {name.split("/")[1] for name in servable.stage_counts()}
         assert kinds >= {"sequences", "loops"}

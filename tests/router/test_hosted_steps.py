@@ -73,7 +73,7 @@ def sequence(loaded: LoadedStages, channel: Channel) -> RemoteSequence:
     plan: SequencePlan = plan_sequence(
         "encode",
         loaded.plan.stages.sequences["encode"],
-        signatures_of(read_meta_graph(Path(loaded.plan.directory))),
+        signatures_of(read_meta_graph(Path(loaded.plan.directory)), loaded.plan.name),
     )
     return RemoteSequence(plan.signature, RemoteStage(STAGE, channel))
 
