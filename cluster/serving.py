@@ -14,7 +14,6 @@ from shardserve.batching.memory import settle_memory
 from shardserve.cluster.doors import doors_of, handler_options
 from shardserve.cluster.options import DoorOptions
 from shardserve.router.catalog import Catalog
-from shardserve.router.grpc_door import GrpcDoor
 from shardserve.router.handlers import Handlers
 from shardserve.router.metrics import Collected, Measured, Metrics, nothing_measured
 from shardserve.router.prediction import PredictionHandlers
@@ -158,11 +157,13 @@ class Endpoints:
             door.renew(tls)
 
     async def drain(self) -> None:
-        """Be ready no more, as probes and gRPC's health have it. Requests are answered still."""
+        """Be ready no more, as probes and gRPC's health have it. Requests are answered still.
+
+        Those that came over REST's own door are the last of their connections.
+        """
         self.rest.drain()
         for door in self._doors:
-            if isinstance(door, GrpcDoor):
-                await door.drain()
+            await door.drain()
 
     async def close(self) -> None:
         """Refuse new requests, and answer those that came in, for a few seconds at most.

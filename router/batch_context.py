@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from shardserve.batching.tasks import Batch
-from shardserve.router.servable import RequestContext
+from shardserve.router.servable import RequestContext, Said
+
+
+@dataclass
+class SharedContext(RequestContext):
+    """What is done for several requests at once, or for a part `of` one: its time is its own."""
+
+    of: Sequence[RequestContext] = ()
+
+    def told(self, said: Iterable[Said], elapsed: float) -> None:
+        """See `RequestContext.told`: each of the requests is."""
+        known = tuple(said)
+        for context in self.of:
+            context.told(known, elapsed)
 
 
 def _itself(context: Any) -> RequestContext:
@@ -31,10 +45,10 @@ def batch_context(
     if len(contexts) == 1:
         yield contexts[0]
         return
-    common = RequestContext(
+    common = SharedContext(
         request_id=f"{contexts[0].request_id}+{len(contexts) - 1}",
         deadline=max(context.deadline for context in contexts),
-        remote=[] if any(context.remote is not None for context in contexts) else None,
+        of=contexts,
     )
     try:
         yield common
@@ -42,5 +56,3 @@ def batch_context(
         for context in contexts:
             for stage, seconds in common.seconds.items():
                 context.spend(stage, seconds)
-            if context.remote is not None:
-                context.remote += common.remote or ()

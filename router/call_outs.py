@@ -17,6 +17,7 @@ import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
 from shardserve.batching.errors import Cancelled, ServingError
+from shardserve.router.batch_context import SharedContext
 from shardserve.router.rounds import Fanout, SplitRound, ask
 from shardserve.router.servable import Array, RequestContext
 from shardserve.router.session import Stage
@@ -101,7 +102,7 @@ class Caller:
     ) -> None:
         self.number = number
         # A context of its own: what it spends is spent again, by whom it is told.
-        self._context = RequestContext(context.request_id, context.deadline, remote=context.remote)
+        self._context = SharedContext(context.request_id, context.deadline, of=(context,))
         self._channels = channels
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()

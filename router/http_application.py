@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,11 +71,19 @@ class _ClientGone(Exception):
     """There is nobody left to answer."""
 
 
+#: Whether another request may follow on the connection of a cycle.
+MayGoOn = Callable[[RequestResponseCycle], bool]
+
+
 class Application:
-    """What `http_protocol.HttpProtocol` calls for each request."""
+    """What `http_protocol.HttpProtocol` calls for each request.
+
+    While it `is_draining`, clients are told to send their next request over another connection.
+    """
 
     def __init__(self, rest: Answers, bounds: ClientBounds) -> None:
         self.bounds = bounds
+        self.is_draining = False
         self._rest = rest
 
     def refusal(self, method: str, url: bytes, headers: Headers) -> Response | None:
@@ -88,7 +96,7 @@ class Application:
         return self._rest.refused(408, text)
 
     async def __call__(
-        self, cycle: RequestResponseCycle, scope: Any, receive: Any, send: Any
+        self, cycle: RequestResponseCycle, may_go_on: MayGoOn, scope: Any, receive: Any, send: Any
     ) -> None:
         try:
             response = await self._respond(cycle)
@@ -97,7 +105,7 @@ class Application:
         if cycle.flow.write_paused and not cycle.disconnected:
             await cycle.flow.drain()
         if not cycle.disconnected:
-            _complete(cycle, response)
+            _complete(cycle, response, may_go_on(cycle))
 
     async def _respond(self, cycle: RequestResponseCycle) -> Response:
         headers = Headers(cycle.scope["headers"])  # type: ignore[arg-type]
@@ -226,10 +234,9 @@ def _path(scope: Any) -> str:
     return f"{path}?{query.decode('latin-1')}" if query else path
 
 
-def _complete(cycle: RequestResponseCycle, response: Response) -> None:
+def _complete(cycle: RequestResponseCycle, response: Response, may_go_on: bool) -> None:
     """Write all of a response, and end the exchange as the last of ASGI's messages would."""
-    # A body that is not read to its end leaves nowhere for the next request to begin.
-    ends = () if cycle.keep_alive and not cycle.more_body else CLOSE
+    ends = () if cycle.keep_alive and may_go_on else CLOSE
     has_body = cycle.scope["method"] != "HEAD"
     cycle.transport.write(encoded(response, ends, has_body=has_body))
     cycle.response_started = cycle.response_complete = True

@@ -42,8 +42,9 @@ class HttpDoor:
         self.host = host
         #: Where it listens; once started, the real one if it was 0.
         self.port = port
+        self._application = Application(rest, bounds)
         config = uvicorn.Config(
-            Application(rest, bounds),
+            self._application,
             http=HttpProtocol,
             ws="none",
             lifespan="off",
@@ -79,6 +80,10 @@ class HttpDoor:
         """Show these certificates to who connects from now on. Raises as this class does."""
         assert self._tls is not None, "a door in the clear stays so"
         self._tls.renew(tls)
+
+    async def drain(self) -> None:
+        """Answer as before, and close each connection after its next reply, which says so."""
+        self._application.is_draining = True
 
     async def stop(self, grace: float = GRACE_SECONDS) -> None:
         """Refuse new connections; cut requests that are still in flight after `grace` seconds."""

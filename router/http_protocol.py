@@ -80,12 +80,13 @@ class HttpProtocol(HttpToolsProtocol):
         elif not self.parser.should_keep_alive():
             self.transport.close()
         elif not self._is_over:
+            self._skips = False
             self._end_skipping()
             self.timeout_keep_alive_task = self._close_after(self.timeout_keep_alive)
 
     def on_response_complete(self) -> None:
-        is_early = self.cycle.response_complete and self.cycle.more_body
-        if is_early and not self.transport.is_closing():
+        is_last = self.cycle.response_complete and not self._may_go_on(self.cycle)
+        if is_last and not self.transport.is_closing():
             self._hang_up()
         else:
             super().on_response_complete()
@@ -116,12 +117,19 @@ class HttpProtocol(HttpToolsProtocol):
         return self._application.bounds
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        super()._start_asgi_task(cycle, functools.partial(app, cycle))
+        super()._start_asgi_task(cycle, functools.partial(app, cycle, self._may_go_on))
+
+    def _may_go_on(self, cycle: RequestResponseCycle) -> bool:
+        """Whether another request may follow, as far as this side has a say.
+
+        A body that is not read to its end leaves nowhere for one to begin. Of a server that is to
+        stop, requests that came behind this one are answered before their client is sent away.
+        """
+        return not cycle.more_body and (bool(self.pipeline) or not self._application.is_draining)
 
     def _refusal(self) -> Response | None:
         """None where it is to be found, where others are to come before, or nobody reads it."""
-        is_free = self.cycle is None or self.cycle.response_complete
-        if self.expect_100_continue or self.flow.write_paused or not is_free:
+        if self.expect_100_continue or self.flow.write_paused or not self._is_free():
             return None
         method = self.parser.get_method().decode("ascii")
         return self._application.refusal(method, self.url, Headers(self.headers))
@@ -141,7 +149,7 @@ class HttpProtocol(HttpToolsProtocol):
         is_short = int(headers.get("content-length") or 0) <= self._bounds.body
         is_chunked = headers.get("transfer-encoding") is not None
         is_kept = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        return is_kept and is_short and not is_chunked
+        return is_kept and is_short and not is_chunked and not self._application.is_draining
 
     def _hang_up(self) -> None:
         """Close, once the client has had the time to see its reply.
@@ -157,8 +165,11 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _is_unwatched(self) -> bool:
         """Whether line ends, say, came for a head: they have ended the time to be idle."""
-        is_free = self.cycle is not None and self.cycle.response_complete
-        return is_free and self.timeout_keep_alive_task is None and not self._skips
+        return self._is_free() and self.timeout_keep_alive_task is None and not self._skips
+
+    def _is_free(self) -> bool:
+        """Whether all requests that came have been answered."""
+        return self.cycle is None or self.cycle.response_complete
 
     def _await_head(self) -> None:
         self._heading = self.loop.call_later(self._bounds.head_seconds, self._end_late_head)

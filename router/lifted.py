@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardserve.batching.driver import BatchDevice, StageCounts
-from shardserve.batching.errors import InvalidArgument
+from shardserve.batching.errors import Unimplemented
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.step_driver import StepCounts
 from shardserve.batching.step_form import RowResult, SequenceRow, StepForm
@@ -21,8 +21,11 @@ from shardserve.router.stepped import SteppedRows, on_threads
 from shardserve.shards.cut.loops import Kept, StepLoop
 
 
-class CannotStep(InvalidArgument):
-    """Of these operands a step does not do what the loop does: run the loop itself."""
+class CannotStep(Unimplemented):
+    """Of these operands a step does not do what the loop does: run the loop itself.
+
+    Never a client's to see.
+    """
 
 
 class LoopRunner:
@@ -95,9 +98,13 @@ class RemoteLoop:
     async def run(
         self, tensors: Sequence[Array], rows: int, context: RequestContext
     ) -> list[Array]:
-        """As `LoopRunner.run`. What cannot be stepped is not sent."""
+        """As `LoopRunner.run`. What cannot be stepped is not sent, as far as it is known here."""
         rows, _ = extent_of(self._loop, operands_of(self._loop, tensors), self._most_rows)
-        return await self._actors.run(tensors, rows, context)
+        try:
+            return await self._actors.run(tensors, rows, context)
+        except Unimplemented as error:
+            # As an actor's CannotStep comes over the wire.
+            raise CannotStep(error.message) from error
 
 
 @dataclass(frozen=True)

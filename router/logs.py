@@ -39,7 +39,8 @@ _OVERLOAD = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_
 def configure(level: str = "info") -> None:
     """Write log lines of at least `level` to standard error, as JSON.
 
-    Those of `logging` as well that are logged below the name `shardserve`.
+    Those of `logging` as well that are logged below the name `shardserve`, which its root logger is
+    not given: whoever configures that one, such as a servable's own code, would write them again.
     """
     to_json = structlog.processors.JSONRenderer()
     fields: list[Processor] = [
@@ -59,6 +60,7 @@ def configure(level: str = "info") -> None:
     ours = logging.getLogger("shardserve")
     ours.handlers = [handler]
     ours.setLevel(_level(level))
+    ours.propagate = False
 
 
 class _StandardError:

@@ -16,9 +16,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
 from shardserve.batching.errors import Code
-from shardserve.router.servable import Headers, RemoteWork
+from shardserve.router.servable import Headers
 from shardserve.router.trace_collector import Collector
-from shardserve.router.tracing import Ended, TracedContext, stage_spans
+from shardserve.router.tracing import Ended, RemoteWork, TracedContext, stage_spans
 
 #: What the spans that are left may take to be sent when a server ends.
 FLUSH_SECONDS = 3.0
@@ -63,7 +63,7 @@ class OpenTelemetryTraces:
         within = set_span_in_context(span)
         for stage, start, end in stage_spans(context.spent, context.started):
             self._tracer.start_span(stage, within, start_time=start).end(end)
-        for work in context.remote or ():
+        for work in context.remote:
             self._add_remote(work, within)
         if ended.code in _ERRORS:
             span.set_status(Status(StatusCode.ERROR, ended.message))

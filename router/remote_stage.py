@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from shardserve.router.servable import Array, RequestContext
+from shardserve.router.servable import Array, RequestContext, Said
 from shardserve.router.stage_runner import StageRunner
-from shardserve.router.tracing import remote_work
 from shardserve.shards.model import ModelPlan
 from shardserve.shards.stage_groups import stage_name
 from shardserve.shards.stage_messages import StageChannel, StageRequest
@@ -33,9 +32,8 @@ class RemoteStage:
         request = StageRequest(self._name, tuple(tensors), rows)
         reply = await self._actors.ask(request, context.deadline)
         passed = time.monotonic() - asked
-        if context.remote is not None:
-            said = (f"stage {self._name}", reply.queue_seconds, reply.run_seconds)
-            context.remote += remote_work([said], passed)
+        said = Said(f"stage {self._name}", reply.queue_seconds, reply.run_seconds)
+        context.told([said], passed)
         context.spend("queue", reply.queue_seconds)
         context.spend("dense", reply.run_seconds)
         context.spend("wire", max(0.0, passed - reply.queue_seconds - reply.run_seconds))

@@ -16,8 +16,7 @@ from shardserve.router.merge import merge_gathered, merge_pooled
 from shardserve.router.partition import Fragment, TablePartition, partitions_of
 from shardserve.router.repeats import Repeats
 from shardserve.router.scores import PreparedScores, ScoreFragment, prepare_scores
-from shardserve.router.servable import RequestContext
-from shardserve.router.tracing import remote_work
+from shardserve.router.servable import RequestContext, Said
 from shardserve.shards.cut.scorings import AnyLookup, Scoring
 from shardserve.shards.fan_out import fan_out
 from shardserve.shards.layout import Layout
@@ -120,7 +119,7 @@ async def ask(
     """Send a round's requests and wait for all replies, or for the first error.
 
     Spends on `context` the slowest shard's own waiting and computing, and what is left as "wire";
-    one that is traced is told of each shard.
+    it is told of each shard.
     """
     started = time.monotonic()
     asked = [(channels[shard], request) for shard, request in split.requests.items()]
@@ -129,12 +128,11 @@ async def ask(
     slowest = max(
         replies, key=lambda r: r.queue_seconds + r.lookup_seconds, default=LookupReply(())
     )
-    if context.remote is not None:
-        said = [
-            (f"shard {shard}", reply.queue_seconds, reply.lookup_seconds)
-            for shard, reply in zip(split.requests, replies, strict=True)
-        ]
-        context.remote += remote_work(said, elapsed)
+    said = (
+        Said(f"shard {shard}", reply.queue_seconds, reply.lookup_seconds)
+        for shard, reply in zip(split.requests, replies, strict=True)
+    )
+    context.told(said, elapsed)
     context.spend("queue", slowest.queue_seconds)
     context.spend("lookup", slowest.lookup_seconds)
     context.spend("wire", max(0.0, elapsed - slowest.queue_seconds - slowest.lookup_seconds))

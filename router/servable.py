@@ -45,15 +45,10 @@ class Headers(Protocol):
     def get(self, name: str, /) -> str | bytes | None: ...
 
 
-class RemoteWork(NamedTuple):
-    """What a shard or a stage actor says that it did for a request.
-
-    Its work `began`, by waiting for `queue_seconds`, then took `work_seconds`. The former is on
-    `time.time_ns`, and the router's guess: half the time on the wire after it had asked.
-    """
+class Said(NamedTuple):
+    """What a shard or a stage actor says of its work for a request: it waited, then worked."""
 
     name: str
-    began: int
     queue_seconds: float
     work_seconds: float
 
@@ -63,8 +58,7 @@ class RequestContext:
     """One request's identity, its deadline (on `time.monotonic`), and what each stage took.
 
     `headers` are what came with it, None where nothing did. `chance`, in [0, 1), decides about the
-    experiments that it is in, once it is drawn. Of one that is traced, `remote` is what others did
-    for it.
+    experiments that it is in, once it is drawn.
     """
 
     request_id: str
@@ -72,11 +66,16 @@ class RequestContext:
     seconds: dict[str, float] = field(default_factory=dict)
     headers: Headers | None = None
     chance: float | None = None
-    remote: list[RemoteWork] | None = None
 
     def spend(self, stage: str, seconds: float) -> None:
         """Add to a stage of `STAGES`."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def told(self, said: Iterable[Said], elapsed: float) -> None:
+        """Note what others did, who were asked `elapsed` seconds ago and answered just now.
+
+        Only who traces the request does anything with it; what is said need not be made before.
+        """
 
 
 class Servable(Protocol):

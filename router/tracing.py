@@ -1,6 +1,6 @@
 """Traces of requests: what is recorded of one on its way, and who is told when it has ended.
 
-Off unless somebody asks for it; then a request costs one look at a None. `router/otel.py`, which
+Off unless somebody asks for it; then a request's context takes no notes. `router/otel.py`, which
 knows OpenTelemetry, is imported only when it is on.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from shardserve.batching.errors import Code, InvalidArgument
-from shardserve.router.servable import RemoteWork, RequestContext
+from shardserve.router.servable import RequestContext, Said
 from shardserve.router.trace_collector import Collector
 
 
@@ -32,17 +32,38 @@ class StageSpan(NamedTuple):
     end: int
 
 
+class RemoteWork(NamedTuple):
+    """What a shard or a stage actor did for a request.
+
+    Its work `began`, by waiting for `queue_seconds`, then took `work_seconds`. The former is on
+    `time.time_ns`, and the router's guess: half the time on the wire after it had asked.
+    """
+
+    name: str
+    began: int
+    queue_seconds: float
+    work_seconds: float
+
+
 @dataclass
 class TracedContext(RequestContext):
-    """A context that keeps when it was told of each stage. It began at `started`."""
+    """A context that keeps when it was told of each stage, and what others did for it.
+
+    It began at `started`.
+    """
 
     started: int = field(default_factory=time.time_ns)
     spent: list[Spent] = field(default_factory=list)
+    remote: list[RemoteWork] = field(default_factory=list)
 
     def spend(self, stage: str, seconds: float) -> None:
         """See `RequestContext.spend`."""
         super().spend(stage, seconds)
         self.spent.append(Spent(stage, round(seconds * 1e9), time.time_ns()))
+
+    def told(self, said: Iterable[Said], elapsed: float) -> None:
+        """See `RequestContext.told`."""
+        self.remote += remote_work(said, elapsed)
 
 
 @dataclass(frozen=True)
@@ -70,19 +91,14 @@ class Traces(Protocol):
 def traced(context: RequestContext) -> TracedContext:
     """The same request, from now on with a record of its stages."""
     return TracedContext(
-        context.request_id,
-        context.deadline,
-        headers=context.headers,
-        chance=context.chance,
-        remote=[],
+        context.request_id, context.deadline, headers=context.headers, chance=context.chance
     )
 
 
-def remote_work(said: Iterable[tuple[str, float, float]], elapsed: float) -> list[RemoteWork]:
+def remote_work(said: Iterable[Said], elapsed: float) -> list[RemoteWork]:
     """What others did for a request, who were asked `elapsed` seconds ago, and answered just now.
 
-    Of each its name, and the seconds of its own that it said: waiting, then working. The slowest
-    is taken to have held up the answer.
+    The slowest is taken to have held up the answer.
     """
     told = list(said)
     slowest = max((queued + worked for _, queued, worked in told), default=0.0)

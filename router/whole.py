@@ -29,6 +29,9 @@ DEFAULT_SIGNATURE = "serving_default"
 #: Compiled (signature, outputs) pairs kept for a model. Clients choose the outputs: it is bounded.
 MAX_STAGES = 128
 
+_NOT_SERVED = "signature %r of model %s has a ragged or sparse tensor, and is not served"
+_NO_OUTPUT = "output %r of signature %r of model %s is ragged or sparse, and in no reply"
+
 #: A signature, and outputs of it.
 _Asked = tuple[str, tuple[str, ...]]
 
@@ -125,13 +128,15 @@ def load_whole(
 def signatures_of(meta_graph: meta_graph_pb2.MetaGraphDef, model: str) -> dict[str, Signature]:
     """The signatures that requests can name; inputs and outputs by alias, in sorted order.
 
-    Logs which of the model's are not served.
+    Logs which of the model's are not served, and which outputs.
     """
     served = served_signatures(meta_graph)
-    for name in sorted(meta_graph.signature_def.keys() - served.keys() - {INIT_SIGNATURE}):
-        logger.warning(
-            "signature %r of model %s has a ragged or sparse tensor, and is not served", name, model
-        )
+    for name, signature in sorted(meta_graph.signature_def.items()):
+        if name not in served and name != INIT_SIGNATURE:
+            logger.warning(_NOT_SERVED, name, model)
+        elif name in served:
+            for alias in sorted(signature.outputs.keys() - served[name].outputs.keys()):
+                logger.warning(_NO_OUTPUT, alias, name, model)
     return {
         name: Signature(
             method_name=signature.method_name,

@@ -42,14 +42,22 @@ class StageGroup:
         )
 
 
+_OF_SEQUENCES, _OF_LOOPS = "sequences/", "loops/"
+
+
+def is_of_steps(stage: str) -> bool:
+    """Whether that is how sequences and loops are named among their model's stages."""
+    return stage.startswith((_OF_SEQUENCES, _OF_LOOPS))
+
+
 def stage_of_sequence(signature: str) -> str:
     """The name of a sequence among its model's stages."""
-    return f"sequences/{signature}"
+    return f"{_OF_SEQUENCES}{signature}"
 
 
 def stage_of_loop(node: str) -> str:
     """The name of a loop among its model's stages."""
-    return f"loops/{node}"
+    return f"{_OF_LOOPS}{node}"
 
 
 def stage_name(model: str, version: int, stage: str) -> str:

@@ -20,6 +20,7 @@ from shardserve.shards.actors_form import ActorsEntry, Name
 from shardserve.shards.forms import Strict, read_form
 from shardserve.shards.regions import Region
 from shardserve.shards.sequences_form import LoopEntry, SequenceEntry
+from shardserve.shards.stage_groups import is_of_steps
 from shardserve.shards.stages import BatchingOptions, LookupBatching, Stages
 
 #: TensorFlow Serving's name for a model's own parameters, beside its `saved_model.pb`.
@@ -130,6 +131,13 @@ class StagesFile(Strict):
     regions: dict[Name, RegionEntry] = Field(default_factory=dict)
     sequences: dict[_SignatureName, SequenceEntry] = Field(default_factory=dict)
     loops: dict[_SignatureName, LoopEntry] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_regions_of_their_own_names(self) -> StagesFile:
+        for name, entry in self.regions.items():
+            if entry.inputs is not None and is_of_steps(name):
+                raise ValueError(f"regions.{name}: sequences and loops are named so; take another")
+        return self
 
 
 def read_stages_file(path: Path) -> StagesFile:

@@ -60,9 +60,13 @@ class Places:
         *,
         loops: Entries | None = None,
         stepped_here: Entries | None = None,
+        as_router: Callable[[ModelPlan], ModelPlan] = lambda plan: plan,
         **sequences: Mapping[str, Any],
     ) -> Stepped:
-        """Version 1 of the model "m" in `model`; loops `stepped_here` never have actors."""
+        """Version 1 of the model "m" in `model`; loops `stepped_here` never have actors.
+
+        The router of one with actors has the plan `as_router`.
+        """
         plan = self.plan(model, options, sequences, loops or {}, stepped_here or {})
         count = plan.layout.shards if plan.layout.tables else 0
         shards = [Shard.load(plan.sources, plan.slices_of_shard(n)) for n in range(count)]
@@ -80,6 +84,7 @@ class Places:
         host = host_of((loaded, channels))
         _, address = await self._stack.enter_async_context(stages(host))
         channel = await self._stack.enter_async_context(channel_to(address))
+        plan = as_router(plan)
         remote = remote_stages(plan, {group.name: channel})
         servable = load_servable(plan, channels, runtime, remote)
         self._stack.push_async_callback(servable.close)

@@ -46,16 +46,34 @@ class InlinedModel:
 def served_signatures(
     meta_graph: meta_graph_pb2.MetaGraphDef,
 ) -> dict[str, meta_graph_pb2.SignatureDef]:
-    """The signatures that a client may name: those of plain tensors.
+    """The signatures that a client may name, with the outputs that it may: plain tensors.
 
     A RaggedTensor or a SparseTensor is several tensors under one alias, which no request can send
-    and no reply can hold.
+    and no reply can hold. A signature that takes one, or has no other output, is not served.
     """
-    return {
-        name: signature
+    plain = {
+        name: _of_plain_tensors(signature)
         for name, signature in meta_graph.signature_def.items()
-        if name != INIT_SIGNATURE and all(info.name for info in _tensors(signature))
+        if name != INIT_SIGNATURE
     }
+    return {name: signature for name, signature in plain.items() if signature is not None}
+
+
+def _of_plain_tensors(
+    signature: meta_graph_pb2.SignatureDef,
+) -> meta_graph_pb2.SignatureDef | None:
+    if not all(info.name for info in signature.inputs.values()):
+        return None
+    without_name = [alias for alias, info in signature.outputs.items() if not info.name]
+    if not without_name:
+        return signature
+    if len(without_name) == len(signature.outputs):
+        return None
+    plain = meta_graph_pb2.SignatureDef()
+    plain.CopyFrom(signature)
+    for alias in without_name:
+        del plain.outputs[alias]
+    return plain
 
 
 def read_meta_graph(

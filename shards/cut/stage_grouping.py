@@ -15,8 +15,9 @@ from shardserve.shards.cut.graph import Graph, may_write
 from shardserve.shards.cut.needs import nodes_run, read_by, regions_run, stages_run
 from shardserve.shards.cut.saved_model import checkpoint_prefix
 from shardserve.shards.cut.staged import Staged, staged, stepping_for_actors
+from shardserve.shards.cut.step_loops import LOOPS
 from shardserve.shards.regions import ActorOptions
-from shardserve.shards.stage_groups import StageGroup
+from shardserve.shards.stage_groups import StageGroup, stage_of_loop, stage_of_sequence
 from shardserve.shards.stages import Stages
 
 
@@ -25,8 +26,10 @@ def stage_groups(cut: CutModel, stages: Stages, plan_fingerprint: str) -> tuple[
 
     Raises InvalidArgument naming the entry for one that writes to what others read, or looks up
     in a loop or a branch, which has its place in the routers; for entries of one group that ask
-    for different actors, or of one name; and as `staged` does.
+    for different actors, or of one name; for a region that has a sequence's or a loop's name,
+    whether they have actors or not; and as `staged` does.
     """
+    _check_regions(cut, stages)
     cut = stepping_for_actors(cut, stages)
     groups: dict[str, list[Staged]] = {}
     for one in staged(cut, stages):
@@ -93,6 +96,18 @@ def _check(cut: CutModel, graph: Graph, one: Staged) -> None:
         raise InvalidArgument(
             f"{one.where} looks up in a table in a loop or a branch, so it has to run in the router"
         )
+
+
+def _check_regions(cut: CutModel, stages: Stages) -> None:
+    """Routers know who runs a region, a sequence or a loop by one name."""
+    if not cut.regions:
+        return
+    taken = {stage_of_sequence(name) for name in stages.sequences}
+    if stages.loops:
+        loops = [node.name for node in cut.graph_def.node if node.op in LOOPS]
+        taken.update(loops, map(stage_of_loop, loops))
+    for name in sorted(taken & cut.regions.keys()):
+        raise InvalidArgument(f"region {name!r}: a sequence or a loop of the model has that name")
 
 
 def _check_names(groups: Iterable[StageGroup]) -> None:

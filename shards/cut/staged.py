@@ -11,7 +11,7 @@ from shardserve.shards.cut.loops import StepLoop
 from shardserve.shards.cut.needs import Parts
 from shardserve.shards.cut.regions import CutRegion
 from shardserve.shards.regions import ActorOptions
-from shardserve.shards.sequences_form import SequenceEntry
+from shardserve.shards.sequences_form import LoopEntry, SequenceEntry
 from shardserve.shards.stage_groups import stage_of_loop, stage_of_sequence
 from shardserve.shards.stages import Stages
 
@@ -55,7 +55,7 @@ def staged(cut: CutModel, stages: Stages) -> Iterator[Staged]:
             yield _sequence(cut, name, sequence, sequence.actors.options())
     for name, entry in stages.loops.items():
         if entry.actors is not None:
-            yield _loops(cut, name, entry.actors.options())
+            yield _loops(cut, name, entry, entry.actors.options())
 
 
 def _region(one: CutRegion, actors: ActorOptions) -> Staged:
@@ -88,7 +88,7 @@ def _sequence(cut: CutModel, name: str, entry: SequenceEntry, actors: ActorOptio
     )
 
 
-def _loops(cut: CutModel, signature: str, actors: ActorOptions) -> Staged:
+def _loops(cut: CutModel, signature: str, entry: LoopEntry, actors: ActorOptions) -> Staged:
     stepped = {loop.node: loop for by, loop in cut.stepped_loops() if by == signature}
     if not stepped:
         raise InvalidArgument(f"loops.{signature}.actors: {_why_none(cut, signature)}")
@@ -98,7 +98,8 @@ def _loops(cut: CutModel, signature: str, actors: ActorOptions) -> Staged:
         group=actors.group or stage_of_loop(signature),
         actors=actors,
         parts=Parts(loops=frozenset(nodes)),
-        meaning=tuple(_step(stepped[node]) for node in nodes),
+        # What has more rows is not asked: routers and actors have to agree on how many.
+        meaning=(entry.batching.max_batch_size, *(_step(stepped[node]) for node in nodes)),
         loops=nodes,
     )
 

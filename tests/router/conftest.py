@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -170,3 +172,13 @@ def context() -> Callable[..., RequestContext]:
         return RequestContext("test", deadline)
 
     return make
+
+
+@pytest.fixture
+def unconfigured() -> Iterator[None]:
+    """Ends what `logs.configure` does with the test."""
+    ours = logging.getLogger("shardserve")
+    before = ours.handlers, ours.level, ours.propagate
+    yield
+    ours.handlers, ours.level, ours.propagate = before
+    structlog.reset_defaults()

@@ -429,6 +429,23 @@ async def test_nor_is_a_later_one(echo: Echo, begun: bytes) -> None:
     assert received == b"" or received.endswith(LATE)
 
 
+@pytest.mark.parametrize("before", [b"", get("/a")], ids=["first", "later"])
+@pytest.mark.parametrize("begun", [b"\r\n", b"G"])
+async def test_nor_is_one_after_a_refusal(before: bytes, begun: bytes) -> None:
+    async with opened(Refusing(), IMPATIENT) as door:
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        if before:
+            writer.write(before)
+            await reader.readuntil(b"}")
+        writer.write(b"POST /busy HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+        await reader.readuntil(b"}")
+        writer.write(begun)
+        received = await asyncio.wait_for(reader.read(), 60)
+        writer.close()
+
+    assert received == b"" or received.endswith(LATE)
+
+
 async def test_a_head_may_be_late_while_its_client_waits_for_an_answer(echo: Echo) -> None:
     async with opened(echo, IMPATIENT) as door:
         talking = asyncio.create_task(talk(door.port, get("/wait"), b"GET /b HTTP/1.1\r\n"))
@@ -564,6 +581,53 @@ async def test_a_port_that_somebody_has_alone_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(Unavailable, match=f"127.0.0.1, port {port}"):
             await HttpDoor(Echo(), "127.0.0.1", port).start()  # type: ignore[arg-type]
+
+
+PATIENT = replace(BOUNDS, idle_seconds=600, linger_seconds=600.0)
+
+
+@pytest.mark.parametrize("path", ["/idle", "/busy"])
+async def test_each_reply_of_a_draining_door_is_the_last_of_its_connection(path: str) -> None:
+    async with opened(Refusing(), PATIENT) as door:
+        client = connection(door)
+
+        def ask() -> str | None:
+            client.request("POST", path, body=b"x" * 4096)
+            reply = client.getresponse()
+            reply.read()
+            return reply.getheader("connection")
+
+        assert await in_thread(ask) is None
+        await door.drain()
+        # The connection that is open already, then a new one, which `client` opens by itself.
+        assert await in_thread(ask) == "close"
+        assert await in_thread(ask) == "close"
+
+
+async def test_a_draining_door_answers_all_that_came_before_it_closes() -> None:
+    echo = Echo()
+    async with opened(echo, PATIENT) as door:
+        sent = get("/wait") + get("/b") + get("/c")
+        talking = asyncio.create_task(talk(door.port, sent))
+        await echo.waiting.wait()
+        await door.drain()
+        echo.release.set()
+        received = await talking
+
+    assert [reply["path"] for reply in bodies(received)] == ["/wait", "/b", "/c"]
+    assert received.count(b"connection: close") == 1
+
+
+async def test_a_draining_door_lets_connections_be_idle_until_it_stops(echo: Echo) -> None:
+    async with opened(echo, PATIENT) as door:
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(get("/a"))
+        await reader.readuntil(b"}")
+        await door.drain()
+        assert not reader.at_eof()
+        await door.stop(grace=60)
+        assert await reader.read() == b""
+        writer.close()
 
 
 async def test_a_stopping_door_answers_what_it_has_and_closes(echo: Echo) -> None:

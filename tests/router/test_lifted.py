@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 
 from shardserve.batching.errors import InvalidArgument
 from shardserve.router.servable import RequestContext, Servable
+from shardserve.shards.actors_form import ActorsEntry
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
-from shardserve.shards.model import PlanOptions
+from shardserve.shards.model import ModelPlan, PlanOptions
+from shardserve.shards.sequences_form import LoopEntry, StepBatching
 from tests.loop_models import LIFTED, WHOLE, WIDTH, WORDS
 from tests.stepped import HERE, ON_ACTORS, PLACES, Places, Stepped
 from tests.uncut import Uncut
@@ -110,6 +113,22 @@ async def test_what_a_step_cannot_do_the_loop_itself_does(place, saved_model, se
     with pytest.raises(InvalidArgument):
         await ask(stepped.servable, none)
     assert not any(one.batches for one in stepped.counts().values())
+
+
+async def test_what_an_actor_cannot_step_the_routers_own_loop_does(saved_model, threads, tmp_path):
+    path = saved_model("running_means")
+    more = LoopEntry(batching=StepBatching(max_batch_size=2 * ROWS), actors=ActorsEntry())
+
+    def as_router(plan: ModelPlan) -> ModelPlan:
+        return replace(plan, stages=replace(plan.stages, loops={"serving_default": more}))
+
+    async with AsyncExitStack() as stack:
+        places = Places(ON_ACTORS, threads, tmp_path, stack)
+        loops = {"serving_default": LOOP}
+        stepped = await places.serve(path, loops=loops, as_router=as_router)
+        many = requests("running_means", 1)[0].repeat(ROWS + 1, axis=0)[: ROWS + 1]
+        check(path, [many], [await ask(stepped.servable, many)])
+        assert not any(one.batches for one in stepped.counts().values())
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -6,24 +6,13 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
 
 import pytest
-import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shardserve.batching.errors import Code
 from shardserve.router import logs
-
-
-@pytest.fixture
-def unconfigured() -> Iterator[None]:
-    ours = logging.getLogger("shardserve")
-    before = ours.handlers, ours.level
-    yield
-    ours.handlers, ours.level = before
-    structlog.reset_defaults()
 
 
 @pytest.mark.usefixtures("unconfigured")
@@ -60,6 +49,21 @@ def test_lines_of_every_part_are_json_and_written_once(monkeypatch: pytest.Monke
     assert (warned["level"], warned["event"]) == ("warning", "no versions of model m")
     assert "ZeroDivisionError" in failed["exception"]
     assert warned["timestamp"]
+
+
+@pytest.mark.usefixtures("unconfigured")
+def test_who_configures_the_root_logger_writes_no_line_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    logs.configure()
+    logging.basicConfig()
+    logging.getLogger("shardserve.cluster.manager").warning("once")
+
+    assert written.getvalue().count("once") == 1
 
 
 @given(times=st.lists(st.floats(0.0, 10.0), max_size=60), most=st.integers(1, 5))

@@ -7,7 +7,6 @@ import json
 from contextlib import redirect_stderr
 
 import pytest
-import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client import Counter as ForeignCounter
 from prometheus_client.parser import text_string_to_metric_families
@@ -182,13 +181,7 @@ def test_any_other_is_replaced_by_one_of_our_own(given: str | None) -> None:
     assert logs.request_id(first) == first
 
 
-@pytest.fixture
-def restored_logging() -> object:
-    yield
-    structlog.reset_defaults()
-
-
-@pytest.mark.usefixtures("restored_logging")
+@pytest.mark.usefixtures("unconfigured")
 def test_a_failure_is_one_line_of_json_at_the_level_of_whose_fault_it_is() -> None:
     written = io.StringIO()
     with redirect_stderr(written):
@@ -203,7 +196,7 @@ def test_a_failure_is_one_line_of_json_at_the_level_of_whose_fault_it_is() -> No
     assert len(theirs["message"]) == logs.MAX_MESSAGE
 
 
-@pytest.mark.usefixtures("restored_logging")
+@pytest.mark.usefixtures("unconfigured")
 def test_a_level_leaves_out_what_is_below_it() -> None:
     written = io.StringIO()
     with redirect_stderr(written):

@@ -195,7 +195,7 @@ async def test_a_traced_request_is_told_what_the_actor_did(directory, tmp_path, 
     async with runners("remote", plan_of(directory, tmp_path), threads) as regions:
         await regions[TOWER].run([np.ones((1, 9), np.float32)], 1, context)
 
-    (work,) = context.remote or ()
+    (work,) = context.remote
     assert work.name == f"stage {STAGE}"
     assert work.work_seconds > 0.0
     assert context.started <= work.began <= time.time_ns()

@@ -29,6 +29,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from shardserve.batching.errors import Code, InvalidArgument
 from shardserve.router import otel
+from shardserve.router.batch_context import SharedContext
 from shardserve.router.grpc_door import GrpcDoor
 from shardserve.router.handlers import Handlers
 from shardserve.router.http_door import HttpDoor
@@ -36,10 +37,11 @@ from shardserve.router.metrics import Metrics
 from shardserve.router.otel import OpenTelemetryTraces
 from shardserve.router.prediction import PredictionHandlers
 from shardserve.router.rest import Rest
-from shardserve.router.servable import RemoteWork, RequestContext
+from shardserve.router.servable import RequestContext, Said
 from shardserve.router.trace_collector import Collector, collector_of
 from shardserve.router.tracing import (
     Ended,
+    RemoteWork,
     Spent,
     StageSpan,
     remote_work,
@@ -100,7 +102,7 @@ def test_a_traced_context_is_the_same_request() -> None:
 
 def test_what_others_did_is_put_in_the_middle_of_the_time_that_it_took() -> None:
     before = time.time_ns()
-    fast, slow = remote_work([("a", 0.0, 0.5), ("b", 0.5, 1.5)], 3.0)
+    fast, slow = remote_work([Said("a", 0.0, 0.5), Said("b", 0.5, 1.5)], 3.0)
     after = time.time_ns()
 
     # Half a second on the wire there, and half a second back.
@@ -110,9 +112,17 @@ def test_what_others_did_is_put_in_the_middle_of_the_time_that_it_took() -> None
 
 def test_nobody_works_longer_than_he_was_waited_for() -> None:
     before = time.time_ns()
-    (one,) = remote_work([("a", 5.0, 5.0)], 1.0)
+    (one,) = remote_work([Said("a", 5.0, 5.0)], 1.0)
     assert before - 1_000_000_000 <= one.began
     assert remote_work([], 1.0) == []
+
+
+def test_only_who_traces_takes_note_of_what_others_did() -> None:
+    said = iter([Said("a", 0.0, 0.5)])
+    RequestContext("id", 5.0).told(said, 1.0)
+    one, other = (traced(RequestContext(name, 5.0)) for name in "ab")
+    SharedContext("both", 5.0, of=(one, other)).told(said, 1.0)
+    assert [work.name for context in (one, other) for work in context.remote] == ["a", "a"]
 
 
 # Spans of requests

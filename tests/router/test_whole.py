@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from shardserve.batching.errors import DataLoss, DeadlineExceeded, NotFound, ServingError
 from shardserve.router.once import OnceCache
 from shardserve.router.servable import RequestContext, TensorInfo
 from shardserve.router.session import Stage, StageThreads
-from shardserve.router.whole import WholeServable, load_whole
+from shardserve.router.whole import WholeServable, load_whole, signatures_of
 from shardserve.shards.cut.cut import CutRule, cut_saved_model
 
 Contexts = Callable[..., RequestContext]
@@ -189,6 +190,10 @@ def test_tags_that_no_meta_graph_has_are_named_beside_those_there_are(
 
 class _Ragged(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+    def partly(self, x: tf.Tensor) -> dict[str, tf.Tensor | tf.RaggedTensor]:
+        return {**self.ragged(x), "y": 3.0 * x}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
     def ragged(self, x: tf.Tensor) -> dict[str, tf.RaggedTensor]:
         return {"rows": tf.RaggedTensor.from_row_lengths(x, [tf.size(x)])}
 
@@ -197,24 +202,45 @@ class _Ragged(tf.Module):
         return {"y": 2.0 * x}
 
 
-def test_a_signature_with_a_ragged_tensor_is_not_served_and_the_others_are(
+def test_a_signature_with_ragged_outputs_is_served_with_the_others_if_there_are_some(
     tmp_path: Path,
     threads: StageThreads,
     context: Contexts,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     module = _Ragged()
-    signatures = {"ragged": module.ragged, "plain": module.plain}
+    signatures = {"ragged": module.ragged, "partly": module.partly, "plain": module.plain}
     tf.saved_model.save(module, str(tmp_path / "1"), signatures)
 
     cut = cut_saved_model(tmp_path / "1", CutRule())
-    assert list(cut.programs) == ["plain"]
+    assert sorted(cut.programs) == ["partly", "plain"]
     servable = load_whole("m", 1, tmp_path / "1", threads)
-    assert list(servable.signatures) == ["plain"]
+    assert sorted(servable.signatures) == ["partly", "plain"]
     assert caplog.messages == [
-        "signature 'ragged' of model m has a ragged or sparse tensor, and is not served"
+        "output 'rows' of signature 'partly' of model m is ragged or sparse, and in no reply",
+        "signature 'ragged' of model m has a ragged or sparse tensor, and is not served",
     ]
     described = get_model_metadata_pb2.SignatureDefMap.FromString(servable.signature_def_map)
     assert "ragged" in described.signature_def
-    answer = asyncio.run(servable.run("plain", {"x": np.ones(2, np.float32)}, ("y",), context()))
-    assert answer["y"].tolist() == [2.0, 2.0]
+    assert "rows" in described.signature_def["partly"].outputs
+    for name, factor in (("plain", 2.0), ("partly", 3.0)):
+        outputs = tuple(servable.signatures[name].outputs)
+        asked = servable.run(name, {"x": np.ones(2, np.float32)}, outputs, context())
+        answer = asyncio.run(asked)
+        assert {alias: array.tolist() for alias, array in answer.items()} == {"y": [factor] * 2}
+
+
+def test_a_signature_with_a_sparse_input_is_not_served(caplog: pytest.LogCaptureFixture) -> None:
+    with tf.Graph().as_default():
+        sparse = tf.compat.v1.sparse_placeholder(tf.float32, name="x")
+        told = {"x": tf.compat.v1.saved_model.build_tensor_info(sparse)}
+        y = {"y": tf.compat.v1.saved_model.build_tensor_info(tf.sparse.reduce_sum(sparse))}
+    meta_graph = meta_graph_pb2.MetaGraphDef()
+    meta_graph.signature_def["sums"].CopyFrom(
+        tf.compat.v1.saved_model.build_signature_def(told, y, "tensorflow/serving/predict")
+    )
+
+    assert signatures_of(meta_graph, "m") == {}
+    assert caplog.messages == [
+        "signature 'sums' of model m has a ragged or sparse tensor, and is not served"
+    ]

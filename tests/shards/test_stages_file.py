@@ -104,6 +104,14 @@ def test_a_models_own_parameters_count_but_for_the_threads(tmp_path):
         ("regions: {r: {inputs: [], outputs: [y]}}", "regions.r.inputs"),
         ("regions: {r: {outputs: [y]}}", "regions.r: .*inputs and outputs go together"),
         ("regions: {r: {actors: {}, batching: {max_batch_size: 3}}}", "batched as the model says"),
+        (
+            "regions: {sequences/s: {inputs: [x], outputs: [y]}}",
+            "regions.sequences/s: sequences and loops are named so",
+        ),
+        (
+            "regions: {loops/l: {inputs: [x], outputs: [y]}}",
+            "regions.loops/l: sequences and loops are named so",
+        ),
         ("regions: {'a b': {inputs: [x], outputs: [y]}}", "regions.a b"),
         ("regions: {r: {inputs: [x], outputs: [y], actors: {count: 0}}}", "regions.r.actors.count"),
         (

@@ -10,10 +10,14 @@ import pytest
 import tensorflow as tf
 
 from shardserve.batching.errors import InvalidArgument
+from shardserve.shards.actors_form import ActorsEntry
 from shardserve.shards.cut.cut import CutModel, CutRule, cut_saved_model
 from shardserve.shards.cut.needs import Parts, only
 from shardserve.shards.cut.stage_grouping import stage_groups
+from shardserve.shards.cut.step_loops import LOOPS
 from shardserve.shards.regions import ActorOptions, Region
+from shardserve.shards.sequences_form import LoopEntry, SequenceEntry, StepBatching, Take
+from shardserve.shards.stage_groups import StageGroup
 from shardserve.shards.stages import Stages
 from tests.region_models import THRESHOLD
 
@@ -34,6 +38,17 @@ class Counting(tf.Module):
         with tf.control_dependencies([tf.shape(tower)]):
             calls = self.calls.assign_add(1.0, read_value=True)
         return {"y": tf.identity(tower * calls, name="counted")}
+
+
+class Looping(tf.Module):
+    """A loop, and beside it what can be a region."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32, name="x")])
+    def __call__(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        counted = tf.while_loop(
+            lambda at, _: at < 3, lambda at, total: (at + 1, total + 1.0), (0, x)
+        )
+        return {"y": counted[1], "doubled": tf.identity(x * 2.0)}
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +114,32 @@ def test_the_fingerprint_tells_regions_plans_and_groups_apart(cut_with) -> None:
     }
     assert len(found) == 4
     assert stage_groups(cut, STAGES, "a") == stage_groups(cut, STAGES, "a")
+
+
+def test_the_fingerprint_tells_apart_how_many_rows_of_a_loop_are_stepped(saved_model) -> None:
+    cut = cut_saved_model(saved_model("lstm"), CutRule(only=frozenset()))
+
+    def groups(rows: int) -> tuple[StageGroup, ...]:
+        entry = LoopEntry(batching=StepBatching(max_batch_size=rows), actors=ActorsEntry())
+        return stage_groups(cut, Stages(loops={"serving_default": entry}), "a")
+
+    assert groups(8) == groups(8)
+    assert groups(8)[0].fingerprint != groups(9)[0].fingerprint
+
+
+@pytest.mark.parametrize("form", ["sequences/sums", "loops/{loop}", "{loop}"])
+def test_a_region_of_the_name_of_a_sequence_or_a_loop_is_refused(tmp_path: Path, form: str) -> None:
+    module = Looping()
+    tf.saved_model.save(module, str(tmp_path), signatures=module.__call__)
+    (loop,) = [n.name for n in cut_saved_model(tmp_path, CutRule()).graph_def.node if n.op in LOOPS]
+    name = form.format(loop=loop)
+    region = Region(name, ("x",), ("doubled",))
+    cut = cut_saved_model(tmp_path, CutRule(), regions=[region])
+    assert stage_groups(cut, STAGES, "") == ()
+    sums = SequenceEntry(step="add", state={"x": "y"}, returns={"y": Take.LAST})
+    stages = Stages(sequences={"sums": sums}, loops={"serving_default": LoopEntry()})
+    with pytest.raises(InvalidArgument, match=f"region '{name}': a sequence or a loop of the mod"):
+        stage_groups(cut, stages, "")
 
 
 def test_a_name_that_the_model_does_not_mark_is_refused_with_those_it_does(cut_with) -> None:
