@@ -9,6 +9,8 @@ import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +349,9 @@ def test_the_local_engine_drains_after_sigterm_and_a_second_signal_ends_that(
         assert health(started.grpc) == NOT_SERVING
         answer = predict_over_rest(f"127.0.0.1:{started.rest}", "m", example[0])
         np.testing.assert_allclose(answer, example[1], rtol=1e-5)
+        with closing(HTTPConnection("127.0.0.1", started.rest)) as client:
+            client.request("GET", "/v1/models/m")
+            assert client.getresponse().getheader("connection") == "close"
 
         assert started.end(signal.SIGTERM) == 0
         assert started.descendants() == []
