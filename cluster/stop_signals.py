@@ -70,11 +70,11 @@ class StopSignals:
         try:
             yield
         except SystemExit as exited:
-            number = exited.code
-            if not isinstance(number, int) or number not in stop_signals():
-                raise
-            self._ask(number, None)
+            for number in stop_signals():
+                if exited.code == number and signal.getsignal(number) != self._ask:
+                    self._ask(number, None)
             self.check()
+            raise
         finally:
             self.listen()
 

@@ -252,7 +252,7 @@ def test_types_are_trusted_only_if_they_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
 @pytest.mark.parametrize("name", [name for name, one in FLAGS.items() if one.kind is float])
 def test_a_number_is_finite(name: str, number: str) -> None:
-    with pytest.raises(TyperException, match=r"finite|range") as refused:
+    with pytest.raises(TyperException) as refused:
         parsed("--model_base_path=/m", f"--{name}={number}")
     assert f"--{name}" in refused.value.format_message()
 
