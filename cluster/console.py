@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -16,6 +19,7 @@ from shardserve.cluster.placement import Seat
 from shardserve.cluster.progress import Phase, Progress, Start
 from shardserve.cluster.stage_placement import AnySeat, StageSeat
 from shardserve.cluster.versions import VersionId
+from shardserve.router.lasting import Lasting
 
 #: With more seats than this, one bar stands for all of them.
 MAX_BARS = 16
@@ -41,17 +45,47 @@ _WORDS = {
 }
 
 
+def standard_error() -> Console:
+    """The console of who starts a server, who may close the terminal before the server ends."""
+    stream = sys.stderr
+    return Console(file=cast("TextIO", Lasting(lambda: stream)))
+
+
+def say(console: Console, line: str) -> None:
+    """Write a line as it is, however wide."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def start_display(console: Console, engine: Engine) -> Iterator[StartDisplay]:
-    """A display that is drawn until the block ends."""
+    """A display that is drawn until the block ends. On a terminal, logs are written above it.
+
+    The console is to have a file of its own, as that of `standard_error`.
+    """
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TimeElapsedColumn(),
     )
-    with Bars(*columns, console=console, refresh_per_second=5) as bars:
+    bars = Bars(*columns, console=console, refresh_per_second=5, redirect_stderr=False)
+    logs = redirect_stderr(_Above(console)) if console.is_terminal else nullcontext()
+    with bars, logs:
         yield StartDisplay(bars, engine)
+
+
+class _Above(io.TextIOBase):
+    """Standard error while bars are drawn: whole lines, which Rich itself would wrap."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            say(self._console, line)
+        return len(text)
 
 
 class StartDisplay:
@@ -66,7 +100,7 @@ class StartDisplay:
     def step(self, text: str, of: str = "") -> None:
         """Say what begins now, unless it was the last thing said of the same."""
         if text != self._said.get(of):
-            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            say(self._bars.console, text)
             self._said[of] = text
 
     def warn(self, text: str) -> None:
@@ -168,7 +202,7 @@ def announce(
 ) -> None:
     """Say where the models are served now, and how to ask them."""
     for line in announcement(options, served, example):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def announcement(

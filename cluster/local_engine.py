@@ -15,7 +15,7 @@ from rich.console import Console
 
 from shardserve.cluster.catalog_table import catalog_of, entries
 from shardserve.cluster.certificates import certificate_file, follow_certificates
-from shardserve.cluster.console import announce, start_display
+from shardserve.cluster.console import announce, say, start_display
 from shardserve.cluster.local_deployer import LocalDeployer
 from shardserve.cluster.manager import Manager
 from shardserve.cluster.model_source import ModelSource, follow_file
@@ -26,7 +26,7 @@ from shardserve.cluster.quiet import quiet_tensorflow
 from shardserve.cluster.serving import Endpoints, parallelism_of, start_runtime
 from shardserve.cluster.start_checks import check_addresses, check_start, example_of, served_of
 from shardserve.cluster.start_log import start_log
-from shardserve.cluster.stop_signals import drain_after, status_of, stop_signals
+from shardserve.cluster.stop_signals import ending_of, stop_signals
 from shardserve.cluster.versions import VersionId
 from shardserve.router import logs
 from shardserve.router.session import start_tensorflow
@@ -40,9 +40,9 @@ _THREADS_SECONDS = 5.0
 def serve(options: ServeOptions, console: Console) -> int:
     """Serve what is configured until a signal asks to stop, and end in order then.
 
-    The exit status: 0, or `status_of` the signal if it came before anything was served. Raises a
-    `ServingError` when the models of the start cannot be served. May end the process: what threads
-    are busy with is waited for a few seconds only.
+    The exit status is that of `ending_of`. Raises a `ServingError` when the models of the start
+    cannot be served. May end the process: what threads are busy with is waited for a few seconds
+    only.
     """
     logs.configure()
     check_start(options)
@@ -51,7 +51,7 @@ def serve(options: ServeOptions, console: Console) -> int:
     with quiet_tensorflow():
         start_tensorflow(parallelism_of(options.doors))
     status = uvloop.run(_serve(options, console))
-    console.print("stopped")
+    say(console, "stopped")
     return status
 
 
@@ -70,16 +70,15 @@ async def _serve(options: ServeOptions, console: Console) -> int:
         served = served_of(server.models)
         announce(console, options, served, example_of(options, served))
         stopped = await signals.get()
-    console.print("stopping")
-    if is_served:
-        await _drained(server, drain_after(stopped, options.doors.drain_seconds), signals)
-    status = 0 if is_served else status_of(stopped)
+    say(console, "stopping")
+    ending = ending_of(stopped, options.doors.drain_seconds, is_served=is_served)
+    await _drained(server, ending.drain_seconds, signals)
     await server.shut()
-    _end_soon(status)
+    _end_soon(ending.status)
     starting.cancel()
     await server.close()
     await asyncio.wait((starting,))
-    return status
+    return ending.status
 
 
 async def _signal_before(signals: asyncio.Queue[int], working: asyncio.Future[None]) -> int | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote_to_bytes
 
 from tensorflow_serving.config import model_server_config_pb2
 
@@ -17,8 +19,10 @@ TENSORFLOW = "tensorflow"
 #: `model_type`, that came before `model_platform`, had one kind that is not deprecated.
 _PLATFORM_OF_TYPE = {model_server_config_pb2.TENSORFLOW: TENSORFLOW}
 
-#: A `Path` keeps one of a URI's slashes.
-_URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):/+(?P<path>.*)", re.DOTALL)
+#: By RFC 3986, of those with an authority or a path from the root.
+_URI = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?://(?P<host>[^/]*)|(?=/))(?P<path>.*)", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -133,10 +137,10 @@ def check_name(name: str) -> None:
 
 
 def local_path(base_path: str, model: str) -> Path:
-    """The directory that a path or a `file:` URI names.
+    """The directory that a path or a `file:` URI (RFC 8089) names, whose %20 is a space.
 
-    Raises InvalidArgument for a URI of anything else: what is read is mapped, or read by threads of
-    ours, which know no filesystem but the machine's.
+    Raises InvalidArgument for a URI of anything else, and for one of another host: what is read is
+    mapped, or read by threads of ours, which know no filesystem but the machine's.
     """
     uri = _URI.fullmatch(base_path)
     if uri is None:
@@ -146,7 +150,12 @@ def local_path(base_path: str, model: str) -> Path:
             f"base path {base_path} of model {model}: {uri['scheme']} is not read from; mount it, "
             "or copy it to a directory"
         )
-    return Path("/", uri["path"])
+    if (uri["host"] or "").lower() not in ("", "localhost"):
+        raise InvalidArgument(
+            f"base path {base_path} of model {model}: a file of host {uri['host']} is not read; "
+            "of this one it is file:///PATH"
+        )
+    return Path("/", os.fsdecode(unquote_to_bytes(uri["path"].lstrip("/"))))
 
 
 def _model(config: model_server_config_pb2.ModelConfig) -> ModelConfig:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from shardserve.cluster import environment
-from shardserve.cluster.console import announce, start_display
+from shardserve.cluster.console import announce, say, start_display
 from shardserve.cluster.environment import IngressPorts
 from shardserve.cluster.options import ServeOptions
 from shardserve.cluster.ports import free_ports
@@ -16,8 +17,11 @@ from shardserve.cluster.private_directory import remove_sockets
 from shardserve.cluster.processes import adopt_orphans, end_descendants
 from shardserve.cluster.run import new_name
 from shardserve.cluster.start_checks import check_addresses, check_start, example_of, served_of
-from shardserve.cluster.stop_signals import Stopped, StopSignals, drain_after, status_of
+from shardserve.cluster.stop_signals import Stopped, StopSignals, ending_of
 from shardserve.router import logs
+
+if TYPE_CHECKING:
+    from shardserve.cluster.ray_run import RayRun
 
 _GRACE_SECONDS = 3.0
 
@@ -25,8 +29,8 @@ _GRACE_SECONDS = 3.0
 def serve(options: ServeOptions, console: Console) -> int:
     """Serve what is configured until a signal asks to stop.
 
-    The exit status: 0, or `status_of` the signal if it came before anything was served. Raises a
-    `ServingError` when it cannot be served. In any case nothing that was started is left.
+    The exit status is that of `ending_of`. Raises a `ServingError` when it cannot be served. In any
+    case nothing that was started is left.
     """
     logs.configure()
     check_start(options)
@@ -35,6 +39,18 @@ def serve(options: ServeOptions, console: Console) -> int:
 
     name = new_name()
     run = RayRun(name, options, StopSignals())
+    try:
+        status = _serve(run, options, console)
+    finally:
+        run.end()
+        end_descendants(_GRACE_SECONDS)
+        remove_sockets(name)
+        _remove_door(options)
+    say(console, "stopped")
+    return status
+
+
+def _serve(run: RayRun, options: ServeOptions, console: Console) -> int:
     is_served = False
     try:
         with start_display(console, options.engine) as display:
@@ -44,16 +60,10 @@ def serve(options: ServeOptions, console: Console) -> int:
         is_served = True
         run.stay(table)
     except Stopped as stopped:
-        console.print("stopping")
-        if not is_served:
-            return status_of(stopped.number)
-        run.drain(drain_after(stopped.number, options.doors.drain_seconds))
-    finally:
-        run.end()
-        end_descendants(_GRACE_SECONDS)
-        remove_sockets(name)
-        _remove_door(options)
-    return 0
+        say(console, "stopping")
+        ending = ending_of(stopped.number, options.doors.drain_seconds, is_served=is_served)
+        run.drain(ending.drain_seconds)
+        return ending.status
 
 
 def _remove_door(options: ServeOptions) -> None:

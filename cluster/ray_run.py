@@ -7,7 +7,7 @@ import io
 import os
 import secrets
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import ActorDiedError, RayError
@@ -69,7 +69,7 @@ class RayRun:
         table: CatalogTable = self._ask("wait_for_table", -1)
         return table
 
-    def stay(self, table: CatalogTable) -> None:
+    def stay(self, table: CatalogTable) -> NoReturn:
         """Log what becomes of versions and actors, until Stopped is raised on a signal."""
         while True:
             after = self._ask("wait_for_table", table.number)
@@ -117,12 +117,15 @@ class RayRun:
 
     def _init_ray(self) -> None:
         try:
-            ray.init(
-                namespace=NAMESPACE, log_to_driver=False, logging_level="error", **self._which_ray()
-            )
+            with self._stop.lent():
+                ray.init(
+                    namespace=NAMESPACE,
+                    log_to_driver=False,
+                    logging_level="error",
+                    **self._which_ray(),
+                )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise Unavailable(f"Ray does not start: {error}") from error
-        self._stop.listen()
 
     def _which_ray(self) -> dict[str, Any]:
         if not self._is_own:

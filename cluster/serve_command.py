@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from shardserve import __version__
+from shardserve.cluster.console import say, standard_error
 from shardserve.cluster.flags.group import given, takes
 from shardserve.cluster.flags.serve import ServeFlags, options_of
 from shardserve.cluster.front import Front
@@ -26,12 +27,12 @@ def serve_command(front: Front) -> Callable[..., int]:
         if flags.other.version:
             typer.echo("\n".join(version_lines()))
             return 0
-        console = Console(stderr=True)
+        console = standard_error()
         for argument in context.args:
-            _say(console, f"unknown argument: {argument}")
+            say(console, f"unknown argument: {argument}")
         options, warnings = options_of(flags, given(context), front)
         for warning in warnings:
-            _say(console, f"warning: {warning}")
+            say(console, f"warning: {warning}")
         return _run(options, console)
 
     command: Callable[..., int] = serve
@@ -50,10 +51,6 @@ def version_lines() -> tuple[str, str]:
         f"TensorFlow ModelServer: {version('tensorflow-serving-api')}+shardserve.{__version__}",
         f"TensorFlow Library: {version('tensorflow')}",
     )
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _run(options: ServeOptions, console: Console) -> int:

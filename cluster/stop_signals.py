@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 _LOOK_SECONDS = 0.1
@@ -20,14 +22,23 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     return asked if is_ignored else (*asked, signal.SIGHUP)
 
 
-def status_of(number: int) -> int:
-    """The exit status of a server that a signal ended before it served, as a shell has it."""
-    return 128 + number
+@dataclass(frozen=True)
+class Ending:
+    """How a server ends: after draining for so many seconds, with an exit status."""
+
+    drain_seconds: float = 0.0
+    status: int = 0
 
 
-def drain_after(number: int, seconds: float) -> float:
-    """How long to drain for a signal: SIGTERM is a scheduler's, and the others are a person's."""
-    return seconds if number == signal.SIGTERM else 0.0
+def ending_of(number: int, drain_seconds: float, *, is_served: bool) -> Ending:
+    """What a signal asks of a server that is to drain for so long.
+
+    One that has not served yet has nothing to drain, and ends with the status of a shell. SIGTERM
+    is a scheduler's, whose balancers take a while; the others are a person's, who waits.
+    """
+    if not is_served:
+        return Ending(status=128 + number)
+    return Ending(drain_seconds if number == signal.SIGTERM else 0.0)
 
 
 class Stopped(Exception):
@@ -50,8 +61,25 @@ class StopSignals:
         self._count = 0
         self.listen()
 
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """For what takes signals for itself, and exits on one, as `ray.init` does on SIGTERM.
+
+        Raises Stopped then. The signals are ours again at the block's end.
+        """
+        try:
+            yield
+        except SystemExit as exited:
+            for number in stop_signals():
+                if exited.code == number and signal.getsignal(number) != self._ask:
+                    self._ask(number, None)
+            self.check()
+            raise
+        finally:
+            self.listen()
+
     def listen(self) -> None:
-        """Take the signals; again after calling what takes them for itself, as `ray.init` does."""
+        """Take the signals."""
         for number in stop_signals():
             signal.signal(number, self._ask)
 

@@ -14,6 +14,7 @@ import structlog
 from structlog.typing import Processor
 
 from shardserve.batching.errors import Code
+from shardserve.router.lasting import Lasting
 
 #: The header and the gRPC metadata key in which a client may send its own id.
 REQUEST_ID = "x-request-id"
@@ -52,10 +53,10 @@ def configure(level: str = "info") -> None:
     structlog.configure(
         processors=[*fields, to_json],
         wrapper_class=structlog.make_filtering_bound_logger(_level(level)),
-        logger_factory=structlog.PrintLoggerFactory(_StandardError()),  # type: ignore[arg-type]
+        logger_factory=structlog.PrintLoggerFactory(_standard_error()),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(_StandardError())
+    handler = logging.StreamHandler(_standard_error())
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(to_json, foreign_pre_chain=fields))
     ours = logging.getLogger("shardserve")
     ours.handlers = [handler]
@@ -63,14 +64,9 @@ def configure(level: str = "info") -> None:
     ours.propagate = False
 
 
-class _StandardError:
+def _standard_error() -> Lasting:
     """Whatever `sys.stderr` is when a line is written: it may have been replaced, and closed."""
-
-    def write(self, text: str) -> int:
-        return sys.stderr.write(text)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
+    return Lasting(lambda: sys.stderr)
 
 
 def logger(**bound: Any) -> Any:

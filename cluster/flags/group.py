@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import MISSING, Field, dataclass, fields
@@ -11,7 +12,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
-from typer.models import OptionInfo, ParameterInfo
+from typer.models import ArgumentInfo, ParameterInfo
 
 #: Short, so that the help has room for the longest names.
 _METAVARS = {int: "N", int | None: "N", float: "X", str: "TEXT", str | None: "TEXT"}
@@ -30,6 +31,10 @@ class Flag:
     @property
     def is_boolean(self) -> bool:
         return self.kind is bool
+
+    @property
+    def is_argument(self) -> bool:
+        return isinstance(self.option, ArgumentInfo)
 
     @property
     def is_path(self) -> bool:
@@ -96,11 +101,13 @@ def _flag(field: Field[Any], hint: Any, panel: str) -> Flag:
 
 def _option(one: Flag) -> Any:
     option = copy(one.option)
-    if not isinstance(option, OptionInfo):
+    if one.is_argument:
         return Annotated[one.kind, option]
     option.param_decls = (f"--{one.name}",)
     option.rich_help_panel = one.panel
     option.metavar = option.metavar or _METAVARS.get(one.kind)
+    if one.kind is float:
+        option.callback = _finite
     if not one.is_boolean:
         return Annotated[one.kind, option]
     # To typer a boolean is a flag without a value; TensorFlow's may have one.
@@ -111,6 +118,12 @@ def _option(one: Flag) -> Any:
 
 def _truth(text: str | bool) -> bool:
     return text in (True, "true")
+
+
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise typer.BadParameter(f"{number} is not finite")
+    return number
 
 
 def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> Any:

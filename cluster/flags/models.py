@@ -20,8 +20,9 @@ class ModelFlags:
     PANEL: ClassVar[str] = "Models"
 
     model_name: Annotated[str, flag("The model's name in requests.")] = "default"
+    # A `Path` would keep one of a URI's slashes.
     model_base_path: Annotated[
-        Path | None,
+        str | None,
         flag("Holds one directory for each version of the model.", metavar="DIR"),
     ] = None
     model_config_file: Annotated[
@@ -121,15 +122,15 @@ def warnings_of_models(flags: ModelFlags, given: Collection[str]) -> list[str]:
     return [
         f"--{name}: ignored, as there is a --model_config_file"
         for name in ("model_name", "model_base_path")
-        if name in given
+        if name in given and getattr(flags, name)
     ]
 
 
 def _configs(flags: ModelFlags) -> tuple[ModelConfig, ...]:
     if flags.model_config_file is not None:
         return read_model_config(flags.model_config_file)
-    if flags.model_base_path is None:
+    if not flags.model_base_path:
         raise InvalidArgument("--model_base_path or --model_config_file has to be given")
     check_name(flags.model_name)
-    base_path = local_path(str(flags.model_base_path), flags.model_name)
+    base_path = local_path(flags.model_base_path, flags.model_name)
     return (ModelConfig(flags.model_name, base_path.absolute()),)

@@ -28,8 +28,11 @@ def stray_truth(words: Sequence[str], flags: Iterable[Flag]) -> str | None:
     """What to say of the first `--flag true`, where flag is a boolean; None if there is none.
 
     A boolean alone is true, so that what follows is a word of its own, and `--flag false` switches
-    on what was to be off.
+    on what was to be off. Beside arguments such a word may be one of them, as a directory's name.
     """
+    flags = tuple(flags)
+    if any(one.is_argument for one in flags):
+        return None
     booleans = {f"--{one.name}" for one in flags if one.is_boolean}
     for flag, word in pairwise(words):
         if flag in booleans and word.lower() in _TRUTHS:

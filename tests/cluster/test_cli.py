@@ -170,7 +170,10 @@ def test_row_counts_of_a_table_that_does_not_exist_are_refused(
             2,
             "unknown argument 'true': a boolean takes its value after '=': --enable_batching=true",
         ),
-        (("inspect", "{model}", "--stages", "False"), 2, "--stages=False"),
+        (("inspect", "{model}", "--stages", "False"), 2, "False"),
+        # The name of a directory.
+        (("inspect", "--stages", "1"), 1, "model base path 1 is not a directory"),
+        ((*SERVE, "--drain_seconds=inf"), 2, "--drain_seconds"),
         ((*SERVE, "stray"), 2, "stray"),
         (
             ("serve", "--model_name=m", "--model_base_path={model}", "--enable_batching=perhaps"),

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +19,8 @@ from shardserve.cluster.console import (
     announcement,
     bars_of,
     lines_of,
+    say,
+    standard_error,
     start_bars,
     start_display,
 )
@@ -163,6 +168,35 @@ def test_a_step_is_one_line_however_narrow_what_reads_it() -> None:
         display.warn("no versions of model m found under base path /models/m")
 
     assert "warning: no versions of model m found under base path /models/m\n" in said.getvalue()
+
+
+def test_logs_keep_their_lines_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    line = json.dumps({"event": "no controller [red]", "error": "x" * 100})
+
+    console = Console(file=drawn, force_terminal=True, width=20, highlight=False)
+    with start_display(console, Engine.RAY) as display:
+        display.show(Start(1, {VersionId("a", 1): Progress(Phase.PLANNING)}))
+        sys.stderr.write(line)
+        sys.stderr.write("\n")
+
+    assert f"{line}\n" in drawn.getvalue()
+    assert isinstance(sys.stderr, io.StringIO)
+    assert sys.stderr.getvalue() == ""
+
+
+def test_a_terminal_that_goes_away_is_nobodys_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        console = standard_error()
+        assert console.is_terminal
+        with start_display(console, Engine.LOCAL) as display:
+            display.step("loading")
+            os.close(ours)
+            display.step("the model is loaded")
+        say(console, "stopping")
 
 
 def test_a_warning_is_said_once_however_often_it_is_shown() -> None:

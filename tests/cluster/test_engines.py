@@ -332,6 +332,9 @@ def test_a_persons_signal_ends_the_local_engine_at_once(
 ) -> None:
     with server(tiny_dlrm, "--engine=local", "--drain_seconds=1000") as started:
         assert started.is_ready(), started.said
+        if number == signal.SIGHUP:
+            assert started.process.stderr is not None
+            started.process.stderr.close()
 
         assert started.end(number) == 0
         assert started.descendants() == []

@@ -227,6 +227,10 @@ def test_pickles_are_read_only_if_that_is_allowed() -> None:
 
 def test_a_base_path_may_be_a_uri_of_a_file() -> None:
     assert parsed("--model_base_path=file:///m/x")[0].models.configs[0].base_path == Path("/m/x")
+    local = parsed("--model_base_path=file://localhost/m/x")[0]
+    assert local.models.configs[0].base_path == Path("/m/x")
+    with pytest.raises(InvalidArgument, match="host other is not read"):
+        parsed("--model_base_path=file://other/m/x")
     with pytest.raises(InvalidArgument, match="gs is not read from"):
         parsed("--model_base_path=gs://bucket/m")
 
@@ -243,6 +247,14 @@ def test_types_are_trusted_only_if_they_are_named(tmp_path: Path) -> None:
     own = read_model_options(file, options("--trusted_types=m.T").defaults)
     assert own["a"].plan.trusted_types == ("m.A", "m.B")
     assert own["b"].plan.trusted_types == ("m.T",)
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("name", [name for name, one in FLAGS.items() if one.kind is float])
+def test_a_number_is_finite(name: str, number: str) -> None:
+    with pytest.raises(TyperException) as refused:
+        parsed("--model_base_path=/m", f"--{name}={number}")
+    assert f"--{name}" in refused.value.format_message()
 
 
 def test_resource_preserving_is_a_flag_of_ours() -> None:

@@ -14,6 +14,7 @@ from shardserve.cluster.model_config import (
     ModelConfig,
     Specific,
     check_platforms,
+    local_path,
     missing_versions,
     parse_model_config,
     read_model_config,
@@ -81,10 +82,24 @@ def test_latest_of_zero_is_latest_of_one() -> None:
     assert parse_model_config(text, "f")[0].policy == Latest(1)
 
 
-@pytest.mark.parametrize("base_path", ["/models/m", "file:///models/m", "FILE:/models/m"])
+@pytest.mark.parametrize(
+    "base_path",
+    [
+        "/models/a b",
+        "file:///models/a b",
+        "FILE:/models/a%20b",
+        "file:////models/a%20b",
+        "file://localhost/models/a%20b",
+        "file://LOCALHOST/models/a b",
+    ],
+)
 def test_a_base_path_may_be_a_uri_of_a_file(base_path: str) -> None:
     text = one(f'name: "m" base_path: "{base_path}" model_platform: "tensorflow"')
-    assert parse_model_config(text, "f")[0].base_path == Path("/models/m")
+    assert parse_model_config(text, "f")[0].base_path == Path("/models/a b")
+
+
+def test_a_plain_path_has_no_escapes() -> None:
+    assert local_path("/models/a%20b", "m") == Path("/models/a%20b")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +116,10 @@ def test_a_base_path_may_be_a_uri_of_a_file(base_path: str) -> None:
         (
             one('name: "m" base_path: "s3://b/m" model_platform: "tensorflow"'),
             "base path s3://b/m of model m: s3 is not read from",
+        ),
+        (
+            one('name: "m" base_path: "file://models/a" model_platform: "tensorflow"'),
+            "base path file://models/a of model m: a file of host models is not read",
         ),
         (one('name: "m" base_path: "/m"'), "setting neither"),
         (one(NAMED + "model_type: TENSORFLOW"), "setting both"),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from shardserve.cluster.stop_signals import (
+    Ending,
     Stopped,
     StopSignals,
-    drain_after,
-    status_of,
+    ending_of,
     stop_signals,
 )
 
@@ -60,8 +61,35 @@ def test_the_first_signal_counts_and_a_second_one_ends_a_rest() -> None:
 
 
 def test_only_a_schedulers_signal_drains_and_each_has_its_status() -> None:
-    assert [drain_after(number, 3.0) for number in ALL] == [0.0, 3.0, 0.0]
-    assert [status_of(number) for number in ALL] == [130, 143, 129]
+    served = [ending_of(number, 3.0, is_served=True) for number in ALL]
+    assert served == [Ending(0.0), Ending(3.0), Ending(0.0)]
+    starting = [ending_of(number, 3.0, is_served=False) for number in ALL]
+    assert starting == [Ending(0.0, 130), Ending(0.0, 143), Ending(0.0, 129)]
+
+
+def test_who_exits_on_a_signal_that_was_lent_to_it_only_says_that_it_came() -> None:
+    def exits() -> None:
+        # As Ray's driver does it.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    stop = StopSignals()
+    with pytest.raises(Stopped) as stopped, stop.lent():
+        exits()
+    assert stopped.value.number == signal.SIGTERM
+
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Stopped):
+        stop.check()
+
+
+@pytest.mark.parametrize("code", [None, 1, "no Ray"])
+def test_an_exit_that_no_signal_asked_for_is_one(code: object) -> None:
+    stop = StopSignals()
+    with pytest.raises(SystemExit) as exited, stop.lent():
+        raise SystemExit(code)
+    assert exited.value.code == code
+    stop.check()
 
 
 def test_a_terminal_that_goes_away_stops_nothing_under_nohup() -> None:
