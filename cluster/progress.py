@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from shardserve.batching.errors import Internal, ServingError, error_of
 from shardserve.cluster.placement import seats
+from shardserve.cluster.serve_ingress import ServeIngress
 from shardserve.cluster.stage_placement import AnySeat, stage_seats
 from shardserve.cluster.versions import VersionId
 from shardserve.shards.model import ModelPlan
@@ -65,7 +66,8 @@ class Progress:
 class Start:
     """How far a server is, by version. Replaced whole; the number rises with every change.
 
-    `is_settled` once the models of the start are served, `is_routed` when the routers answer.
+    `is_settled` once the models of the start are served, `is_routed` when the routers answer,
+    behind Serve's `ingress` too.
     `warnings` are for whoever waits. A `failure` is the end of it.
     """
 
@@ -74,6 +76,7 @@ class Start:
     warnings: tuple[str, ...] = ()
     is_settled: bool = False
     is_routed: bool = False
+    ingress: ServeIngress = ServeIngress()  # noqa: RUF009 (frozen)
     failure: Failure | None = None
 
     @property
