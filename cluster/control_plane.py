@@ -17,6 +17,7 @@ from functools import partial
 
 from shardserve.batching.errors import ServingError
 from shardserve.cluster import fleet
+from shardserve.cluster.awaited_tls import AwaitedTls
 from shardserve.cluster.catalog_table import CatalogTable, entries, following, table_changes
 from shardserve.cluster.configured import ConfiguredModel
 from shardserve.cluster.manager import Manager
@@ -56,11 +57,7 @@ class ControlPlane:
         self._memory = Memory(run.name)
         application = run.application
         self._app = None if application is None else app_of(application)
-        self._tls: Tls | None = None
-        #: Set when the driver has said what the doors show, if they show anything.
-        self._is_told = asyncio.Event()
-        if application is None or application.doors.tls_file is None:
-            self._is_told.set()
+        self._tls = AwaitedTls(application)
         self._source = ModelSource(run.models, run.defaults)
         # A controller that is made anew starts from a number not used before.
         self.catalog = Published(CatalogTable(time.time_ns() // 1_000_000))
@@ -116,14 +113,12 @@ class ControlPlane:
     def renew(self, number: int, tls: Tls) -> None:
         """Have the routers' doors show these certificates. May be repeated; numbers rise."""
         if number > self.catalog.latest.renewed:
-            self._tls = tls
-            self._is_told.set()
+            self._tls.say(tls)
             self._publish(renewed=number)
 
     async def tls(self) -> Tls | None:
         """What the routers' doors show clients and ask of them, once it is known."""
-        await self._is_told.wait()
-        return self._tls
+        return await self._tls.latest()
 
     def router_failed(self, failure: Failure) -> None:
         """A router cannot start; that is the end of a start."""
@@ -178,7 +173,7 @@ class ControlPlane:
                 )
         except Exception as error:
             logger.critical("the controller ends", exc_info=True)
-            await self._fail(_first_of(error))
+            await self._fail(error)
 
     async def _fail(self, error: Exception) -> None:
         """Tell why the controller ends: to who waits for the start, else to its next life."""
@@ -253,10 +248,3 @@ class ControlPlane:
 
     def _progress(self, **changed: object) -> None:
         self.start.publish(started(self.start.latest, **changed))
-
-
-def _first_of(error: Exception) -> Exception:
-    """What went wrong in a group of tasks."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error

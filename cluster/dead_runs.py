@@ -38,18 +38,19 @@ def delete_dead() -> None:
 
     Blocks until routers have ended, or will not, as on a node that is lost: that stops nobody.
     """
-    for name in dead(serve.status().applications, has_controller):
-        logger.warning("%s has no controller any more: its routers are ended", name)
-        _delete(name)
+    delete_each(dead(serve.status().applications, has_controller), serve.delete)
     for name in dead(kept_runs(), has_controller):
         Kept(name).forget_all()
 
 
-def _delete(run: str) -> None:
-    try:
-        serve.delete(run)
-    except (RayServeException, RayError, TimeoutError) as error:
-        logger.warning("Serve does not end the routers of %s: %s", run, error)
+def delete_each(runs: Iterable[str], delete: Callable[[str], None]) -> None:
+    """End the routers of dead runs, of as many as can be."""
+    for run in runs:
+        logger.warning("%s has no controller any more: its routers are ended", run)
+        try:
+            delete(run)
+        except (RayServeException, RayError, TimeoutError) as error:
+            logger.warning("Serve does not end the routers of %s: %s", run, error)
 
 
 def delete_soon(run: str) -> None:

@@ -39,7 +39,12 @@ class Failure:
 
 
 def failure_of(error: Exception) -> Failure:
-    """An error that is none of ours counts as internal, and keeps its name."""
+    """An error that is none of ours counts as internal, and keeps its name.
+
+    Of what went wrong in a group of tasks, the first counts.
+    """
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
     if isinstance(error, ServingError):
         return Failure(error.code, error.message)
     return Failure(Internal.code, f"{type(error).__name__}: {error}")

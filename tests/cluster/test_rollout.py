@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import grpc
+import numpy as np
 import pytest
 import tensorflow as tf
 from starlette.requests import Request
