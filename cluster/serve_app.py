@@ -48,6 +48,7 @@ def withdraw(application: Application) -> None:
         serve.delete(application.name)
         if serve_state.may_end(serve.status().applications, we_started=serve_state.is_ours()):
             serve.shutdown()
+            serve_state.note_ended()
 
 
 def _start_serve(application: Application) -> None:

@@ -32,6 +32,11 @@ def note_started() -> None:
     _NOTES.put(_STARTED, _id(details()))
 
 
+def note_ended() -> None:
+    """The Serve that was ours is no more."""
+    _NOTES.forget_all()
+
+
 def is_ours() -> bool:
     """Whether a run of ours has started the Serve that runs now."""
     return controller() is not None and _NOTES.get(_STARTED) == _id(details())

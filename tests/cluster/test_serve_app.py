@@ -64,6 +64,7 @@ def test_a_run_that_ends_ends_serve_only_when_nobody_else_is_served() -> None:
     serve.delete("theirs")
     serve_app.withdraw(guest(ours))
     assert serve_state.controller() is None
+    assert "serve" not in kept_runs()
     serve_app.withdraw(guest(ours))
 
 
