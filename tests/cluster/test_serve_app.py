@@ -30,8 +30,8 @@ class Anything:
 
 
 def deployed(*names: str) -> None:
-    for name in names:
-        serve.run(Anything.bind(), name=name, route_prefix=None)  # type: ignore[attr-defined]
+    app = Anything.bind()  # type: ignore[attr-defined]
+    serve.run_many([serve.RunTarget(app, name=name, route_prefix=None) for name in names])
 
 
 def guest(name: str) -> Application:
