@@ -64,7 +64,7 @@ class TensorStage:
         self._forms = Forms(pads_inner=self._pads_inner, multiples=multiples, ragged=ragged)
         self._known = self._forms.known
         self._device = device
-        self._batcher: Batcher[Sequence[Array], list[Array]] = device.batcher(
+        self._batcher: Batcher[Sequence[Array], Sequence[Array]] = device.batcher(
             name, parameters, self._run_batch, self._join_results
         )
         self._stage = self._batcher.stage
@@ -79,7 +79,7 @@ class TensorStage:
         group: Hashable = None,
         priority: Priority = Priority.HIGH,
         context: Any = None,
-    ) -> list[Array]:
+    ) -> Sequence[Array]:
         """This call's rows of the outputs, in the order of their names.
 
         The tensors are the stage's until it returns. The results are the caller's; they are parts
@@ -112,7 +112,7 @@ class TensorStage:
         if actions:
             device.perform(actions)
         try:
-            result: list[Array] = await reply
+            result: Sequence[Array] = await reply
         except asyncio.CancelledError:
             self._batcher.cancel(call)
             raise
@@ -126,7 +126,7 @@ class TensorStage:
         """Accept no more; return when all that was accepted has ended."""
         await self._batcher.drain()
 
-    async def _run_batch(self, batch: TensorBatch) -> list[list[Array]]:
+    async def _run_batch(self, batch: TensorBatch) -> Sequence[Sequence[Array]]:
         likeness = cast(Likeness, batch.key)
         tasks = batch.tasks
         if likeness.is_empty:
@@ -137,7 +137,7 @@ class TensorStage:
         columns = self._columns(self._names(likeness.group), outputs, sizes, rows)
         if len(columns) == 1:
             return [[part] for part in columns[0]]
-        return list(map(list, zip(*columns, strict=True))) if columns else [[] for _ in tasks]
+        return list(zip(*columns, strict=True)) if columns else [() for _ in tasks]
 
     def _names(self, group: Hashable) -> Sequence[str]:
         return self._outputs(group) if callable(self._outputs) else self._outputs
@@ -190,5 +190,5 @@ class TensorStage:
             return 1
         return len(output) // rows
 
-    def _join_results(self, parts: list[list[Array]]) -> list[Array]:
+    def _join_results(self, parts: list[Sequence[Array]]) -> Sequence[Array]:
         return self._join(parts, self._ragged_outputs, 0)

@@ -141,16 +141,20 @@ class Stand:
     common: dict[str, float] = field(default_factory=dict)
 
     def best(self, model: Model, name: str) -> Way:
-        """The best setting of a way to batch, by the rate that it promises in two tries."""
+        """The best setting of a way to batch, by the rate that it promises in two tries.
+
+        Of those that promise nothing then, the one that does most in a closed loop.
+        """
         if (model.name, name) not in self.chosen:
             ways = SETTINGS[name][: 1 if self.quick else None]
-            rates = {way: self._promise(model, way) for way in ways} if len(ways) > 1 else {}
-            self.chosen[model.name, name] = max(ways, key=lambda way: rates.get(way, 0.0))
+            found = {way: self._promise(model, way) for way in ways} if len(ways) > 1 else {}
+            self.chosen[model.name, name] = max(ways, key=lambda way: found.get(way, (0.0, 0.0)))
         return self.chosen[model.name, name]
 
-    def _promise(self, model: Model, way: Way) -> float:
+    def _promise(self, model: Model, way: Way) -> tuple[float, float]:
         with self.serving(model, way) as generator:
-            return promised(generator, self._seconds, tries=2)[1]
+            capacity, rate = promised(generator, self._seconds, tries=2)
+            return rate, capacity
 
     @property
     def _seconds(self) -> float:

@@ -48,7 +48,7 @@ class IdentityStage:
         self, tensors: Sequence[Array], rows: int, context: RequestContext
     ) -> list[Array]:
         """The tensors."""
-        return await self._stage(tensors, rows, context.deadline)
+        return [*await self._stage(tensors, rows, context.deadline)]
 
 
 async def _identity(tensors: list[Array], batch: TensorBatch) -> list[Array]:

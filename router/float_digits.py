@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-import numba
 import numpy as np
 
+from shardserve.router.compiled import part
 from shardserve.router.servable import Array
 
 #: The largest power of ten that is used, and (negative) the smallest.
@@ -31,9 +31,10 @@ SHORT = 6
 NINE = 9
 
 #: The smallest float32 that has all its bits.
-NORMAL = 2.0**-126
+_NORMAL = 2.0**-126
 
-_compiled = numba.njit(nogil=True, cache=True)
+#: A float32 times a power of ten up to this one is a double exactly.
+_EXACT_FOR_SINGLE = 12
 
 
 def _power_table() -> tuple[Array, Array]:
@@ -46,7 +47,7 @@ def _power_table() -> tuple[Array, Array]:
 _HIGH, _LOW = _power_table()
 
 
-@_compiled
+@part
 def _times_power(value, power):  # type: ignore[no-untyped-def]
     """value * 10**power as high + low."""
     high, low = _HIGH[power + _POWERS], _LOW[power + _POWERS]
@@ -64,7 +65,7 @@ def _times_power(value, power):  # type: ignore[no-untyped-def]
     return product, error + value * low
 
 
-@_compiled
+@part
 def _nearest(value, power, digits):  # type: ignore[no-untyped-def]
     """The integer nearest to value * 10**power, of so many digits, and whether that is certain."""
     if digits <= 9:
@@ -88,46 +89,59 @@ def _nearest(value, power, digits):  # type: ignore[no-untyped-def]
     return number + (number & np.uint64(1)), is_exact
 
 
-@_compiled
+@part
+def _least_exponent(power_of_two):  # type: ignore[no-untyped-def]
+    """The decimal exponent of 2**power_of_two, exact for every double.
+
+    Of what lies between that and its double it is the exponent too, or one less.
+    """
+    return (power_of_two * 78913) >> 18
+
+
+@part
 def rounded(value, digits, least):  # type: ignore[no-untyped-def]
     """The digits of a positive float as one integer, its exponent, and whether that is certain.
 
     `least` is the smallest integer of so many digits.
     """
     _, power_of_two = math.frexp(value)
-    # 1233 / 4096 is the logarithm of 2, nearly: off by one at most, which is seen below.
-    exponent = ((power_of_two - 1) * 1233) >> 12
+    exponent = _least_exponent(power_of_two - 1)
     number, certain = np.uint64(0), False
-    for _ in range(3):
+    for _ in range(2):
         number, certain = _nearest(value, digits - 1 - exponent, digits)
-        if number >= least * np.uint64(10):
-            exponent += 1
-        elif number < least:
-            exponent -= 1
-        else:
+        if number < least * np.uint64(10):
             break
+        exponent += 1
     return number, exponent, certain
 
 
-@_compiled
+@part
 def digits_of_single(value):  # type: ignore[no-untyped-def]
-    """What is written of a positive normal float32, given as a double.
+    """What is written of a positive float32, given as a double.
 
     The digits as an integer of nine, its exponent, and how many of them count: SHORT if they read
     back, else NINE, and 0 if that is not certain by plain products, which are off by 3e-7 at most.
     """
-    exponent = (((np.float64(value).view(np.int64) >> 52) - 1023) * 1233) >> 12
+    exponent = _least_exponent((np.float64(value).view(np.int64) >> 52) - 1023)
     product = value * _HIGH[NINE - 1 - exponent + _POWERS]
     if product >= 1e9:
         exponent += 1
         product = value * _HIGH[NINE - 1 - exponent + _POWERS]
     number = np.int64(product + 0.5)
-    if number == 1000000000 or abs(product - number) > 0.5 - 1e-6:
+    if abs(product - number) > 0.5 - 1e-6:
+        if not 0 <= NINE - 1 - exponent <= _EXACT_FOR_SINGLE:
+            return number, exponent, 0
+        # A tie goes to the even one, as in printf.
+        number -= number & (number - product == 0.5)
+    if number == 1000000000:
         return number, exponent, 0
     short = ((number + 500) * 274877907) >> 38  # Over 1000.
-    # Half of the way to the next float32 is less than 60.
-    if abs(number - short * 1000) > 60:
+    rest = abs(number - short * 1000)
+    # Half of the way to the next float32 is less than 60 if it has all its bits.
+    if rest > 60 and value >= _NORMAL:
         return number, exponent, NINE
+    if rest == 500:
+        return number, exponent, 0
     back = short * _HIGH[exponent - SHORT + 1 + _POWERS]
     below, above = np.float32(back * (1 - 1e-15)), np.float32(back * (1 + 1e-15))
     if below != above:
@@ -139,16 +153,15 @@ def digits_of_single(value):  # type: ignore[no-untyped-def]
     return short * 1000, exponent, SHORT
 
 
-@_compiled
-def reads_back(value, number, exponent, narrow):  # type: ignore[no-untyped-def]
-    """1 if `SHORT` digits with that exponent read as `value`, 0 if not, -1 if it is not certain."""
+@part
+def reads_back(value, number, exponent):  # type: ignore[no-untyped-def]
+    """1 if `SHORT` digits with that exponent read as a double, 0 if not, -1 if not certain."""
     product, error = _times_power(float(number), exponent - SHORT + 1)
     difference = (product - value) + error
     mantissa, power = math.frexp(value)
-    bits = 24 if narrow else 53
-    unit = math.ldexp(1.0, max(power - bits, -149) if narrow else power - bits)
-    half = unit / 2
-    if difference < 0 and mantissa == 0.5 and not (narrow and power - bits <= -149):
+    # Half of the way to the next double, and to the one before, which is nearer to powers of two.
+    half = math.ldexp(0.5, power - 53)
+    if difference < 0 and mantissa == 0.5:
         half /= 2
     ratio = abs(difference) / half
     if abs(ratio - 1) < 1e-6:

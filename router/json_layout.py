@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import enum
 import functools
-import math
+import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 _INDENT = b"    "
+
+#: What is around the elements of deeper nested lists is not kept: a client chooses how deep.
+_KEPT_RANK = 8
 
 
 class Style(enum.Enum):
@@ -46,10 +50,17 @@ class Nesting:
         return self.around(b"".join(groups))
 
 
-@functools.lru_cache(maxsize=4096)
 def nesting(shape: tuple[int, ...], style: Style, depth: int) -> Nesting:
     """That of a list of such a shape, of at least one element, within `depth` other containers."""
     rank = len(shape)
+    lines = _kept_lines if rank <= _KEPT_RANK else _lines
+    opening, separators, closing = lines(rank, style, depth)
+    sizes = tuple(itertools.accumulate(shape[:0:-1], operator.mul))
+    return Nesting(opening, separators, sizes, closing)
+
+
+def _lines(rank: int, style: Style, depth: int) -> tuple[bytes, tuple[bytes, ...], bytes]:
+    """The opening, the separators and the closing of a `Nesting`."""
     opening, closing = _brackets(rank, rank, style, depth)
     separators = [_comma(rank, style, depth)]
     for level in range(1, rank):
@@ -57,8 +68,10 @@ def nesting(shape: tuple[int, ...], style: Style, depth: int) -> Nesting:
         comma = _comma(rank - level, style, depth)
         # What the outermost of the opened brackets begins with is in the comma already.
         separators.append(closed + comma + opened)
-    sizes = tuple(math.prod(shape[-level:]) for level in range(1, rank))
-    return Nesting(opening, tuple(separators), sizes, closing)
+    return opening, tuple(separators), closing
+
+
+_kept_lines = functools.lru_cache(maxsize=128)(_lines)
 
 
 def empty(shape: tuple[int, ...], style: Style, depth: int) -> bytes:

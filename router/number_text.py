@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from shardserve.router.compiled import part
 from shardserve.shards.lanes import loader, store
 
 #: Characters of the longest number: the sign, 17 digits, the point, an exponent of 3 digits.
@@ -26,8 +26,6 @@ _MINUS, _PLUS, _POINT, _E, _ZERO = (np.uint8(ord(character)) for character in "-
 
 #: Eight characters "0", and "0.000000".
 _ZEROS, _BELOW_ONE = (int.from_bytes(text, "little") for text in (b"00000000", b"0.000000"))
-
-_compiled = numba.njit(nogil=True, cache=True)
 
 
 def _counting(operation: str) -> Any:
@@ -47,7 +45,7 @@ _zeros_above = _counting("ctlz")
 _zeros_below = _counting("cttz")
 
 
-@_compiled
+@part
 def _eight_digits(number):  # type: ignore[no-untyped-def]
     """A number below 10**8 as eight bytes from 0 to 9, the first digit in the lowest.
 
@@ -61,7 +59,7 @@ def _eight_digits(number):  # type: ignore[no-untyped-def]
     return upper | (pairs - upper * 10) << 8
 
 
-@_compiled
+@part
 def _write_few(number, at):  # type: ignore[no-untyped-def]
     """A number below 10**8."""
     digits = _eight_digits(np.int64(number))
@@ -70,14 +68,14 @@ def _write_few(number, at):  # type: ignore[no-untyped-def]
     return at + 8 - blank
 
 
-@_compiled
+@part
 def _write_eight(number, at):  # type: ignore[no-untyped-def]
     """A number below 10**8 with the zeros before it."""
     store(at, _eight_digits(np.int64(number)) | _ZEROS)
     return at + 8
 
 
-@_compiled
+@part
 def write_integer(number, at):  # type: ignore[no-untyped-def]
     """An unsigned integer of 64 bits."""
     unit = np.uint64(100000000)
@@ -91,7 +89,7 @@ def write_integer(number, at):  # type: ignore[no-untyped-def]
     return _write_eight(below, at)
 
 
-@_compiled
+@part
 def write_text(characters, at):  # type: ignore[no-untyped-def]
     """An array of bytes."""
     for character in characters:
@@ -100,7 +98,7 @@ def write_text(characters, at):  # type: ignore[no-untyped-def]
     return at
 
 
-@_compiled
+@part
 def _write_exponent(exponent, at):  # type: ignore[no-untyped-def]
     store(at, _E)
     store(at + 1, _MINUS if exponent < 0 else _PLUS)
@@ -111,7 +109,7 @@ def _write_exponent(exponent, at):  # type: ignore[no-untyped-def]
     return _write_few(exponent, at + 2)
 
 
-@_compiled
+@part
 def _write_digits(first, middle, last, at):  # type: ignore[no-untyped-def]
     """1 and 8 and 8 digits, and a zero."""
     store(at, np.uint8(first + 48))
@@ -120,7 +118,7 @@ def _write_digits(first, middle, last, at):  # type: ignore[no-untyped-def]
     store(at + 17, _ZERO)
 
 
-@_compiled
+@part
 def _significant(middle, last):  # type: ignore[no-untyped-def]
     """How many digits there are without the zeros at the end."""
     if last:
@@ -128,7 +126,7 @@ def _significant(middle, last):  # type: ignore[no-untyped-def]
     return 9 - (_zeros_above(middle) >> 3)
 
 
-@_compiled
+@part
 def write_decimal(first, middle, last, exponent, digits, at):  # type: ignore[no-untyped-def]
     """first.middlelast * 10**exponent as `%.{digits}g`, with ".0" where it would be an integer.
 

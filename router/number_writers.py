@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 from numba.extending import overload
 
+from shardserve.router.compiled import part
 from shardserve.router.float_digits import (
     LARGEST,
-    NINE,
-    NORMAL,
     SHORT,
     SMALLEST,
     digits_of_single,
@@ -22,8 +20,6 @@ from shardserve.router.float_digits import (
 )
 from shardserve.router.number_text import write_decimal, write_integer, write_text
 from shardserve.shards.lanes import store
-
-_compiled = numba.njit(nogil=True, cache=True)
 
 _MINUS = np.uint8(ord("-"))
 
@@ -46,7 +42,7 @@ def _by_type(value, at):  # type: ignore[no-untyped-def]
     return lambda value, at: write_integer(value, at)
 
 
-@_compiled
+@part
 def _write_seventeen(number, exponent, digits, at):  # type: ignore[no-untyped-def]
     """A decimal of the number's 17 digits, of which `digits` count."""
     unit = np.uint64(100000000)
@@ -55,41 +51,35 @@ def _write_seventeen(number, exponent, digits, at):  # type: ignore[no-untyped-d
     return write_decimal(first, middle, last, exponent, digits, at)
 
 
-@_compiled
-def _may_be_short(number, digits):  # type: ignore[no-untyped-def]
-    """Whether six digits may do for a normal float whose 9 or 17 are `number`.
+@part
+def _may_be_short(number):  # type: ignore[no-untyped-def]
+    """Whether six digits may do for a double whose 17 are `number`.
 
-    Neighbouring floats differ by less than 120 in those digits.
+    Neighbouring doubles differ by less than 23 in those digits.
     """
-    unit = np.uint64(1000) if digits == NINE else np.uint64(100000000000)
+    unit = np.uint64(100000000000)
     last = number % unit
-    return last < np.uint64(120) or last > unit - np.uint64(120)
+    return last < np.uint64(23) or last > unit - np.uint64(23)
 
 
-@_compiled
-def _write_positive(value, narrow, at):  # type: ignore[no-untyped-def]
-    """Where it ends, or -1 if that is not certain."""
+@part
+def _write_positive(value, at):  # type: ignore[no-untyped-def]
+    """Where a double ends, or -1 if that is not certain."""
     if not SMALLEST < value < LARGEST:
         return -1
-    if narrow:
-        digits, least = NINE, np.uint64(100000000)
-    else:
-        digits, least = 17, np.uint64(10000000000000000)
-    number, exponent, certain = rounded(value, digits, least)
-    if _may_be_short(number, digits) or value < NORMAL:
+    number, exponent, certain = rounded(value, 17, np.uint64(10000000000000000))
+    if _may_be_short(number):
         short, short_exponent, _ = rounded(value, SHORT, np.uint64(100000))
-        reads = reads_back(value, short, short_exponent, narrow)
+        reads = reads_back(value, short, short_exponent)
         if reads == -1:
             return -1
         if reads == 1:
             unit = np.uint64(100000000000)
             return _write_seventeen(short * unit, short_exponent, SHORT, at)
-    if narrow:
-        number *= np.uint64(100000000)
-    return _write_seventeen(number, exponent, digits, at) if certain else -1
+    return _write_seventeen(number, exponent, 17, at) if certain else -1
 
 
-@_compiled
+@part
 def _write_sign(value, at):  # type: ignore[no-untyped-def]
     if math.copysign(1.0, value) < 0:
         store(at, _MINUS)
@@ -97,7 +87,7 @@ def _write_sign(value, at):  # type: ignore[no-untyped-def]
     return at
 
 
-@_compiled
+@part
 def _write_unusual(value, at):  # type: ignore[no-untyped-def]
     """NaN, an infinity or a zero."""
     if math.isnan(value):
@@ -105,28 +95,26 @@ def _write_unusual(value, at):  # type: ignore[no-untyped-def]
     return write_text(_ZERO if value == 0 else _INFINITY, _write_sign(value, at))
 
 
-@_compiled
+@part
 def _write_single(value, at):  # type: ignore[no-untyped-def]
     if value == 0 or not math.isfinite(value):
         return _write_unusual(value, at)
-    at = _write_sign(value, at)
-    magnitude = abs(np.float64(value))
-    if magnitude >= NORMAL:
-        number, exponent, digits = digits_of_single(magnitude)
-        if digits:
-            first = number // 100000000
-            return write_decimal(first, number - first * 100000000, 0, exponent, digits, at)
-    return _write_positive(magnitude, True, at)
+    number, exponent, digits = digits_of_single(abs(np.float64(value)))
+    if digits == 0:
+        return -1
+    first = number // 100000000
+    rest = number - first * 100000000
+    return write_decimal(first, rest, 0, exponent, digits, _write_sign(value, at))
 
 
-@_compiled
+@part
 def _write_double(value, at):  # type: ignore[no-untyped-def]
     if value == 0 or not math.isfinite(value):
         return _write_unusual(value, at)
-    return _write_positive(abs(value), False, _write_sign(value, at))
+    return _write_positive(abs(value), _write_sign(value, at))
 
 
-@_compiled
+@part
 def _write_signed(value, at):  # type: ignore[no-untyped-def]
     if value < 0:
         store(at, _MINUS)

@@ -46,7 +46,7 @@ class LocalRegion:
         call = _Call(context, captured)
         group = _likeness(captured)
         inputs = tensors[: self._inputs]
-        return await self._stage(inputs, rows, context.deadline, group=group, context=call)
+        return [*await self._stage(inputs, rows, context.deadline, group=group, context=call)]
 
     def counts(self) -> StageCounts:
         """What has been done so far."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numba import types
 
+from shardserve.router.compiled import compiled, part
 from shardserve.router.inference import Classes
 from shardserve.router.servable import Array
 
@@ -44,7 +44,7 @@ def _joined(labels: Array | None, count: int) -> tuple[Array, Array]:
     return np.frombuffer(bytearray(b"".join(flat)), np.uint8), ends
 
 
-@numba.njit(nogil=True, cache=True)
+@part
 def _put_varint(value, encoded, end):  # type: ignore[no-untyped-def]
     while value > 127:
         encoded[end] = (value & 127) | 128
@@ -54,7 +54,7 @@ def _put_varint(value, encoded, end):  # type: ignore[no-untyped-def]
     return end + 1
 
 
-@numba.njit(nogil=True, cache=True)
+@part
 def _varint_size(value):  # type: ignore[no-untyped-def]
     size = 1
     while value > 127:
@@ -63,7 +63,7 @@ def _varint_size(value):  # type: ignore[no-untyped-def]
     return size
 
 
-@numba.njit(nogil=True, cache=True)
+@part
 def _put_float(tag, bits, encoded, end):  # type: ignore[no-untyped-def]
     encoded[end] = tag
     for byte in range(4):
@@ -71,7 +71,7 @@ def _put_float(tag, bits, encoded, end):  # type: ignore[no-untyped-def]
     return end + 5
 
 
-@numba.njit(nogil=True, cache=True)
+@part
 def _class_size(length, bits):  # type: ignore[no-untyped-def]
     """Of a Class; fields that are zero are left out, as proto3 does."""
     label = 1 + _varint_size(length) + length if length else 0
@@ -117,13 +117,10 @@ def _write_regressions(bits, encoded):  # type: ignore[no-untyped-def]
 
 _U8 = types.Array(types.uint8, 1, "C")
 
-# Compiled, or loaded from numba's cache, at import and never in a request.
-_write = numba.njit(
-    types.int64(_U8, types.Array(types.int64, 1, "C"), types.Array(types.uint32, 2, "C"), _U8),
-    nogil=True,
-    cache=True,
+_write = compiled(
+    types.int64(_U8, types.Array(types.int64, 1, "C"), types.Array(types.uint32, 2, "C"), _U8)
 )(_write_classifications)
 
-_write_values = numba.njit(
-    types.int64(types.Array(types.uint32, 1, "C", readonly=True), _U8), nogil=True, cache=True
-)(_write_regressions)
+_write_values = compiled(types.int64(types.Array(types.uint32, 1, "C", readonly=True), _U8))(
+    _write_regressions
+)

@@ -1,7 +1,7 @@
 """Compiled loops that send ids to parts and put partial results together. GIL-free.
 
 Arrays are C-contiguous, ids and segments int64; inputs may be read-only. The signatures are spelled
-out so that everything is compiled (or loaded from numba's cache) at import, never in a request.
+out so that everything is compiled (or loaded, see `compiled`) at import, never in a request.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 from numba import types
+
+from shardserve.router.compiled import compiled
 
 RANGE, MOD, HASH = 0, 1, 2
 
@@ -64,7 +66,7 @@ def _least(counts, asked):
     return best
 
 
-@numba.njit(_i8(_read(_i8), _i8), nogil=True, cache=True)
+@compiled(_i8(_read(_i8), _i8))
 def first_outside(ids, total):
     """The position of the first id not in [0, total), or -1."""
     for i in range(ids.shape[0]):
@@ -73,7 +75,7 @@ def first_outside(ids, total):
     return -1
 
 
-@numba.njit(_i8(_read(_i8)), nogil=True, cache=True)
+@compiled(_i8(_read(_i8)))
 def first_descent(segments):
     """The position of the first segment that is negative or below the one before it, or -1."""
     before = 0
@@ -93,7 +95,7 @@ _SPLIT = [
 ]  # fmt: skip
 
 
-@numba.njit(_SPLIT, nogil=True, cache=True)
+@compiled(*_SPLIT)
 def split(
     ids, bags, kind, parts, bounds, multiplier, total, hot, hot_at, idle,
     rows, order, starts, bag_out, bag_starts, offsets,
@@ -179,7 +181,7 @@ _SCATTER_ADD = [
 ]
 
 
-@numba.njit(_SCATTER_ADD, nogil=True, cache=True)
+@compiled(*_SCATTER_ADD)
 def scatter_add(out, places, column, partial):
     """out[places[i], column:column + width] += partial[i]. `places` are within `out`."""
     for i in range(places.shape[0]):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numba import types
 
+from shardserve.router.compiled import compiled
 from shardserve.router.servable import Array
 
 #: Bytes of the longest varint, a negative number's.
@@ -32,9 +32,6 @@ def _write_varints(numbers: Array, encoded: Array) -> int:
     return end
 
 
-# Compiled, or loaded from numba's cache, at import and never in a request.
-_write = numba.njit(
-    types.int64(types.Array(types.uint64, 1, "C", readonly=True), types.Array(types.uint8, 1, "C")),
-    nogil=True,
-    cache=True,
+_write = compiled(
+    types.int64(types.Array(types.uint64, 1, "C", readonly=True), types.Array(types.uint8, 1, "C"))
 )(_write_varints)

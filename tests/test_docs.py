@@ -63,11 +63,13 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     assert [str(path) for path in named + linked if not path.exists()] == []
 
 
-def test_the_stages_file_that_is_explained_is_one() -> None:
+def test_the_stages_files_that_are_explained_are_such_files() -> None:
     page = (ROOT / "docs" / "stages.md").read_text()
-    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    file = parse_form(StagesFile, text, "docs/stages.md")
-    assert file.regions.keys() == {"tower"}
+    texts = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    groups, regions = (parse_form(StagesFile, text, "docs/stages.md") for text in texts)
+    assert groups.stages.requests is not None
+    assert groups.stages.requests.num_batch_threads == 4
+    assert regions.regions.keys() == {"tower"}
 
 
 def test_the_model_files_that_are_explained_are_such_files() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -109,6 +111,63 @@ def test_numbers_beside_powers_of_ten_have_all_their_digits() -> None:
     floats = bits.ravel().view(np.float32)
     texts = join_numbers(floats, (b" ",), ()).decode().split(" ")
     assert texts == [printed(value, 9) for value in floats.tolist()]
+
+
+def test_six_digits_are_enough_beside_every_power_of_ten() -> None:
+    texts = [f"9.99999e{power:+03d}" for power in range(-307, 308) if not -5 < power < 6]
+    assert join_numbers(np.array(texts, float), (b" ",), ()).decode().split(" ") == texts
+
+
+def test_ties_and_the_smallest_floats_are_right_to_their_last_digit() -> None:
+    ties = np.arange(1, 100 * 256, dtype=np.float32) / np.float32(256)
+    smallest = np.random.default_rng(0).integers(1, 1 << 23, 20_000).astype(np.uint32)
+    few_bits = np.arange(1, 5_000, dtype=np.uint32)
+    array = np.concatenate([ties, smallest.view(np.float32), few_bits.view(np.float32)])
+    texts = join_numbers(array, (b" ",), ()).decode().split(" ")
+    assert texts == [printed(value, 9) for value in array.tolist()]
+
+
+# Memory
+
+
+def bytes_kept(write: Callable[[], object]) -> tuple[int, int]:
+    """How many are allocated afterwards, and how many at most."""
+    tracemalloc.start()
+    write()
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return kept, most
+
+
+def test_what_is_kept_of_replies_is_bounded_however_deep_their_lists_are() -> None:
+    def write() -> None:
+        for rank in range(1, 65):
+            for form in Form:
+                encode_predict({"y": np.zeros((1,) * rank, np.float32)}, form)
+                encode_predict({name: np.zeros((1,) * rank, np.int32) for name in "xy"}, form)
+
+    assert bytes_kept(write)[0] < 500_000
+
+
+def test_nothing_is_kept_of_replies_of_other_sizes() -> None:
+    def write(sizes: range) -> None:
+        for size in sizes:
+            encode_predict({"y": np.zeros((1, 2, size), np.float32)}, Form.COLUMNS)
+            encode_predict({"y": np.zeros((1, 2, size), np.float32)}, Form.ROWS)
+
+    write(range(2, 9))
+    assert bytes_kept(lambda: write(range(9, 500)))[0] < 500_000
+
+
+def test_a_number_that_python_writes_takes_no_memory_for_the_others() -> None:
+    certain = np.ones(100_000)
+    doubtful = certain.copy()
+    doubtful[[0, 70_000]] = 1e300, 1e-300
+    texts = join_numbers(doubtful, (b" ",), ()).decode().split(" ")
+    assert (texts[0], texts[1], texts[70_000], texts[-1]) == ("1e+300", "1.0", "1e-300", "1.0")
+    _, few = bytes_kept(lambda: join_numbers(certain, (b" ",), ()))
+    _, many = bytes_kept(lambda: join_numbers(doubtful, (b" ",), ()))
+    assert many < few + 200_000
 
 
 # Layout
