@@ -17,6 +17,7 @@ from shardserve.cluster.example import Example
 from shardserve.cluster.options import Engine, ServeOptions
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.progress import Phase, Progress, Start
+from shardserve.cluster.serve_ingress import ServeIngress
 from shardserve.cluster.stage_placement import AnySeat, StageSeat
 from shardserve.cluster.versions import VersionId
 from shardserve.router.lasting import Lasting
@@ -198,15 +199,22 @@ class Served:
 
 
 def announce(
-    console: Console, options: ServeOptions, served: Sequence[Served], example: Example | None
+    console: Console,
+    options: ServeOptions,
+    served: Sequence[Served],
+    example: Example | None,
+    ingress: ServeIngress = ServeIngress(),  # noqa: B008 (frozen)
 ) -> None:
     """Say where the models are served now, and how to ask them."""
-    for line in announcement(options, served, example):
+    for line in announcement(options, served, example, ingress):
         say(console, line)
 
 
 def announcement(
-    options: ServeOptions, served: Sequence[Served], example: Example | None
+    options: ServeOptions,
+    served: Sequence[Served],
+    example: Example | None,
+    ingress: ServeIngress = ServeIngress(),  # noqa: B008 (frozen)
 ) -> list[str]:
     """The lines of `announce`. The example is of the only model there is."""
     doors = options.doors
@@ -225,7 +233,7 @@ def announcement(
         lines.append(f"  gRPC       {_shown(doors.host)}:{doors.grpc_port}")
     if doors.grpc_socket:
         lines.append(f"  gRPC       unix:{doors.grpc_socket}")
-    lines += _ingress_lines(options, path)
+    lines += _ingress_lines(ingress, path)
     if example is not None and doors.rest_port:
         lines += ["", "Try:", f"  {example.command(f'{rest}{path}:predict')}"]
         if example.reply is not None:
@@ -233,12 +241,12 @@ def announcement(
     return [*options.opened, *lines, ""]
 
 
-def _ingress_lines(options: ServeOptions, path: str) -> list[str]:
-    if options.engine is not Engine.RAY or not options.ray.has_ingress:
+def _ingress_lines(ingress: ServeIngress, path: str) -> list[str]:
+    if not ingress.http_port:
         return []
-    http, grpc = options.ray.serve_http_port, options.ray.serve_grpc_port
-    host = options.doors.host
-    return [f"  Ray Serve  {_url(host, http)}{path}, gRPC {_shown(host)}:{grpc}"]
+    host, grpc = ingress.host, ingress.grpc_port
+    more = f", gRPC {_shown(host)}:{grpc}" if grpc else ""
+    return [f"  Ray Serve  {_url(host, ingress.http_port)}{path}{more}"]
 
 
 def _url(host: str, port: int, *, is_secure: bool = False) -> str:

@@ -17,6 +17,7 @@ from functools import partial
 
 from shardserve.batching.errors import ServingError
 from shardserve.cluster import fleet
+from shardserve.cluster.awaited_tls import AwaitedTls
 from shardserve.cluster.catalog_table import CatalogTable, entries, following, table_changes
 from shardserve.cluster.configured import ConfiguredModel
 from shardserve.cluster.manager import Manager
@@ -30,6 +31,7 @@ from shardserve.cluster.router_app import app_of
 from shardserve.cluster.router_metrics import RouterMetrics
 from shardserve.cluster.router_watch import RouterWatch
 from shardserve.cluster.run import Run
+from shardserve.cluster.serve_ingress import ServeIngress
 from shardserve.cluster.site import Site
 from shardserve.router.tls import Tls
 
@@ -55,8 +57,7 @@ class ControlPlane:
         self._memory = Memory(run.name)
         application = run.application
         self._app = None if application is None else app_of(application)
-        #: What the routers' doors show clients and ask of them.
-        self.tls = None if application is None else application.doors.tls
+        self._tls = AwaitedTls(application)
         self._source = ModelSource(run.models, run.defaults)
         # A controller that is made anew starts from a number not used before.
         self.catalog = Published(CatalogTable(time.time_ns() // 1_000_000))
@@ -112,8 +113,12 @@ class ControlPlane:
     def renew(self, number: int, tls: Tls) -> None:
         """Have the routers' doors show these certificates. May be repeated; numbers rise."""
         if number > self.catalog.latest.renewed:
-            self.tls = tls
+            self._tls.say(tls)
             self._publish(renewed=number)
+
+    async def tls(self) -> Tls | None:
+        """What the routers' doors show clients and ask of them, once it is known."""
+        return await self._tls.latest()
 
     def router_failed(self, failure: Failure) -> None:
         """A router cannot start; that is the end of a start."""
@@ -137,8 +142,7 @@ class ControlPlane:
 
     async def end(self) -> None:
         """End routers and actors, which answer what has come in, and give back their room."""
-        if self._app is not None:
-            await self._app.end()
+        await self._end_routers()
         for task in self._tasks:
             task.cancel()
         self.routers.end()
@@ -146,6 +150,15 @@ class ControlPlane:
         await self.deployer.stop()
         await asyncio.to_thread(fleet.release_all, self._run.name)
         await self._memory.forget()
+
+    async def _end_routers(self) -> None:
+        """Whatever becomes of that: actors end in order all the same."""
+        if self._app is None:
+            return
+        try:
+            await self._app.end()
+        except Exception:
+            logger.exception("the routers are not ended")
 
     async def _serve(self) -> None:
         """Serve what is configured, for ever. What nobody expected ends that, and is told."""
@@ -160,7 +173,7 @@ class ControlPlane:
                 )
         except Exception as error:
             logger.critical("the controller ends", exc_info=True)
-            await self._fail(_first_of(error))
+            await self._fail(error)
 
     async def _fail(self, error: Exception) -> None:
         """Tell why the controller ends: to who waits for the start, else to its next life."""
@@ -200,12 +213,13 @@ class ControlPlane:
 
     async def _bring_up_routers(self) -> None:
         try:
-            if self._app is not None:
-                await self._app.start()
-        except Exception as error:  # noqa: BLE001 (whoever waits for the start gets it)
+            ingress = ServeIngress() if self._app is None else await self._app.start()
+        except Exception as error:
+            # Whoever waits for the start gets it; in a life after that nobody does.
+            logger.exception("the routers do not start")
             self._progress(failure=failure_of(error))
         else:
-            self._progress(is_routed=True)
+            self._progress(is_routed=True, ingress=ingress)
 
     def _changed(self, views: Mapping[str, ModelView]) -> None:
         self._views = views
@@ -234,10 +248,3 @@ class ControlPlane:
 
     def _progress(self, **changed: object) -> None:
         self.start.publish(started(self.start.latest, **changed))
-
-
-def _first_of(error: Exception) -> Exception:
-    """What went wrong in a group of tasks."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error

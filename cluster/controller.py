@@ -85,8 +85,11 @@ class Controller:
         return self._secret
 
     async def tls(self) -> Tls | None:
-        """What the doors show clients and ask of them, the key too; None for doors in the clear."""
-        return self._plane.tls
+        """What the doors show clients and ask of them, the key too; None for doors in the clear.
+
+        The driver says it, for Ray keeps what an actor is made with.
+        """
+        return await self._plane.tls()
 
     async def wait_for_catalog(
         self, router: str, known: int, report: RouterReport

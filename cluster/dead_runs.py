@@ -10,15 +10,16 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from shardserve.cluster.kept import Kept, kept_runs
 from shardserve.cluster.run import is_name
 from shardserve.cluster.stream_actor import NAMESPACE
 
 logger = logging.getLogger(__name__)
 
 
-def dead(applications: Iterable[str], has_controller: Callable[[str], bool]) -> list[str]:
-    """Those of Serve's applications that are runs of ours without a controller."""
-    return [name for name in applications if is_name(name) and not has_controller(name)]
+def dead(names: Iterable[str], has_controller: Callable[[str], bool]) -> list[str]:
+    """Those that are runs of ours without a controller."""
+    return [name for name in names if is_name(name) and not has_controller(name)]
 
 
 def has_controller(run: str) -> bool:
@@ -33,18 +34,32 @@ def has_controller(run: str) -> bool:
 
 
 def delete_dead() -> None:
-    """End the routers of dead runs, which hold ports and Serve's route. Blocks until they have."""
-    for name in dead(serve.status().applications, has_controller):
-        logger.warning("%s has no controller any more: its routers are ended", name)
-        serve.delete(name)
+    """End the routers of dead runs, which hold ports and Serve's route, and forget their notes.
+
+    Blocks until routers have ended, or will not, as on a node that is lost: that stops nobody.
+    """
+    delete_each(dead(serve.status().applications, has_controller), serve.delete)
+    for name in dead(kept_runs(), has_controller):
+        Kept(name).forget_all()
+
+
+def delete_each(runs: Iterable[str], delete: Callable[[str], None]) -> None:
+    """End the routers of dead runs, of as many as can be."""
+    for run in runs:
+        logger.warning("%s has no controller any more: its routers are ended", run)
+        try:
+            delete(run)
+        except (RayServeException, RayError, TimeoutError) as error:
+            logger.warning("Serve does not end the routers of %s: %s", run, error)
 
 
 def delete_soon(run: str) -> None:
-    """Have Serve end the routers of a run that is dead, for one of them to call.
+    """Have Serve end the routers of a run that is dead, for one of them to call; forget its notes.
 
     Where Serve itself is gone there is nothing to be ended by it.
     """
     try:
         serve.delete(run, _blocking=False)
+        Kept(run).forget_all()
     except (RayServeException, RayError) as error:
         logger.warning("Serve does not end the routers of %s: %s", run, error)

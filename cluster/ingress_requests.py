@@ -8,13 +8,16 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shardserve.batching.errors import ServingError
+from shardserve.batching.errors import PermissionDenied, ServingError
 from shardserve.router import logs
 from shardserve.router.http_application import MAX_BODY
 from shardserve.router.prediction import RPCS, PredictionHandlers
+from shardserve.router.rest import Response as RestResponse
 from shardserve.router.rest import Rest
 from shardserve.router.servable import RequestContext
 from shardserve.router.status_codes import GRPC_STATUS, grpc_message
+
+_SHUT = "These models are not served through Ray Serve's ingress."
 
 
 class Encoded:
@@ -28,22 +31,31 @@ class Encoded:
 
 
 class Ingress:
-    """What Serve's calls of a router do. The client's deadline is Serve's to keep: it cancels."""
+    """What Serve's calls of a router do. The client's deadline is Serve's to keep: it cancels.
 
-    def __init__(self, rest: Rest, prediction: PredictionHandlers) -> None:
+    Whoever wants no ingress has one that is shut: Serve, where it has one for others, lets each
+    replica listen for itself, in the clear.
+    """
+
+    def __init__(self, rest: Rest, prediction: PredictionHandlers, *, is_open: bool = True) -> None:
         self._rest = rest
         self._prediction = prediction
+        self._is_open = is_open
 
     async def http(self, request: Request) -> Response:
         """Read the body, as far as it may go, and answer."""
-        body = await _body(request)
-        if body is None:
-            answer = self._rest.refused(413, f"The request body is longer than {MAX_BODY} bytes.")
-        else:
-            answer = await self._rest.handle(request.method, _path(request), request.headers, body)
+        answer = await self._http(request)
         # Serve sends the request's id itself.
         headers = {name: value for name, value in answer.headers if name != logs.REQUEST_ID}
         return Response(answer.body, answer.status, headers)
+
+    async def _http(self, request: Request) -> RestResponse:
+        if not self._is_open:
+            return self._rest.refused(403, _SHUT)
+        body = await _body(request)
+        if body is None:
+            return self._rest.refused(413, f"The request body is longer than {MAX_BODY} bytes.")
+        return await self._rest.handle(request.method, _path(request), request.headers, body)
 
     async def rpc(self, method: str, raw: bytes, rpc: Any) -> Encoded:
         """The reply to a serialised request of a method in `RPCS`. What fails is set on `rpc`."""
@@ -51,6 +63,8 @@ class Ingress:
         request_id = logs.request_id(headers.get(logs.REQUEST_ID))
         context = RequestContext(request_id, math.inf, headers=headers)
         try:
+            if not self._is_open:
+                raise PermissionDenied(_SHUT)
             return Encoded(await self._prediction.answer(RPCS[method], raw, context))
         except ServingError as error:
             rpc.set_code(GRPC_STATUS[error.code])

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from ray.experimental.internal_kv import _internal_kv_del as _delete
 from ray.experimental.internal_kv import _internal_kv_get as _get
+from ray.experimental.internal_kv import _internal_kv_list as _list
 from ray.experimental.internal_kv import _internal_kv_put as _put
 
 _NAMESPACE = b"shardserve"
+
+
+def kept_runs() -> set[str]:
+    """Who has notes."""
+    return {key.decode().partition("/")[0] for key in _list(b"", namespace=_NAMESPACE)}
 
 
 class Kept:
@@ -28,6 +34,10 @@ class Kept:
         """Keep nothing by these names."""
         for name in names:
             _delete(self._key(name), namespace=_NAMESPACE)
+
+    def forget_all(self) -> None:
+        """Keep nothing of this run."""
+        _delete(self._key(""), del_by_prefix=True, namespace=_NAMESPACE)
 
     def _key(self, name: str) -> bytes:
         return f"{self._run}/{name}".encode()

@@ -60,7 +60,7 @@ class Memory:
 
     async def forget(self) -> None:
         """The run is over."""
-        await self._do(partial(self._kept.forget, _RELOADED, _FOLLOWED, _OPENED, _FAILED))
+        await self._do(self._kept.forget_all)
 
     def _recall(self) -> None:
         self.reloaded, followed, opened, failure = map(

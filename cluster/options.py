@@ -72,7 +72,8 @@ class DoorOptions:
 
     `rest_timeout` is in seconds. What is behind them runs in `sessions`.
     `grpc_socket` is the path of a Unix socket besides the port, "" for none. With `tls` all
-    doors ask for it; it is what `tls_file` has, which is read again as it changes.
+    doors ask for it; it is what `tls_file` has, which is read again as it changes. Where there is
+    a file without it, they wait for it.
     `grpc_max_rpcs` and `rest_max_requests` bound what is answered at the same time: gRPC refuses
     what is more, REST lets predictions wait. `grpc_channel_arguments` are gRPC's own.
     `cors` and `compress_from` are as for `router.rest.Rest`, `tensor_content` and
@@ -123,20 +124,21 @@ class RayOptions:
 class Application:
     """The routers as an application of Ray Serve's, that serve the models of a controller's run.
 
-    `is_guest` where Serve was there before it, and so is to stay when it ends. `plan` has the
-    batching parameters of the server.
+    `plan` has the batching parameters of the server.
     """
 
     name: str
     controller: str
     doors: DoorOptions
     ray: RayOptions
-    is_guest: bool
     plan: PlanOptions = PlanOptions()  # noqa: RUF009 (frozen)
     warm_up: WarmUpOptions = WarmUpOptions()  # noqa: RUF009 (frozen)
 
     def without_key(self) -> Application:
-        """As Serve is told of it, which keeps what it is told: without the doors' certificate."""
+        """As Ray and Serve are told of it, which keep what they are told.
+
+        Without the doors' certificate, that is, which the controller is told by its driver.
+        """
         return replace(self, doors=replace(self.doors, tls=None))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from shardserve.batching.errors import Internal, ServingError, error_of
 from shardserve.cluster.placement import seats
+from shardserve.cluster.serve_ingress import ServeIngress
 from shardserve.cluster.stage_placement import AnySeat, stage_seats
 from shardserve.cluster.versions import VersionId
 from shardserve.shards.model import ModelPlan
@@ -38,7 +39,12 @@ class Failure:
 
 
 def failure_of(error: Exception) -> Failure:
-    """An error that is none of ours counts as internal, and keeps its name."""
+    """An error that is none of ours counts as internal, and keeps its name.
+
+    Of what went wrong in a group of tasks, the first counts.
+    """
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
     if isinstance(error, ServingError):
         return Failure(error.code, error.message)
     return Failure(Internal.code, f"{type(error).__name__}: {error}")
@@ -65,7 +71,8 @@ class Progress:
 class Start:
     """How far a server is, by version. Replaced whole; the number rises with every change.
 
-    `is_settled` once the models of the start are served, `is_routed` when the routers answer.
+    `is_settled` once the models of the start are served, `is_routed` when the routers answer,
+    behind Serve's `ingress` too.
     `warnings` are for whoever waits. A `failure` is the end of it.
     """
 
@@ -74,6 +81,7 @@ class Start:
     warnings: tuple[str, ...] = ()
     is_settled: bool = False
     is_routed: bool = False
+    ingress: ServeIngress = ServeIngress()  # noqa: RUF009 (frozen)
     failure: Failure | None = None
 
     @property

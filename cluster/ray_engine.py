@@ -56,7 +56,7 @@ def _serve(run: RayRun, options: ServeOptions, console: Console) -> int:
         with start_display(console, options.engine) as display:
             table = run.start(display)
         served = served_of(table.models)
-        announce(console, options, served, example_of(options, served))
+        announce(console, options, served, example_of(options, served), run.ingress)
         is_served = True
         run.stay(table)
     except Stopped as stopped:

@@ -21,6 +21,7 @@ from shardserve.cluster.controller import Controller
 from shardserve.cluster.options import Application, ServeOptions
 from shardserve.cluster.progress import Start
 from shardserve.cluster.run import Run
+from shardserve.cluster.serve_ingress import ServeIngress, ignored
 from shardserve.cluster.stop_signals import StopSignals
 from shardserve.cluster.stream_actor import NAMESPACE
 from shardserve.router import logs
@@ -43,7 +44,10 @@ class RayRun:
         self._controller: Any = None
         self._certificates = certificate_file(options.doors)
         self._look_at = 0.0
-        self._renewals = 0
+        #: How often the controller is to have been told of certificates, the first ones too.
+        self._renewals = 1
+        #: Where Serve's ingress listens, once all is served.
+        self.ingress = ServeIngress()
         self._log = logs.logger(run=name)
 
     @property
@@ -102,7 +106,6 @@ class RayRun:
             self._name,
             options.doors,
             options.ray,
-            is_guest=_serve_runs(),
             plan=options.defaults.plan,
             warm_up=options.warm_up,
         )
@@ -112,7 +115,7 @@ class RayRun:
             not self._is_own,
             options.defaults,
             options.manager,
-            application,
+            application.without_key(),
         )
 
     def _init_ray(self) -> None:
@@ -145,12 +148,15 @@ class RayRun:
             display.show(start)
             if start.failure is not None:
                 raise start.failure.error()
+        self.ingress = start.ingress
+        for line in ignored(self._options.ray, start.ingress):
+            display.warn(line)
 
     def _ask(self, method: str, known: int) -> Any:
         """A long poll of the controller, through its deaths. Raises Stopped on a signal."""
         while True:
             asked = getattr(self._controller, method).remote(known)
-            # One that was made anew has those of the start.
+            # One that was made anew has none.
             self._send_certificates()
             while not ray.wait([asked], timeout=_POLL_SECONDS)[0]:
                 self._stop.check()
@@ -174,14 +180,5 @@ class RayRun:
             self._send_certificates()
 
     def _send_certificates(self) -> None:
-        if self._certificates is not None and self._renewals:
+        if self._certificates is not None:
             self._controller.renew.remote(self._renewals, self._certificates.latest)
-
-
-def _serve_runs() -> bool:
-    """Whether there is a Serve in this Ray already: somebody else's, or of another run."""
-    try:
-        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
-    except ValueError:
-        return False
-    return True

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from shardserve.cluster.options import Application
+from shardserve.cluster.serve_ingress import ServeIngress
 
 #: Between two attempts to end what is being started.
 _AGAIN_SECONDS = 0.5
@@ -18,17 +19,18 @@ class RouterApp:
     Belongs to the running event loop.
     """
 
-    def __init__(self, deploy: Callable[[], None], withdraw: Callable[[], None]) -> None:
+    def __init__(self, deploy: Callable[[], ServeIngress], withdraw: Callable[[], None]) -> None:
         self._deploy = deploy
         self._withdraw = withdraw
-        self._deploying: asyncio.Future[None] | None = None
+        self._deploying: asyncio.Future[ServeIngress] | None = None
         self._is_over = False
 
-    async def start(self) -> None:
-        """Return when routers answer, or when it is ended. Raises what `deploy` raises."""
-        if not self._is_over:
-            self._deploying = asyncio.ensure_future(asyncio.to_thread(self._deploy))
-            await asyncio.shield(self._deploying)
+    async def start(self) -> ServeIngress:
+        """What `deploy` returns or raises, when routers answer; nothing once it is ended."""
+        if self._is_over:
+            return ServeIngress()
+        self._deploying = asyncio.ensure_future(asyncio.to_thread(self._deploy))
+        return await asyncio.shield(self._deploying)
 
     async def end(self) -> None:
         """Return when there are no routers, and none will come of a start that was under way."""
@@ -46,10 +48,10 @@ def app_of(application: Application) -> RouterApp:
     return RouterApp(partial(_deploy, application), partial(_withdraw, application))
 
 
-def _deploy(application: Application) -> None:
+def _deploy(application: Application) -> ServeIngress:
     from shardserve.cluster import serve_app  # noqa: PLC0415 (slow to import; the plan goes first)
 
-    serve_app.deploy(application)
+    return serve_app.deploy(application)
 
 
 def _withdraw(application: Application) -> None:

@@ -83,7 +83,8 @@ class Router:
             self._tell,
         )
         self._endpoints = Endpoints(runtime, calls.reload, calls.measures, calls.collected)
-        self._ingress = Ingress(self._endpoints.rest, self._endpoints.prediction)
+        is_open = application.ray.has_ingress
+        self._ingress = Ingress(self._endpoints.rest, self._endpoints.prediction, is_open=is_open)
         self._following = asyncio.ensure_future(self._follow())
         self._is_there = True
         await self._ready()

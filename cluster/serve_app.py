@@ -12,27 +12,53 @@ from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
+from shardserve.cluster import serve_state
 from shardserve.cluster.dead_runs import delete_dead
 from shardserve.cluster.ingress import ADDERS
 from shardserve.cluster.options import Application
 from shardserve.cluster.placement import ROUTER_CPUS
 from shardserve.cluster.router_deployment import Router
+from shardserve.cluster.serve_ingress import ServeIngress
 
 #: A bound on what waits in one router, far above what it can serve.
 MAX_ONGOING_REQUESTS = 4096
 _LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
 
 
-def deploy(application: Application) -> None:
+def deploy(application: Application) -> ServeIngress:
     """Start Serve if it does not run, and the routers if they do not. Returns when they answer.
 
-    Routers of runs that are dead go first.
-    Routers that run are left alone: they outlive the controller that started them.
+    What comes back is where Serve leads to them, if it does. Routers of runs that are dead go
+    first. Routers that run are left alone: they outlive the controller that started them.
     """
-    serve.start(**_ingress(application), logging_config=_LOGGING)
+    _start_serve(application)
     delete_dead()
-    if _is_running(application.name):
-        return
+    if not _is_running(application.name):
+        _run_routers(application)
+    if not application.ray.has_ingress:
+        return ServeIngress()
+    return serve_state.ingress_of(serve_state.details())
+
+
+def withdraw(application: Application) -> None:
+    """End the routers, and Serve with them unless it is somebody else's, or serves others."""
+    if application.ray.address is None:
+        serve.shutdown()
+    elif serve_state.controller() is not None:
+        serve.delete(application.name)
+        if serve_state.may_end(serve.status().applications, we_started=serve_state.is_ours()):
+            serve.shutdown()
+            serve_state.note_ended()
+
+
+def _start_serve(application: Application) -> None:
+    was_there = serve_state.controller() is not None
+    serve.start(**_ingress(application), logging_config=_LOGGING)
+    if not was_there:
+        serve_state.note_started()
+
+
+def _run_routers(application: Application) -> None:
     deployment = serve.deployment(Router).options(
         name="Router",
         num_replicas=application.ray.routers,
@@ -42,18 +68,11 @@ def deploy(application: Application) -> None:
         logging_config=_LOGGING,
     )
     serve.run(
-        deployment.bind(application.without_key()),
+        deployment.bind(application),
         name=application.name,
-        route_prefix="/",
+        # A Serve that runs already may have an ingress, which then does not lead here.
+        route_prefix="/" if application.ray.has_ingress else None,
     )
-
-
-def withdraw(application: Application) -> None:
-    """End the routers, and Serve with them unless they were its guests."""
-    if application.is_guest:
-        serve.delete(application.name)
-    else:
-        serve.shutdown()
 
 
 def _ingress(application: Application) -> dict[str, Any]:

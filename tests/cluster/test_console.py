@@ -30,6 +30,7 @@ from shardserve.cluster.model_config import ModelConfig
 from shardserve.cluster.options import DoorOptions, Engine, Models, ServeOptions
 from shardserve.cluster.placement import Seat
 from shardserve.cluster.progress import Phase, Progress, Start, verified
+from shardserve.cluster.serve_ingress import ServeIngress
 from shardserve.cluster.stage_placement import StageSeat
 from shardserve.cluster.versions import VersionId
 from shardserve.router.rest import MONITORING_PATH
@@ -38,6 +39,7 @@ OPTIONS = ServeOptions(
     Models((ModelConfig("dlrm", Path("/models/dlrm")),)), doors=DoorOptions(rest_port=8501)
 )
 SERVED = [Served("dlrm", (7,))]
+INGRESS = ServeIngress("127.0.0.1", 8000, 9000)
 
 
 def test_each_seat_has_a_bar() -> None:
@@ -76,7 +78,7 @@ def test_the_verification_of_checksums_has_a_bar() -> None:
 
 def test_the_announcement_names_every_port_and_the_example() -> None:
     text = "\n".join(
-        announcement(OPTIONS, SERVED, Example(Path("/tmp/ask.json"), '{"outputs": 1}'))
+        announcement(OPTIONS, SERVED, Example(Path("/tmp/ask.json"), '{"outputs": 1}'), INGRESS)
     )
 
     assert "dlrm version 7" in text
@@ -96,6 +98,16 @@ def test_a_door_that_is_shut_is_not_announced() -> None:
 
     shut = replace(OPTIONS, engine=Engine.LOCAL, doors=DoorOptions())
     assert not any("REST" in line for line in announcement(shut, SERVED, None))
+
+
+def test_the_ingress_is_announced_where_it_is_if_it_is() -> None:
+    (line,) = (
+        line
+        for line in announcement(OPTIONS, SERVED, None, ServeIngress("0.0.0.0", 8123))
+        if "Ray Serve" in line
+    )
+    assert line == "  Ray Serve  http://localhost:8123/v1/models/dlrm"
+    assert not any("Ray Serve" in line for line in announcement(OPTIONS, SERVED, None))
 
 
 def test_all_interfaces_are_shown_as_an_address_that_works() -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import pytest
 import ray
@@ -18,8 +18,16 @@ from shardserve.batching.errors import NotFound
 from shardserve.cluster.catalog_table import VersionEntry
 from shardserve.cluster.control_plane import ControlPlane
 from shardserve.cluster.leases import RouterReport
+from shardserve.cluster.memory import Memory
 from shardserve.cluster.model_config import ModelConfig
-from shardserve.cluster.options import ManagerOptions, Models
+from shardserve.cluster.options import (
+    Application,
+    DoorOptions,
+    ManagerOptions,
+    Models,
+    RayOptions,
+)
+from shardserve.cluster.router_app import RouterApp
 from shardserve.cluster.run import Run, new_name
 from shardserve.cluster.versions import VersionId
 from shardserve.router.catalog import State
@@ -143,9 +151,51 @@ async def test_routers_are_told_of_certificates_once() -> None:
         first, second = Tls(b"key", b"first"), Tls(b"key", b"second")
         plane.renew(1, first)
         plane.renew(1, second)
-        assert (plane.catalog.latest.renewed, plane.tls) == (1, first)
+        assert (plane.catalog.latest.renewed, await plane.tls()) == (1, first)
         plane.renew(2, second)
-        assert (plane.catalog.latest.renewed, plane.tls) == (2, second)
+        assert (plane.catalog.latest.renewed, await plane.tls()) == (2, second)
+
+
+async def test_certificates_that_are_to_come_are_waited_for(tmp_path: Path) -> None:
+    async with plane_without_serve(tmp_path / "ssl.config") as plane:
+        asked = asyncio.ensure_future(plane.tls())
+        await asyncio.to_thread(int)
+        assert not asked.done()
+        plane.renew(1, Tls(b"key", b"first"))
+        assert await asked == Tls(b"key", b"first")
+
+
+async def test_what_fails_with_the_routers_is_logged_and_the_run_ends_in_order(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with asyncio.timeout(FOREVER), plane_without_serve() as plane:
+        start = plane.start.latest
+        while start.failure is None:
+            start = await plane.start.wait(start.number, FOREVER)
+        await plane._memory.opened()
+    assert "no Serve today" in start.failure.message
+    assert [record.message for record in caplog.records if record.exc_info] == [
+        "the routers do not start",
+        "the routers are not ended",
+    ]
+    after = Memory(plane._run.name)
+    await after.recall()
+    assert not after.has_opened
+
+
+@asynccontextmanager
+async def plane_without_serve(tls_file: Path | None = None) -> AsyncIterator[ControlPlane]:
+    """Of a run whose routers can be neither started nor ended."""
+
+    def fail() -> NoReturn:
+        raise TimeoutError("no Serve today")
+
+    name = new_name()
+    application = Application(name, name, DoorOptions(tls_file=tls_file), RayOptions())
+    plane = ControlPlane(Run(name, Models(()), False, application=application), SECRET)
+    plane._app = RouterApp(fail, fail)
+    async with ended(plane):
+        yield plane
 
 
 async def test_a_load_that_is_cancelled_late_ends_when_routers_have_dropped_it(

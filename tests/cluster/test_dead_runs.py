@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from shardserve.cluster.dead_runs import dead
+import pytest
+
+from shardserve.cluster.dead_runs import dead, delete_each
 from shardserve.cluster.run import is_name, new_name
 
 
@@ -11,6 +13,22 @@ def test_routers_are_dead_without_their_controller_and_what_is_not_ours_is_left_
     applications = [living, "default", gone, "shardserve-dashboard", f"{gone}-of-somebody"]
 
     assert dead(applications, {living}.__contains__) == [gone]
+
+
+def test_routers_that_cannot_be_ended_are_named_and_stop_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lost, gone, deleted = new_name(), new_name(), []
+
+    def delete(run: str) -> None:
+        if run == lost:
+            raise TimeoutError("not deleted after 60s")
+        deleted.append(run)
+
+    delete_each([lost, gone], delete)
+
+    assert deleted == [gone]
+    assert f"Serve does not end the routers of {lost}: not deleted after 60s" in caplog.messages
 
 
 def test_no_two_runs_have_the_same_name() -> None:

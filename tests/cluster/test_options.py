@@ -57,9 +57,9 @@ def test_a_socket_alone_is_something_to_serve_on() -> None:
     check(replace(GOOD, doors=DoorOptions(grpc_port=0, grpc_socket="/run/model.sock")))
 
 
-def test_what_serve_keeps_of_an_application_has_no_key() -> None:
+def test_what_ray_keeps_of_an_application_has_no_key() -> None:
     doors = DoorOptions(tls=Tls(b"a secret", b"a certificate"))
-    application = Application("run", "run", doors, RayOptions(), is_guest=False)
+    application = Application("run", "run", doors, RayOptions())
 
     kept = application.without_key()
 

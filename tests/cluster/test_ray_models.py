@@ -46,7 +46,7 @@ def options_file(path: Path, text: str) -> Path:
 async def make_router(run: ServerRun, doors: DoorOptions) -> Router:
     """A router as Serve makes it."""
     made = Router.__new__(Router)
-    application = Application(run.name, run.name, doors, RayOptions(), is_guest=False)
+    application = Application(run.name, run.name, doors, RayOptions())
     await made.__init__(application)  # type: ignore[misc, func-returns-value]
     return made
 

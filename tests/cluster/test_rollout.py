@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -115,7 +116,7 @@ async def on_local(models: Models, defaults: ModelOptions) -> AsyncIterator[Serv
 async def on_ray(models: Models, defaults: ModelOptions) -> AsyncIterator[Served]:
     async with serving(models, defaults, SECONDS, MANAGER) as run:
         made = Router.__new__(Router)
-        application = Application(run.name, run.name, NO_DOORS, RayOptions(), is_guest=False)
+        application = Application(run.name, run.name, NO_DOORS, RayOptions())
         await made.__init__(application)  # type: ignore[misc, func-returns-value]
         try:
             yield Served(made.prediction, rest=made._endpoints.rest, ended=made.leave)
@@ -175,6 +176,15 @@ class _Call:
     def invocation_metadata(self) -> list[tuple[str, str]]:
         return self._metadata
 
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self.code = code
+
+    def set_details(self, details: str) -> None:
+        self.details = details
+
+    def set_trailing_metadata(self, metadata: list[tuple[str, str]]) -> None:
+        """Of no interest."""
+
 
 def _http(path: str, body: bytes, **headers: str) -> Request:
     """What Serve gives its ingress of HTTP."""
@@ -218,6 +228,10 @@ async def test_a_client_sticks_to_a_canary_behind_the_ingress_as_well(
             assert found.model_spec.version.value == version
             answer = await ingress.http(_http("/v1/models/m:predict", body, x_user=user))
             assert json.loads(answer.body) == {"predictions": [10.0 * version]}
+        shut, call = Ingress(client.rest, client.prediction, is_open=False), _Call()
+        assert (await shut.http(_http("/v1/models/m:predict", body))).status_code == 403
+        reply = await shut.rpc("Predict", request.SerializeToString(), call)
+        assert (reply.SerializeToString(), call.code) == (b"", grpc.StatusCode.PERMISSION_DENIED)
         counted = await client.counted(":shardserve:experiment_requests")
         assert sum(counted.values()) == 10
         await client.reload("model_config_list {}")

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from shardserve.cluster.router_app import RouterApp
+from shardserve.cluster.serve_ingress import ServeIngress
 from shardserve.cluster.uncancelled import on_thread
 from shardserve.cluster.waiting import noted_after
 
@@ -20,10 +21,11 @@ class Cluster:
         self.withdrawn = 0
         self.begun, self.may_run = threading.Event(), threading.Event()
 
-    def deploy(self) -> None:
+    def deploy(self) -> ServeIngress:
         self.begun.set()
         self.may_run.wait(10)
         self.runs = True
+        return ServeIngress()
 
     def withdraw(self) -> None:
         self.withdrawn += 1

@@ -35,7 +35,7 @@ async def test_a_router_shows_the_certificates_and_the_readiness_that_its_contro
     async with serving(Models(()), ModelOptions()) as run:
         await run.controller.renew.remote(1, first.server())
         made = Router.__new__(Router)
-        application = Application(run.name, run.name, doors, RayOptions(), is_guest=False)
+        application = Application(run.name, run.name, doors, RayOptions())
         await made.__init__(application)  # type: ignore[misc, func-returns-value]
         try:
             assert await probed(port, first, tmp_path) == 200
