@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import tensorflow as tf
 
 Array = npt.NDArray[Any]
@@ -49,3 +50,8 @@ def _spec(shape: tuple[int, ...], box: Box | None) -> str:
 def numbered(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
     """An array whose elements all differ, as far as the dtype goes."""
     return np.arange(np.prod(shape, dtype=np.int64)).reshape(shape).astype(dtype)
+
+
+def is_open(path: Path) -> bool:
+    """Whether this process has the file open. Others, it opens and closes on its own threads."""
+    return str(path) in {file.path for file in psutil.Process().open_files()}
