@@ -61,7 +61,6 @@ class Stage(Generic[T]):
         self.auto = AutoBatching(timeout, self.size) if isinstance(timeout, Auto) else None
         self.timeout = 0.0 if isinstance(timeout, Auto) else timeout / 1e6
         self.refused = self.expired = 0
-        self._batches = self._tasks = self._rows = self._padding = 0
         self._run_seconds = 0.0
         self._tallies = StageTallies(pads=bool(parameters.allowed_batch_sizes))
 
@@ -85,12 +84,7 @@ class Stage(Generic[T]):
 
     def started(self, batch: Batch[T], now: float) -> None:
         """Count a batch that starts to run."""
-        tasks, rows, padded = batch.tasks, batch.size, batch.padded_size
-        self._batches += 1
-        self._tasks += len(tasks)
-        self._rows += rows
-        self._padding += padded - rows
-        self._tallies.started(tasks, rows, padded, now)
+        self._tallies.started(batch.tasks, batch.size, batch.padded_size, now)
 
     def ended(self, batch: Batch[T], slots: int, now: float) -> float:
         """Learn from a batch that ran well. Returns the least such batches took lately."""
@@ -109,12 +103,13 @@ class Stage(Generic[T]):
             queue.close()
 
     def counts(self) -> StageCounts:
-        queues = self.queues()
+        queues, found = self.queues(), self._tallies.distributions()
+        rows = int(found.task_rows.total)
         return StageCounts(
-            batches=self._batches,
-            tasks=self._tasks,
-            rows=self._rows,
-            padding_rows=self._padding,
+            batches=found.batch_rows.count,
+            tasks=found.task_rows.count,
+            rows=rows,
+            padding_rows=int(found.batch_rows.total) - rows,
             refused=self.refused,
             expired=self.expired,
             queue_seconds=self._tallies.queue_seconds,
@@ -124,7 +119,7 @@ class Stage(Generic[T]):
             waiting_tasks=sum(len(b.tasks) for queue in queues for b in queue.batches),
             running_batches=sum(queue.running for queue in queues),
             parameters=self.parameters,
-            distributions=self._tallies.distributions(),
+            distributions=found,
         )
 
     def _adapt(self, auto: AutoBatching, batch: Batch[T], slots: int, now: float) -> None:

@@ -310,15 +310,14 @@ class TensorFlowRunner:
         runs: Runs,
     ) -> list[Array]:
         self.threads.check_open()
-        started = time.monotonic()
-        if started >= context.deadline:
-            raise DeadlineExceeded(TIMED_OUT)
         stopwatch = Stopwatch()
+        if stopwatch.started >= context.deadline:
+            raise DeadlineExceeded(TIMED_OUT)
         try:
             return stage(*values)
         finally:
             runs.on_loop(stopwatch.held())
-            context.spend(spend, time.monotonic() - started)
+            context.spend(spend, stopwatch.passed())
 
     def close(self) -> None:
         """Free the session, and what it holds with it; closing it again does nothing.

@@ -9,16 +9,21 @@ import time
 class Stopwatch:
     """Runs from when it is made, on the thread that makes it and reads it. 1 us, all in all."""
 
-    __slots__ = ("_own", "_started", "_waits")
+    __slots__ = ("_own", "_waits", "started")
 
     def __init__(self) -> None:
         self._waits = _waits()
         self._own = time.thread_time()
-        self._started = time.monotonic()
+        #: When, on `time.monotonic`.
+        self.started = time.monotonic()
 
     def own(self) -> float:
         """Seconds that the thread has had a core."""
         return time.thread_time() - self._own
+
+    def passed(self) -> float:
+        """Seconds that have passed."""
+        return time.monotonic() - self.started
 
     def held(self) -> float:
         """Seconds that the work has held up its thread.
@@ -26,7 +31,7 @@ class Stopwatch:
         All that have passed if it waited for anything; if it did not, only those that it had a
         core: the others are what the system, which had taken the core away, gave to somebody else.
         """
-        passed = time.monotonic() - self._started
+        passed = self.passed()
         return passed if _waits() != self._waits else min(passed, self.own())
 
 
