@@ -51,8 +51,25 @@ class SubmitsCalls(Protocol[_Asked, _Reply]):
         ...
 
 
+class _Nobody:
+    """The sink of a call that has ended."""
+
+    def replied(self, tag: int, reply: Any) -> None:
+        raise AssertionError("a call ends once")
+
+    def failed(self, tag: int, error: ServingError) -> None:
+        raise AssertionError("a call ends once") from error
+
+
+_NOBODY = _Nobody()
+
+
 class Call(Generic[Q, P]):
-    """A request, until it ends: by a reply, by an error, or by being cancelled."""
+    """A request, until it ends: by a reply, by an error, or by being cancelled.
+
+    It lets go of its sink then. Sinks keep their calls, and a cycle of the two would keep request
+    and reply until the garbage collector comes, which stops the whole process for tens of ms.
+    """
 
     #: Who has it at the moment; None once it has ended.
     holder: Holder | None = None
@@ -80,25 +97,30 @@ class Call(Generic[Q, P]):
     def succeed(self, reply: P) -> None:
         """End with a reply. For the holder, which has let go of the call."""
         self.holder = None
-        self.sink.replied(self.tag, reply)
+        self._let_go().replied(self.tag, reply)
 
     def fail(self, error: ServingError) -> None:
         """End with an error, or go on elsewhere. For the holder, which has let go of the call."""
         holder, self.holder = self.holder, None
         if self.retry and isinstance(error, Unavailable) and self.retry(self, holder):
             return
-        self.sink.failed(self.tag, error)
+        self._let_go().failed(self.tag, error)
 
     def end(self, error: ServingError) -> None:
         """End with an error for good. For the holder, which has let go of the call."""
         self.holder = None
-        self.sink.failed(self.tag, error)
+        self._let_go().failed(self.tag, error)
 
     def cancel(self) -> None:
         """Nobody waits any more. Does nothing to a call that has ended."""
         if self.holder is not None:
             holder, self.holder = self.holder, None
+            self._let_go()
             holder.forget(self)
+
+    def _let_go(self) -> Sink[P]:
+        sink, self.sink = self.sink, _NOBODY
+        return sink
 
 
 AnyCall = Call[Any, Any]
