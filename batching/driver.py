@@ -69,8 +69,10 @@ class BatchDevice:
     """
 
     def __init__(self, slots: int | None, limits: DeviceLimits = DEFAULT_LIMITS) -> None:
-        most = 2 * (os.cpu_count() or 1) if slots is None else slots
-        self.scheduler: BatchScheduler[Any] = BatchScheduler(InFlight(slots or 1, most), limits)
+        #: The most batches that run at once.
+        self.slots = 2 * (os.cpu_count() or 1) if slots is None else slots
+        in_flight = InFlight(slots or 1, self.slots)
+        self.scheduler: BatchScheduler[Any] = BatchScheduler(in_flight, limits)
         self._batchers: dict[Stage[Any], Batcher[Any, Any]] = {}
         self._runs: dict[Batch[Any], asyncio.Task[None]] = {}
         self._timer: asyncio.Handle | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class BatchingParameters:
     (0 counts as `max_batch_size`). A batch that is not full waits until it is
     `batch_timeout_micros` old; `Auto` finds the timeout and the size that hold a target. Besides
     the batches that run, `max_enqueued_batches` may wait (0 counts as 1). `num_batch_threads`
-    batches run at once on a device made for these parameters.
+    batches run at once on a device made for these parameters; None leaves it to who makes one.
 
     A batch is padded up to the next of `allowed_batch_sizes`, if there are any, or cut down, as
     `batch_padding_policy` says. `pad_variable_length_inputs` lets tasks share a batch whose
@@ -75,7 +75,7 @@ class BatchingParameters:
     max_batch_size: int = 1000
     batch_timeout_micros: int | Auto = 0
     max_enqueued_batches: int = 10
-    num_batch_threads: int = field(default_factory=_cpus)
+    num_batch_threads: int | None = None
     allowed_batch_sizes: tuple[int, ...] = ()
     pad_variable_length_inputs: bool = False
     thread_pool_name: str = "batch_threads"
@@ -92,7 +92,8 @@ class BatchingParameters:
         _at_least(1, "max_batch_size", self.max_batch_size)
         if not isinstance(self.batch_timeout_micros, Auto):
             _at_least(0, "batch_timeout_micros", self.batch_timeout_micros)
-        _at_least(1, "num_batch_threads", self.num_batch_threads)
+        if self.num_batch_threads is not None:
+            _at_least(1, "num_batch_threads", self.num_batch_threads)
         for name in _NOT_NEGATIVE:
             _at_least(0, name, getattr(self, name))
         self._check_execution_size()
@@ -101,6 +102,11 @@ class BatchingParameters:
         if self.low_priority_allowed_batch_sizes:
             largest = {self.low_priority_max_batch_size or self.execution_size}
             _check_allowed("low_priority_", self.low_priority_allowed_batch_sizes, largest)
+
+    @property
+    def slots(self) -> int:
+        """Batches that run at once: as many as there are cores, if nothing is said."""
+        return self.num_batch_threads or _cpus()
 
     @property
     def execution_size(self) -> int:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.memory import settle_memory
+from shardserve.batching.parameters import BatchingParameters
 from shardserve.cluster.doors import doors_of, handler_options
 from shardserve.cluster.options import DoorOptions
 from shardserve.router.catalog import Catalog
@@ -91,16 +92,26 @@ def start_runtime(
 ) -> Runtime:
     """Start the threads that serve, TensorFlow's among them. Call it before TensorFlow is used.
 
-    `router` tells processes apart whose metrics come on one page. The server's batching parameters
-    say how many batches run at the same time, if there are any.
+    `router` tells processes apart whose metrics come on one page.
     """
     start_tensorflow(parallelism_of(doors))
     threads = StageThreads()
     batching = defaults.batching.parameters
-    device = BatchDevice(threads.count if batching is None else batching.num_batch_threads)
+    device = BatchDevice(slots_of_stages(batching, threads.count))
     catalog = Catalog()
     metrics = Metrics(models=lambda: catalog.models, router=router)
     return Runtime(threads, device, catalog, metrics, doors, warm_up)
+
+
+def slots_of_stages(server: BatchingParameters | None, threads: int) -> int:
+    """How many batches of stages run at once in a router of so many stage threads.
+
+    As the server's parameters say; if they do not, one thread is left to stages that are not
+    batched, so that the next batch finds requests that are ready for it. There is no thread besides
+    for batches: more threads at work than there are cores make each of them slower than they gain.
+    """
+    told = None if server is None else server.num_batch_threads
+    return told or max(1, threads - 1)
 
 
 def parallelism_of(doors: DoorOptions) -> Parallelism:

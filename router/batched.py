@@ -24,7 +24,7 @@ class BatchedServable:
     deadline of its requests, each of which ends at its own. The time that a batch spends on its
     stages is spent on each of its requests. A request that is alone in its batch runs as it is.
     All requests come from one event loop. Without a `device` it has one of its own, with
-    `num_batch_threads` slots.
+    the parameters' `slots`.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class BatchedServable:
         self.signature_def_map = servable.signature_def_map
         self._servable = servable
         self._stage = TensorStage(
-            device or BatchDevice(parameters.num_batch_threads),
+            device or BatchDevice(parameters.slots),
             parameters.thread_pool_name,
             parameters,
             self._run_batch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import replace
 
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.parameters import BatchingParameters
@@ -95,4 +96,5 @@ class Compiler:
         if parameters is None:
             return None
         name = f"{self._name}/{kind}"
-        return StageQueue(self._device, name, parameters, self._runner.threads, kind)
+        told = replace(parameters, num_batch_threads=self._device.slots)
+        return StageQueue(self._device, name, told, self._runner.threads, kind)

@@ -57,7 +57,7 @@ class StageQueue:
     async def _run(self, joined: list[Array], batch: TensorBatch) -> list[Array]:
         stage = cast(JoinedStage, cast(Likeness, batch.key).group).stage
         with batch_context(batch) as context:
-            values: list[Array] = await self._threads.of_batches.run(
+            values: list[Array] = await self._threads.run(
                 lambda: stage(*joined), context, self._spend
             )
         return values

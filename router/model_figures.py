@@ -77,5 +77,5 @@ def _snapshot(stage: StageFigures) -> Snapshot:
     parameters = stage.counts.parameters
     if parameters is not None and stage.stage in SESSION_STAGES:
         series[SPLITTING.name] = {(stage.model,): int(parameters.enable_large_batch_splitting)}
-        series[BATCH_THREADS.name] = {(stage.model,): parameters.num_batch_threads}
+        series[BATCH_THREADS.name] = {(stage.model,): parameters.slots}
     return Snapshot(series)

@@ -12,7 +12,6 @@ import time
 import weakref
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -119,15 +118,6 @@ class StageThreads:
         for thread in self._threads:
             thread.start()
 
-    @cached_property
-    def of_batches(self) -> StageThreads:
-        """As many threads for batches alone.
-
-        A batch takes many times what a request's own small stages take, which would wait for it
-        here, and leave the next batch without requests. The system divides the cores fairly.
-        """
-        return StageThreads(self.count)
-
     async def run(
         self,
         work: Callable[[], Any],
@@ -163,8 +153,6 @@ class StageThreads:
     def close(self) -> None:
         """Finish what is queued, then end the threads. Later jobs are refused."""
         self._closed = True
-        if "of_batches" in vars(self):
-            self.of_batches.close()
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:

@@ -309,7 +309,7 @@ class ShardedServable:
         names = [str(number) for number in range(len(one.region.outputs))]
         device = self._batching.device
         if one.program.rounds or REQUEST in one.program.dense.feeds:
-            device = BatchDevice(one.region.batching.num_batch_threads)
+            device = BatchDevice(one.region.batching.slots)
 
         async def run(tensors: Sequence[Array], context: RequestContext) -> list[Array]:
             inputs = {str(number): value for number, value in enumerate(tensors)}

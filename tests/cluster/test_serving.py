@@ -13,7 +13,7 @@ import pytest
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.cluster.loading import load_servable
-from shardserve.cluster.serving import Runtime
+from shardserve.cluster.serving import Runtime, slots_of_stages
 from shardserve.router.admitting import AdmittingServable
 from shardserve.router.batched import BatchedServable
 from shardserve.router.servable import Array, RequestContext, Servable
@@ -49,6 +49,21 @@ def plan(path: Path, threshold: int, batching: BatchingOptions) -> ModelPlan:
 def admitted(servable: Servable) -> Servable:
     """Without who refuses what would be late."""
     return servable.servable if isinstance(servable, AdmittingServable) else servable
+
+
+@pytest.mark.parametrize(
+    ("server", "threads", "slots"),
+    [
+        (None, 4, 3),
+        (BatchingParameters(), 4, 3),
+        (BatchingParameters(), 1, 1),
+        (BatchingParameters(num_batch_threads=6), 4, 6),
+    ],
+)
+def test_batches_leave_a_thread_to_other_stages_unless_their_number_is_told(
+    server: BatchingParameters | None, threads: int, slots: int
+) -> None:
+    assert slots_of_stages(server, threads) == slots
 
 
 def test_whole_requests_are_joined_where_the_stages_file_says_so(
