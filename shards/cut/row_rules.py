@@ -159,20 +159,27 @@ def _squeeze(op: Operation, _: str) -> RowKind | None:
 
 
 def _reshape(op: Operation, name: str) -> RowKind | None:
-    rows, before, after = op.rows(0), op.shape(0), op.graph.shape(name)
-    if rows is None or before is None or after is None or not after:
+    """To so many lines for each row, however long a line is; or to lines of a known length."""
+    rows, kind, wanted = op.rows(0), op.kinds[1], op.constant(1)
+    if rows is None:
         return None
-    if None in before[1:] or None in after[1:]:
+    lines = _lines_after(rows, op.shape(0), op.graph.shape(name))
+    if isinstance(kind, Sizes):
+        return Rows(kind.lines) if lines in (None, kind.lines) else None
+    is_open = wanted is not None and wanted.size and int(wanted.reshape(-1)[0]) == -1
+    return Rows(lines) if is_open and lines else None
+
+
+def _lines_after(
+    rows: Rows, before: tuple[int | None, ...] | None, after: tuple[int | None, ...] | None
+) -> int | None:
+    """The lines of each row in the new shape; None where its sizes are not known, 0 for no line."""
+    if not before or not after or None in before[1:] or None in after[1:]:
         return None
     size, each = math.prod(_known(before[1:])), math.prod(_known(after[1:]))
     if each == 0 or (rows.lines * size) % each:
-        return None
-    lines = rows.lines * size // each
-    kind, wanted = op.kinds[1], op.constant(1)
-    if isinstance(kind, Sizes):
-        return Rows(lines) if kind.lines == lines else None
-    is_open = wanted is not None and wanted.size and int(wanted.reshape(-1)[0]) == -1
-    return Rows(lines) if is_open and lines else None
+        return 0
+    return rows.lines * size // each
 
 
 def _known(sizes: Sequence[int | None]) -> list[int]:
@@ -346,7 +353,7 @@ _RULES: dict[str, Rule] = {
     **_ops("MatMul", _matmul),
     **_ops("BatchMatMul BatchMatMulV2 BatchMatMulV3", _batch_matmul),
     **_ops("ConcatV2", _concat),
-    **_ops("Sum Mean Max Min Prod All Any ArgMax ArgMin", _reduce),
+    **_ops("Sum Mean Max Min Prod All Any ArgMax ArgMin EuclideanNorm ReduceJoin", _reduce),
     **_ops("Cumsum Cumprod ReverseV2", _beyond_first_axis(1)),
     **_ops("ExpandDims", _expand_dims),
     **_ops("Squeeze", _squeeze),

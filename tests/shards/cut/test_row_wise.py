@@ -70,6 +70,12 @@ STEPS: dict[str, Callable[[Any], Any]] = {
     "number of rows": lambda t: t * tf.cast(tf.shape(t)[0], tf.float32),
     "ones of its shape": lambda t: tf.fill(tf.shape(t), 2.0) + t,
     "as text": lambda t: tf.strings.to_number(tf.strings.as_string(t)),
+    "joined text": lambda t: tf.strings.to_number(
+        tf.strings.reduce_join(tf.strings.as_string(tf.abs(t), precision=0), axis=-1, keepdims=True)
+    ),
+    "joined text of rows": lambda t: tf.strings.to_number(
+        tf.strings.reduce_join(tf.strings.as_string(tf.abs(t), precision=0), axis=0, keepdims=True)
+    ),
     "parts of text": lambda t: (
         tf.strings.to_number(
             tf.strings.substr(
@@ -143,7 +149,7 @@ JOINING = (
     "relu", "add a row", "less its mean", "double", "flatten", "flatten by shape", "split rows",
     "more axes", "turned inside", "softmax", "summed", "running sum inside", "first column",
     "times a kernel", "einsum", "tiled", "padded", "best", "gathered", "one hot", "as text",
-    "ones of its shape", "where", "packed", "parted", "parts of text",
+    "ones of its shape", "where", "packed", "parted", "parts of text", "joined text",
 )  # fmt: skip
 
 
@@ -196,3 +202,20 @@ def test_a_lookup_joins_if_its_ids_do_and_its_bags_are_of_one_row(changes, joins
     inputs = ["ids:0", "flat:0", "weights:0"]
     rows = RowWise(ShapedGraph(graph.as_graph_def(), ()), inputs, {one.output: one})
     assert isinstance(rows.kind("rows:0"), Rows) is joins, rows.kind("rows:0")
+
+
+@pytest.mark.parametrize("length", [1, 3, 8])
+def test_lines_of_unknown_length_that_are_reshaped_by_the_number_of_rows_join(length):
+    with tf.Graph().as_default() as graph:
+        x = v1.placeholder(tf.float32, [None, None], "x")
+        parts = x[..., None] + np.arange(2, dtype=np.float32)
+        flat = tf.reshape(parts, tf.stack([tf.shape(x)[0], -1]))
+        by_lines = tf.reshape(flat, [-1, 2])
+    rows = analysed(graph)
+    assert rows.kind(flat.name) == Rows(1)
+    assert not isinstance(rows.kind(by_lines.name), Rows)
+    requests = [np.random.default_rng(n).normal(size=(n, length)) for n in (1, 2, 3)]
+    with v1.Session(graph=graph) as session:
+        alone = [session.run(flat, {x: one}) for one in requests]
+        together = session.run(flat, {x: np.concatenate(requests)})
+    np.testing.assert_array_equal(together, np.concatenate(alone))
