@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from shardserve.batching.errors import Unavailable
 
 #: A request that takes more of its time than this is nearly late: some like it will be.
-MARGIN = 0.8
+MARGIN = 0.7
 #: How many more may be under way for each that was answered well, and what is left of that number
-#: when one was not: once for all that began before it became known.
-_MORE, _FEWER = 0.1, 0.8
+#: when one was not: once for all that began before it became known. Small steps: the number goes up
+#: and down around what is right by less than a tenth, so few of those admitted are late.
+_MORE, _FEWER = 0.03, 0.9
 #: What began while less than this part of what may be was under way says nothing of that bound.
 _BINDING = 0.5
 

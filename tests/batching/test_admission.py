@@ -31,8 +31,8 @@ def late(admission: Admission, in_flight: int, allowed: float = 1.0, kind: str |
 
 
 def test_what_is_expected_to_be_late_is_refused_and_told_why() -> None:
-    admission = begin(late(Admission(), 10), 8)
-    with pytest.raises(Unavailable, match=r"8 requests are under way.* in 1\.000 s .*only 8 may"):
+    admission = begin(late(Admission(), 10), 9)
+    with pytest.raises(Unavailable, match=r"9 requests are under way.* in 1\.000 s .*only 9 may"):
         admission.check(1.0, 0.0)
     assert admission.refused == 1
     assert admitted(admission, 1.2)
