@@ -1,16 +1,19 @@
 """Stages that batch separately, against whole requests that batch, against none: open loop.
 
-Two models: the example DLRM, and one of uneven stages (`benchmarks.uneven_model`). Each server is
-started anew for each of its turns, and measured alone: the highest rate at which the 99th
+Three models: the example DLRM, and two of uneven stages (`benchmarks.uneven_model`). Of those one
+is sent a document as a list of passages, so that requests differ in shape: whole requests have to
+be padded to be joined, and stages need not be, since what comes from the shards is as wide for
+each. The other is sent it as one string, and nothing is to be padded. Each server is started anew
+for each of its turns, and measured alone: the highest rate at which the 99th
 percentile of the latencies, counted from the intended time of sending, stays within `BOUND` and
 every reply is TensorFlow's; the 99th percentile at half of what the unbatched server promises (of
 what it does in a closed loop, if it promises nothing); and for the stages, what is answered rightly
 and in time, a second, at up to three times the load that saturates it, with a deadline of `BOUND`
 on every request. Either way to batch has the best of its settings, found in this run.
 
-Settings: `model=DIR`, the example model's base path (`.cache/dlrm`); `uneven=DIR`, the other's
-(`.cache/uneven`); both are built if they are missing; `rounds=N`, for the model of uneven stages;
-`only=uneven`, to leave the other out.
+Settings: `model=DIR`, the example model's base path (`.cache/dlrm`); `uneven=DIR`, where the others
+are (`.cache/uneven`); all are built if they are missing; `rounds=N`, for those of uneven stages;
+`only=passages`, `only=text`, `only=DLRM`, to leave the others out.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +68,10 @@ OVERLOAD = 3.0
 
 SERVER = ("--shards=2", "--tensorflow_intra_op_parallelism=1")
 UNBATCHED, WHOLE, STAGES = "no batching", "whole requests", "stages"
+PASSAGES, TEXT, DLRM = "passages", "text", "DLRM"
+#: Words of a passage, and how many of its n-grams are looked up: of a document of median length
+#: about as many as of one that is a string.
+PASSAGE, GRAMS_OF_A_PASSAGE = 100, 24
 #: The counter in which it shows that requests are batched that way, and for which stage.
 BATCHES = OF_STAGES["batches"].name
 QUEUES = {WHOLE: "requests", STAGES: "dense"}
@@ -72,11 +79,12 @@ QUEUES = {WHOLE: "requests", STAGES: "dense"}
 
 @dataclass(frozen=True)
 class Model:
-    """A model to serve, and single examples to send with the right answers."""
+    """A model to serve, single examples to send with the right answers, and ways to join them."""
 
     name: str
     base_path: Path
     workload: Workload
+    settings: Mapping[str, tuple[Way, ...]]
 
 
 @dataclass(frozen=True)
@@ -84,11 +92,13 @@ class Way:
     """A way to batch, with one setting of it. A `max_batch_size` of 0 is none.
 
     With a `group`, up to so many requests, of those that wait, walk through the stages together.
+    Requests of different shapes are joined where it `pads` them.
     """
 
     name: str
     max_batch_size: int = 0
     group: int = 0
+    pads: bool = False
 
     def flags(self, directory: Path) -> list[str]:
         """What to add to the command line; files go to `directory`."""
@@ -97,7 +107,8 @@ class Way:
         file = directory / "stages.yaml"
         queue = {"max_enqueued_batches": 100}
         stage = "requests" if self.name == WHOLE else "dense"
-        stages = {stage: {"max_batch_size": self.max_batch_size, **queue}}
+        padding = {"pad_variable_length_inputs": True} if self.pads else {}
+        stages = {stage: {"max_batch_size": self.max_batch_size, **queue, **padding}}
         if self.group:
             walking = {"max_batch_size": self.group, "num_batch_threads": GROUPS, **queue}
             stages["requests"] = walking
@@ -108,7 +119,7 @@ class Way:
         if not self.max_batch_size:
             return ""
         groups = f", in groups of {self.group}" if self.group else ""
-        return f"max_batch_size {self.max_batch_size}{groups}"
+        return f"max_batch_size {self.max_batch_size}{groups}{', padded' if self.pads else ''}"
 
 
 #: Groups of requests that are under way at once.
@@ -116,7 +127,12 @@ GROUPS = 4
 #: The settings of each way to batch, of which it gets the best.
 SETTINGS = {
     WHOLE: (Way(WHOLE, 8), Way(WHOLE, 16)),
-    STAGES: (Way(STAGES, 16), Way(STAGES, 32, group=8)),
+    STAGES: (Way(STAGES, 32), Way(STAGES, 32, group=8)),
+}
+#: Of requests that differ in shape. Without padding only those of one shape are joined.
+SETTINGS_OF_SHAPES = {
+    WHOLE: (*(Way(WHOLE, size, pads=True) for size in (2, 4, 8, 16)), Way(WHOLE, 8)),
+    STAGES: (Way(STAGES, 32),),
 }
 
 
@@ -146,7 +162,7 @@ class Stand:
         Of those that promise nothing then, the one that does most in a closed loop.
         """
         if (model.name, name) not in self.chosen:
-            ways = SETTINGS[name][: 1 if self.quick else None]
+            ways = model.settings[name][: 1 if self.quick else None]
             found = {way: self._promise(model, way) for way in ways} if len(ways) > 1 else {}
             self.chosen[model.name, name] = max(ways, key=lambda way: found.get(way, (0.0, 0.0)))
         return self.chosen[model.name, name]
@@ -271,24 +287,53 @@ def measure(options: Options) -> Section:
     quick = options.quick
     with unwinding_on_sigterm(), TemporaryDirectory(prefix="ba-") as directory:
         stand = Stand(Path(directory), quick=quick)
-        uneven = _uneven(options)
         turns = int(options.settings.get("rounds", ROUNDS))
-        others = [] if options.settings.get("only") == uneven.name else [(_dlrm(options), 1)]
-        for model, rounds in ((uneven, turns), *others):
-            for _ in range(1 if quick else rounds):
-                stand.turn(model, Way(UNBATCHED))
-                for name in (WHOLE, STAGES):
-                    stand.turn(model, stand.best(model, name))
-        saturating = statistics.median(stand.records[uneven.name, STAGES].capacities)
-        loads = overload(stand, uneven, stand.best(uneven, STAGES), saturating)
-    return Section(_rows(stand, uneven, loads), _claims(stand, uneven, loads), _notes(stand))
+        only = options.settings.get("only", "")
+        for name, (make, rounds) in _models(turns).items():
+            if only in ("", name):
+                _turns(stand, make(options), 1 if quick else rounds)
+        loads = _overload(stand, _passages(options)) if only in ("", PASSAGES) else []
+    return Section(_rows(stand, loads), _claims(stand, loads), _notes(stand))
 
 
-def _uneven(options: Options) -> Model:
-    base_path = Path(options.settings.get("uneven", ".cache/uneven"))
-    signature = load_signature(export(UnevenConfig(), base_path))
-    queries = draw(signature, Documents(), 1, 64 if options.quick else 1024)
-    return Model("uneven", base_path, queries.encoded(_text_rows, rest_predictions))
+def _models(turns: int) -> dict[str, tuple[Callable[[Options], Model], int]]:
+    """Who makes each model, and its rounds, by its name."""
+    return {PASSAGES: (_passages, turns), TEXT: (_text, turns), DLRM: (_dlrm, 1)}
+
+
+def _turns(stand: Stand, model: Model, rounds: int) -> None:
+    for _ in range(rounds):
+        stand.turn(model, Way(UNBATCHED))
+        for name in (WHOLE, STAGES):
+            stand.turn(model, stand.best(model, name))
+
+
+def _overload(stand: Stand, model: Model) -> list[Overload]:
+    saturating = statistics.median(stand.records[model.name, STAGES].capacities)
+    return overload(stand, model, stand.best(model, STAGES), saturating)
+
+
+def _passages(options: Options) -> Model:
+    config = UnevenConfig(grams=GRAMS_OF_A_PASSAGE, passages=True)
+    return _uneven(options, PASSAGES, config, Documents(passage=PASSAGE), SETTINGS_OF_SHAPES)
+
+
+def _text(options: Options) -> Model:
+    return _uneven(options, TEXT, UnevenConfig(), Documents(), SETTINGS)
+
+
+def _uneven(
+    options: Options,
+    name: str,
+    config: UnevenConfig,
+    documents: Documents,
+    settings: Mapping[str, tuple[Way, ...]],
+) -> Model:
+    base_path = Path(options.settings.get("uneven", ".cache/uneven")) / name
+    signature = load_signature(export(config, base_path))
+    queries = draw(signature, documents, 1, 64 if options.quick else 1024)
+    workload = queries.encoded(_text_rows, rest_predictions)
+    return Model(name, base_path, workload, settings)
 
 
 def _dlrm(options: Options) -> Model:
@@ -297,14 +342,17 @@ def _dlrm(options: Options) -> Model:
     parameters = json.loads((base_path / "1" / EXTRA / "parameters.json").read_text())
     queries = DlrmQueries(tuple(parameters["rows"]), tuple(parameters["hots"]), parameters["dense"])
     drawn = draw(load_signature(base_path / "1"), queries, 1, 64 if options.quick else 1024)
-    return Model("DLRM", base_path, drawn.encoded(rest_rows, rest_predictions))
+    return Model(DLRM, base_path, drawn.encoded(rest_rows, rest_predictions), SETTINGS)
 
 
 def _text_rows(inputs: Inputs) -> bytes:
-    return orjson.dumps({"instances": [{"text": text.decode()} for text in inputs["text"]]})
+    texts = {n: v.astype(str) if v.dtype == object else v for n, v in inputs.items()}
+    size = len(next(iter(texts.values())))
+    rows = [{name: value[row].tolist() for name, value in texts.items()} for row in range(size)]
+    return orjson.dumps({"instances": rows})
 
 
-def _rows(stand: Stand, uneven: Model, loads: Sequence[Overload]) -> list[Row]:
+def _rows(stand: Stand, loads: Sequence[Overload]) -> list[Row]:
     rows = []
     for (model, name), record in stand.records.items():
         note = str(stand.chosen.get((model, name), ""))
@@ -317,7 +365,7 @@ def _rows(stand: Stand, uneven: Model, loads: Sequence[Overload]) -> list[Row]:
             if values:
                 rows.append(Row(name, model, metric, unit, statistics.median(values), note))
     for one in loads:
-        case = f"{uneven.name}, {one.load:g} of saturation"
+        case = f"{PASSAGES}, {one.load:g} of saturation"
         rows.append(
             Row(STAGES, case, "goodput", "req/s", one.goodput, f"{one.rate:.0f} req/s sent")
         )
@@ -325,17 +373,36 @@ def _rows(stand: Stand, uneven: Model, loads: Sequence[Overload]) -> list[Row]:
     return rows
 
 
-def _claims(stand: Stand, uneven: Model, loads: Sequence[Overload]) -> list[Claim]:
-    whole, stages, none = (stand.records[uneven.name, name] for name in (WHOLE, STAGES, UNBATCHED))
+def _claims(stand: Stand, loads: Sequence[Overload]) -> list[Claim]:
+    return [
+        *_claims_of(stand, PASSAGES, ""),
+        *_claims_of(stand, TEXT, "_of_text"),
+        *_claims_of_overload(loads),
+    ]
+
+
+def _claims_of(stand: Stand, model: str, suffix: str) -> list[Claim]:
+    """A model's, if it was measured."""
+    if (model, STAGES) not in stand.records:
+        return []
+    whole, stages, none = (stand.records[model, name] for name in (WHOLE, STAGES, UNBATCHED))
     ratios = [one / other for one, other in zip(stages.rates, whole.rates, strict=True) if other]
     ratio = statistics.median(ratios) if len(ratios) == len(whole.rates) else None
     shown = "by round " + ", ".join(f"{one:.2f}" for one in ratios)
     later = [a - b for a, b in zip(stages.half_load, none.half_load, strict=True)]
     slower = statistics.median(later) * 1e3 if later else None
+    half = f"batching.p99_at_half_load_over_unbatched_ms{suffix}"
+    return [
+        Claim(f"batching.stages_vs_whole_model{suffix}", ratio, 1.5, note=shown),
+        Claim(half, slower, 1.0, sense="at_most"),
+    ]
+
+
+def _claims_of_overload(loads: Sequence[Overload]) -> list[Claim]:
+    if not loads:
+        return []
     peak, at_three = max(one.goodput for one in loads[:-1]), loads[-1]
     return [
-        Claim("batching.stages_vs_whole_model", ratio, 1.5, note=shown),
-        Claim("batching.p99_at_half_load_over_unbatched_ms", slower, 1.0, sense="at_most"),
         Claim("batching.goodput_at_3x_vs_peak", at_three.goodput / peak if peak else None, 0.9),
         Claim(
             "batching.p99_at_3x_vs_deadline",

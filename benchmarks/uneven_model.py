@@ -5,6 +5,9 @@ n-grams, which are hashed and looked up in one table (the ids stage: its cost gr
 document's length, and a batch of documents costs what they cost one by one); the mean of their rows
 goes through a tower of wide layers (the dense stage: mostly reading its weights, so a batch costs
 little more than one example).
+A document is one string, or a list of passages and their number, as models have it that are sent
+what has been split before: then requests differ in shape, and to be joined they must be padded.
+
 The architecture is that of fastText (A. Joulin et al., "Bag of tricks for efficient text
 classification", 2016) with a tower on top; lengths are lognormal, as those of web pages are.
 """
@@ -60,16 +63,22 @@ NORMALISE = (
     (r"\b(the|a|an|of|and|or|to|in|is|it|that|this)\b", " "),
     (r"\s+", " "),
 )
+#: Characters of an n-gram.
+GRAM = 4
 LETTERS = "etaoinshrdlucmfwypvbgkqjxz"
 
 
 @dataclass(frozen=True)
 class UnevenConfig:
-    """`grams` n-grams of a document are looked up in a table [rows, dim]; `tower` are widths."""
+    """`grams` n-grams of each text are looked up in a table [rows, dim]; `tower` are widths.
+
+    A text is a document, or with `passages` one of the passages of a document.
+    """
 
     rows: int = 200_000
     dim: int = 64
     grams: int = 512
+    passages: bool = False
     tower: tuple[int, ...] = (2048, 2048, 2048, 2048, 1)
     seed: int = 0
 
@@ -78,22 +87,38 @@ class UnevenConfig:
 class Documents:
     """Documents of words, lognormal in number: `median` words, `sigma` of the logarithm.
 
-    Document n is a function of the seed and n alone.
+    Document n is a function of the seed and n alone. With a `passage` of so many words it is cut
+    into passages.
     """
 
     median: int = 2000
     sigma: float = 0.6
     most: int = 16000
     seed: int = 0
+    passage: int = 0
 
     def query(self, number: int, size: int = 1) -> dict[str, Array]:
-        """`text` [size], objects of bytes."""
+        """`text` [size], objects of bytes.
+
+        Or `passages` [size, most of them], filled up with empty ones, and their `count`, int32
+        [size].
+        """
         rng = np.random.default_rng([self.seed, number])
         words = self.median * np.exp(self.sigma * rng.standard_normal(size))
         counts = np.minimum(words.astype(int) + 1, self.most)
         texts = np.empty(size, object)
         texts[:] = [_document(rng, int(count)) for count in counts]
-        return {"text": texts}
+        return _in_passages(texts, self.passage) if self.passage else {"text": texts}
+
+
+def _in_passages(texts: Array, words: int) -> dict[str, Array]:
+    split = [text.split(b" ") for text in texts]
+    cut = [[b" ".join(all_[i : i + words]) for i in range(0, len(all_), words)] for all_ in split]
+    count = np.array([len(passages) for passages in cut], np.int32)
+    filled = np.full((len(cut), count.max()), b"", object)
+    for row, passages in enumerate(cut):
+        filled[row, : len(passages)] = passages
+    return {"passages": filled, "count": count}
 
 
 def _document(rng: np.random.Generator, words: int) -> bytes:
@@ -137,22 +162,47 @@ def _write(config: UnevenConfig, version: Path) -> None:
         for layer, shape in enumerate(pairwise((config.dim, *config.tower)))
     ]
 
-    def predict(text: Any) -> dict[str, Any]:
-        vector = tf.reduce_mean(tf.gather(module.table, _grams(tf, text, config)), axis=1)
+    def tower(vector: Any) -> dict[str, Any]:
         for weights in module.layers[:-1]:
             vector = tf.nn.relu(vector @ weights)
         return {"prediction": tf.squeeze(tf.sigmoid(vector @ module.layers[-1]), 1)}
 
-    signature = tf.function(predict, input_signature=[tf.TensorSpec([None], tf.string, "text")])
+    def of_text(text: Any) -> dict[str, Any]:
+        grams = _grams(tf, _normalised(tf, text, config), tf.range(config.grams), config)
+        return tower(tf.reduce_mean(tf.gather(module.table, grams), axis=1))
+
+    def of_passages(passages: Any, count: Any) -> dict[str, Any]:
+        heads = tf.strings.substr(_normalised(tf, passages, config), 0, config.grams)
+        places = tf.range(tf.shape(passages)[1] * config.grams - GRAM + 1)
+        grams = _grams(tf, tf.strings.reduce_join(heads, axis=1), places, config)
+        # Those that would reach into what is padded are none of the document's.
+        own = count * config.grams - GRAM + 1
+        mask = tf.sequence_mask(own, tf.shape(grams)[1])[..., None]
+        summed = tf.reduce_sum(tf.where(mask, tf.gather(module.table, grams), [0.0]), axis=1)
+        return tower(summed / tf.cast(own, tf.float32)[:, None])
+
+    text = [tf.TensorSpec([None], tf.string, "text")]
+    passages = [
+        tf.TensorSpec([None, None], tf.string, "passages"),
+        tf.TensorSpec([None], tf.int32, "count"),
+    ]
+    signature = (
+        tf.function(of_passages, input_signature=passages)
+        if config.passages
+        else tf.function(of_text, input_signature=text)
+    )
     tf.saved_model.save(module, str(version), signatures=signature)
 
 
-def _grams(tf: Any, text: Any, config: UnevenConfig) -> Any:
-    """The rows of each document's first n-grams, int64 [n, grams]; short ones are padded."""
+def _normalised(tf: Any, text: Any, config: UnevenConfig) -> Any:
+    """Each text, and as many blanks as short ones lack."""
     text = tf.strings.lower(text)
     for pattern, instead in NORMALISE:
         text = tf.strings.regex_replace(text, pattern, instead)
-    padded = tf.strings.join([text, " " * (config.grams + 4)])
-    places = np.arange(config.grams, dtype=np.int32)[None, :]
-    grams = tf.strings.substr(tf.expand_dims(padded, 1), places, np.full_like(places, 4))
+    return tf.strings.join([text, " " * (config.grams + GRAM)])
+
+
+def _grams(tf: Any, text: Any, places: Any, config: UnevenConfig) -> Any:
+    """The rows of the n-grams of each of n texts that begin at some places, int64 [n, places]."""
+    grams = tf.strings.substr(text[:, None], places[None, :], GRAM * tf.ones_like(places)[None, :])
     return tf.strings.to_hash_bucket_fast(grams, config.rows)
