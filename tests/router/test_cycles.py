@@ -8,7 +8,7 @@ import math
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-import uvloop
 from prometheus_client import CollectorRegistry
 from tensorflow_serving.apis import predict_pb2
 
@@ -64,12 +63,6 @@ STAGES = {
 LOOKUPS = LookupBatching(max_in_flight_batches=1)
 
 Serve = Callable[..., Awaitable[ShardedServable]]
-
-
-@pytest.fixture
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    """Routers run uvloop."""
-    return uvloop.EventLoopPolicy()
 
 
 @asynccontextmanager
@@ -262,7 +255,6 @@ async def test_a_batch_that_fails_and_is_split(batched):
 
 async def test_requests_of_a_batch_that_end_before_it(batched):
     async def some() -> None:
-        asked = {"rounds": np.array([3000])}
         tasks = [
             asyncio.ensure_future(ask(batched, one, "look_up", seconds))
             for one, seconds in [
@@ -277,7 +269,6 @@ async def test_requests_of_a_batch_that_end_before_it(batched):
         await asyncio.sleep(0)
         tasks[0].cancel()
         await asyncio.wait(tasks)
-        del asked
 
     await assert_leaves_no_cycles(some)
 
@@ -374,9 +365,8 @@ async def http(handlers: Handlers) -> AsyncIterator[HttpDoor]:
 
 @pytest.mark.parametrize("what", ASKED)
 async def test_rest_requests(what, http):
-    client = HttpClient(http.port)
-    await assert_leaves_no_cycles(lambda: client.ask(posted(*ASKED[what])))
-    client.close()
+    with closing(HttpClient(http.port)) as client:
+        await assert_leaves_no_cycles(lambda: client.ask(posted(*ASKED[what])))
 
 
 async def test_rest_requests_whose_client_goes_away(http):
