@@ -32,6 +32,7 @@ from shardserve.batching.errors import (
     Unavailable,
 )
 from shardserve.batching.parameters import BatchingParameters
+from shardserve.router import logs
 from shardserve.router.admitting import AdmittingServable
 from shardserve.router.batched import BatchedServable
 from shardserve.router.catalog import Catalog, Model, State, Version
@@ -47,6 +48,7 @@ from shardserve.router.sharded import ShardedServable, StageBatching, load_shard
 from shardserve.router.whole import WholeServable
 from shardserve.shards.batched_channel import BatchedChannel
 from shardserve.shards.fan_out import fan_out
+from shardserve.shards.local import INLINE_COST, LocalChannel
 from shardserve.shards.model import ModelPlan
 from shardserve.shards.replicas import ReplicatedChannel
 from shardserve.shards.shard import Shard
@@ -206,6 +208,15 @@ async def lookup(channel: Any, seconds: float = 60.0, *rows: int) -> None:
 async def test_lookups_that_fail(error):
     async with channel_to(Raising(error)) as channel:
         await assert_leaves_no_cycles(lambda: at_once(*[lookup(channel) for _ in range(4)]))
+
+
+@pytest.mark.parametrize("cost", [0, INLINE_COST + 1])
+@pytest.mark.parametrize("executor", [Gate, Raising])
+@on_uvloop
+async def test_lookups_in_this_process(executor, cost):
+    shard = Gate(cost) if executor is Gate else Raising(InvalidArgument("no such row"))
+    channel = LocalChannel(shard)
+    await assert_leaves_no_cycles(lambda: at_once(lookup(channel), lookup(channel, -1.0)))
 
 
 @on_uvloop
@@ -371,8 +382,14 @@ def stuck() -> Stuck:
 
 @pytest.fixture
 def handlers(
-    half_plus_two: WholeServable, mixed: WholeServable, stuck: Stuck, threads: StageThreads
+    unconfigured: None,
+    half_plus_two: WholeServable,
+    mixed: WholeServable,
+    stuck: Stuck,
+    threads: StageThreads,
 ) -> Handlers:
+    # Lines as a server writes them: for a console, frames in tracebacks get their locals twice.
+    logs.configure()
     broken = Stuck("broken", ZeroDivisionError("a defect"))
     served: list[Any] = [half_plus_two, mixed, stuck, broken]
     available = {one.name: Model({1: Version(State.AVAILABLE, one)}) for one in served}
