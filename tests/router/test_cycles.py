@@ -7,7 +7,7 @@ import functools
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -115,12 +115,17 @@ def serving_model(saved_model, threads) -> Callable[..., AbstractAsyncContextMan
 
 
 async def ask(
-    servable: Servable, feeds: Feeds, name: str = "serving_default", seconds: float = 60.0
+    servable: Servable,
+    feeds: Feeds,
+    name: str = "serving_default",
+    seconds: float = 60.0,
+    outputs: Sequence[str] | None = None,
 ) -> None:
     """What is refused is as good as what is answered."""
     context = RequestContext("test", time.monotonic() + seconds)
     with suppress(ServingError):
-        await servable.run(name, feeds, tuple(servable.signatures[name].outputs), context)
+        wanted = outputs or tuple(servable.signatures[name].outputs)
+        await servable.run(name, feeds, wanted, context)
 
 
 async def at_once(*asked: Any) -> None:
@@ -164,6 +169,14 @@ async def test_regions(serving_model):
                 ask(servable, {"x": bad[:1] * 0}, "dense"),
             )
         )
+
+
+@pytest.mark.parametrize("row", [1, 1 << 40])
+@on_uvloop
+async def test_lookups_that_a_running_graph_makes(row, serving_model):
+    feeds = {"ids": np.array([[row, 2]]), "steps": np.array(2, np.int32)}
+    async with serving_model("mapped", Stages()) as servable:
+        await assert_leaves_no_cycles(lambda: ask(servable, feeds, outputs=["chased"]))
 
 
 SUM = {
