@@ -204,6 +204,9 @@ class Batcher(Generic[T, R]):
         except asyncio.CancelledError:
             self.cancel(call)
             raise
+        finally:
+            # An error's traceback has this frame, which would be in a cycle with what has it.
+            del call
 
     def cancel(self, call: Call[T, R]) -> None:
         """Nobody waits for the reply any more."""
@@ -225,6 +228,7 @@ class Batcher(Generic[T, R]):
                 raise Internal(f"{len(results)} results for {len(batch.tasks)} tasks")
         except Exception as error:  # noqa: BLE001 (raised where the results are awaited)
             self.device.finished(batch, _serving_error(error))
+            batch.tasks.clear()
         else:
             # The next batch first: it has waited for this one's place.
             self.device.finished(batch)
@@ -253,6 +257,7 @@ class Batcher(Generic[T, R]):
                 call.reply.set_result(self._join([whole.results[p.start] for p in whole.pieces]))
             except Exception as error:  # noqa: BLE001 (raised where the result is awaited)
                 call.reply.set_exception(_serving_error(error))
+            whole.end()
 
 
 def _answer(calls: Sequence[Call[T, R]], results: Sequence[R]) -> None:

@@ -138,7 +138,9 @@ class BatchScheduler(Generic[T]):
         """The task's caller has gone: it ends, unless it has ended already."""
         if task.cut is None:
             return self._leave(task)
-        return [action for piece in task.cut.pieces for action in self._leave(piece)]
+        actions = [action for piece in task.cut.pieces for action in self._leave(piece)]
+        task.cut.end()
+        return actions
 
     def drain(self, now: float, stage: Stage[T] | None = None) -> Actions[T]:
         """Accept no more, in one stage or all; run what was accepted without waiting for more."""

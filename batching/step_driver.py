@@ -171,10 +171,15 @@ class StepBatcher:
         try:
             return await asyncio.gather(*[call.reply for call in calls])
         except (ServingError, asyncio.CancelledError):
-            for call in calls:
-                self._perform(self._scheduler.cancel(call, time.monotonic()))
-                call.reply.cancel()
+            self._withdraw(calls)
+            # The error's traceback has this frame, which would be in a cycle with what has it.
+            del calls
             raise
+
+    def _withdraw(self, calls: Sequence[_Call]) -> None:
+        for call in calls:
+            self._perform(self._scheduler.cancel(call, time.monotonic()))
+            call.reply.cancel()
 
     def counts(self) -> StepCounts:
         """What this running batch has done, and what it holds now."""
@@ -256,7 +261,8 @@ class StepBatcher:
         try:
             return await self._take(burst)
         except ServingError as error:
-            return error
+            # The traceback has this frame and its callers', which would be in a cycle with it.
+            return error.with_traceback(None)
         except Exception as error:  # noqa: BLE001 (logged, and raised where results are awaited)
             _log.error("a step failed", exc_info=error)
             return Internal(f"{type(error).__name__}: {error}")

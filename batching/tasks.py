@@ -54,6 +54,11 @@ class Cut(Generic[T]):
     pieces: list[Task[T]] = field(default_factory=list)
     results: dict[int, Any] = field(default_factory=dict)
 
+    def end(self) -> None:
+        """The task has ended: it and the pieces are let go of, or they would be in cycles."""
+        self.task.cut = None
+        self.pieces.clear()
+
 
 def cut(task: Task[T], sizes: Sequence[int]) -> list[Task[T]]:
     """Pieces of these sizes, which are the task's in all, to stand for it."""

@@ -116,6 +116,9 @@ class TensorStage:
         except asyncio.CancelledError:
             self._batcher.cancel(call)
             raise
+        finally:
+            # An error's traceback has this frame, which would be in a cycle with what has it.
+            del reply, call
         return result
 
     def counts(self) -> StageCounts:

@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
-from shardserve.batching.errors import Cancelled, ServingError
+from shardserve.batching.errors import Cancelled, ServingError, error_of
 from shardserve.router.batch_context import SharedContext
 from shardserve.router.rounds import Fanout, SplitRound, ask
 from shardserve.router.servable import Array, RequestContext
@@ -119,7 +119,7 @@ class Caller:
             results = stage(*values)
         except ServingError:
             if self._error is not None:
-                raise self._error from None
+                raise self._taken_error() from None
             raise
         return results, self._spent()
 
@@ -135,11 +135,19 @@ class Caller:
         finally:
             with self._lock:
                 self._asked.discard(asked)
+            # An error's traceback has this frame, which would be in a cycle with what has it.
+            del asked
 
     def fail(self, error: ServingError) -> None:
         """Note why the stage is about to fail; the first reason counts."""
         with self._lock:
-            self._error = self._error or error
+            # One of its own: the traceback of the other has frames that know this caller.
+            self._error = self._error or error_of(error.code, error.message)
+
+    def _taken_error(self) -> ServingError:
+        error, self._error = self._error, None
+        assert error is not None
+        return error
 
     def close(self) -> None:
         """Cancel what is on its way, and refuse what comes later."""

@@ -205,9 +205,14 @@ def _method(handlers: PredictionHandlers, rpc: Rpc) -> Callable[[bytes, Any], Aw
         try:
             return await handlers.answer(rpc, raw, context)
         except ServingError as error:
-            failure = error
+            # Not the error itself, whose traceback has this frame: the two would be a cycle.
+            code, message = GRPC_STATUS[error.code], grpc_message(error.message)
         servicer.set_trailing_metadata(((logs.REQUEST_ID, context.request_id),))
-        await servicer.abort(GRPC_STATUS[failure.code], grpc_message(failure.message))
+        try:
+            await servicer.abort(code, message)
+        finally:
+            # It keeps what it raises, whose traceback has this frame.
+            del servicer
         raise AssertionError("abort returned")
 
     return call
@@ -222,8 +227,8 @@ def _untracked(
         try:
             return await answer(raw)
         except ServingError as error:
-            failure = error
-        await servicer.abort(GRPC_STATUS[failure.code], grpc_message(failure.message))
+            code, message = GRPC_STATUS[error.code], grpc_message(error.message)
+        await servicer.abort(code, message)
         raise AssertionError("abort returned")
 
     return call

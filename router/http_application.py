@@ -174,18 +174,22 @@ class _Begun:
         self._waited_for = waited_for
 
     def __await__(self) -> Generator[Any, Any, Response]:
-        waited_for = self._waited_for
         try:
             while True:
                 try:
-                    sent = yield waited_for
+                    sent = yield self._take()
                 except BaseException as error:  # noqa: BLE001 (it is raised where it is awaited)
-                    waited_for = self._coroutine.throw(error)
+                    self._waited_for = self._coroutine.throw(error)
                 else:
-                    waited_for = self._coroutine.send(sent)
+                    self._waited_for = self._coroutine.send(sent)
         except StopIteration as done:
             answer: Response = done.value
             return answer
+
+    def _take(self) -> Any:
+        """Not kept: a future with an error would be in a cycle with frames of the traceback."""
+        waited_for, self._waited_for = self._waited_for, None
+        return waited_for
 
 
 async def _watched(answering: Awaitable[Response], cycle: RequestResponseCycle) -> Response:

@@ -144,8 +144,11 @@ class PredictionHandlers:
         except asyncio.CancelledError:
             self._failed(call, Cancelled("the client went away"))
             raise
+        except ServingError as error:
+            self._failed(call, error)
+            raise
         except Exception as error:
-            raise self._failed(call, error) from error
+            raise self._defect(call, error) from error
         finally:
             if snapshot is not None:
                 self._handlers.catalog.leave(snapshot)
@@ -181,12 +184,15 @@ class PredictionHandlers:
         total = self._metrics.total
         return _serialized(await reload.reload_config(request, self._reload_models, total))
 
-    def _failed(self, call: _Call, error: Exception) -> ServingError:
-        """The error to raise: `error` itself, or INTERNAL for what we did not expect."""
+    def _defect(self, call: _Call, error: Exception) -> ServingError:
+        """The error to raise for what we did not expect."""
+        self._log.error("defect", request_id=call.context.request_id, exc_info=error)
+        raised = Internal("internal error; the server's log has more")
+        self._failed(call, raised)
+        return raised
+
+    def _failed(self, call: _Call, error: ServingError) -> None:
         request_id, method = call.context.request_id, call.rpc.method
-        if not isinstance(error, ServingError):
-            self._log.error("defect", request_id=request_id, exc_info=error)
-            error = Internal("internal error; the server's log has more")
         seconds = call.seconds()
         logs.request_failed(
             self._log, request_id, call.model, method, error.code, error.message, seconds
@@ -194,7 +200,6 @@ class PredictionHandlers:
         if call.rpc.is_counted:
             self._metrics.request(call.model, method, "GRPC", error.code, seconds)
         self._trace(call, error.code, error.message)
-        return error
 
     def _trace(self, call: _Call, code: Code, message: str = "") -> None:
         if self._traces is not None and isinstance(call.context, TracedContext):

@@ -126,7 +126,13 @@ async def together(awaitables: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     try:
         return list(await asyncio.gather(*tasks))
     except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        await _cancelled(tasks)
+        # The error's traceback has this frame, which would be in a cycle with what has the error.
+        del tasks
         raise
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)

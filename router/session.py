@@ -144,6 +144,8 @@ class StageThreads:
                 context.spend("queue", job.started - job.queued)
                 if spend is not None:
                     context.spend(spend, job.finished - job.started)
+            # An error's traceback has this frame, which would be in a cycle with what has it.
+            del job
 
     def check_open(self) -> None:
         """Raises Unavailable after `close`."""
@@ -191,6 +193,9 @@ class _Job:
         except RuntimeError:
             # The loop was closed meanwhile, so nobody awaits the result.
             return
+        finally:
+            # As in `StageThreads.run`.
+            del self, error
 
     def finish(self, result: Any, error: BaseException | None) -> None:
         """On the event loop."""

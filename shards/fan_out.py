@@ -42,9 +42,9 @@ async def fan_out(
                 break
         return await outcome
     except BaseException:
-        for call in started:
-            call.cancel()
-        gathering.abandon()
+        _give_up(started, gathering)
+        # The error's traceback has this frame, which would be in a cycle with what has the error.
+        del started, gathering, outcome
         raise
 
 
@@ -52,6 +52,12 @@ async def ask(channel: SubmitsCalls[Q, P], request: Q, deadline: float) -> P:
     """The reply to one call. Errors and cancellation are as `fan_out` has them."""
     (reply,) = await fan_out([(cast(Any, channel), cast(Any, request))], deadline)
     return cast(P, reply)
+
+
+def _give_up(started: Sequence[AnyCall | asyncio.Task[Any]], gathering: _Gathering) -> None:
+    for call in started:
+        call.cancel()
+    gathering.abandon()
 
 
 class _Gathering:

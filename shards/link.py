@@ -111,7 +111,8 @@ class Link(asyncio.BufferedProtocol):
                     f"{self._name}: request of {nbytes} bytes, the limit is {self._peer_limit}"
                 )
         except ServingError as error:
-            call.fail(error)
+            # The traceback has this frame and its callers', which know who is told of it: a cycle.
+            call.fail(error.with_traceback(None))
             return
         call.number = number
         calls[number] = call

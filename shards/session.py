@@ -182,18 +182,27 @@ class Session(asyncio.BufferedProtocol):
             if self._draining:
                 raise Unavailable("the server is about to stop")
             performed = self._jobs.begin(number, request, arrived, arrived + seconds_left)
-            if performed is not None:
-                self._reply(number, performed)
         except ServingError as error:
             self._outbox.put(encode_error(number, error))
+            return
+        if performed is not None:
+            self._reply_or_refuse(number, performed)
 
     def _done(self, number: int, ended: Ended) -> None:
-        try:
-            self._reply(number, ended.result())
-        except ServingError as error:
+        error = ended.exception()
+        if isinstance(error, ServingError):
+            # Not raised here: its traceback would have frames that know `ended`, and be in a cycle.
             self._outbox.put(encode_error(number, error))
+        else:
+            self._reply_or_refuse(number, ended.result())
         self._outbox.flush()
         self._close_if_drained()
+
+    def _reply_or_refuse(self, number: int, performed: Performed) -> None:
+        try:
+            self._reply(number, performed)
+        except ServingError as error:
+            self._outbox.put(encode_error(number, error))
 
     def _reply(self, number: int, performed: Performed) -> None:
         frame, nbytes = self._exchange.encode_reply(number, *performed)

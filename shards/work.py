@@ -36,6 +36,10 @@ class Ended(Protocol):
         """What came of it. Raises the `ServingError` for which nothing did."""
         ...
 
+    def exception(self) -> BaseException | None:
+        """What it failed with, None if it did not."""
+        ...
+
 
 #: Told, on the event loop, the number of a request that has ended later than `begin`.
 Done = Callable[[int, Ended], None]
