@@ -55,7 +55,11 @@ class Cut(Generic[T]):
     results: dict[int, Any] = field(default_factory=dict)
 
     def end(self) -> None:
-        """The task has ended: it and the pieces are let go of, or they would be in cycles."""
+        """The task has ended: it and the pieces are let go of, or they would be in cycles.
+
+        It was in no batch itself, so nothing is left for a cancellation that comes now to do.
+        """
+        self.task.batch = None
         self.task.cut = None
         self.pieces.clear()
 

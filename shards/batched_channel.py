@@ -151,7 +151,7 @@ class BatchedChannel:
             message.remove(call)
             if not message.calls:
                 self._waiting.remove(message)
-        elif not any(one.number in self._calls for one in message.calls):
+        elif not message.is_cancelled and not any(c.number in self._calls for c in message.calls):
             message.cancel()
             self._under_way -= 1
             self._advance()
@@ -173,7 +173,7 @@ class _Message:
 
     def __init__(self, calls: Sequence[LookupCall]) -> None:
         self.calls: list[LookupCall] = []
-        self.is_under_way = False
+        self.is_under_way = self.is_cancelled = False
         self.rows = 0
         self._nbytes = 0
         self._asked: LookupCall | None = None
@@ -215,6 +215,7 @@ class _Message:
     def cancel(self) -> None:
         """Nobody waits for it any more."""
         assert self._asked is not None
+        self.is_cancelled = True
         self._asked.cancel()
 
     def replied(self, tag: int, reply: LookupReply) -> None:

@@ -281,3 +281,29 @@ def test_every_caller_ends_with_its_own_result_error_or_cancellation(numbers, go
                 assert result == number * 10
 
     asyncio.run(program())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_caller_that_goes_when_its_last_piece_has_ended_is_cancelled_and_no_more(fails):
+    pieces = BatchingParameters(
+        max_batch_size=8,
+        enable_large_batch_splitting=True,
+        max_execution_batch_size=2,
+        num_batch_threads=1,
+    )
+    ended = 0
+
+    async def run(batch: Batch[int]) -> Sequence[int]:
+        nonlocal ended
+        ended += len(batch.tasks)
+        if fails or ended == 2:
+            asyncio.get_running_loop().call_soon(caller.cancel)
+        if fails:
+            raise Internal("a defect")
+        return [task.start for task in batch.tasks]
+
+    batcher = BatchDevice(1).batcher("stage", pieces, run, sum)
+    caller = asyncio.create_task(batcher.submit("key", 0, 4))
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    await batcher.drain()

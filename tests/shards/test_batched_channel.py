@@ -192,6 +192,19 @@ async def test_each_ends_by_its_own_deadline(ask):
     assert len(outcomes.ended[2]) == 1
 
 
+async def test_a_message_all_of_whose_calls_are_late_at_once_leaves_its_place_once(ask):
+    shard, channel, outcomes = ask()
+    submit(channel, outcomes, 1)
+    deadline = in_(0.01)
+    for row in (2, 3):
+        channel.submit(gather(row), deadline, outcomes, row)
+    shard.answer()
+    await until(lambda: 3 in outcomes.ended)
+    assert channel.counts().running_batches == 0
+    submit(channel, outcomes, 4, 5, 6)
+    assert shard.rows() == [[4]]
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(
