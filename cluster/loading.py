@@ -38,7 +38,7 @@ def load_servable(
     """
     if plan.platform != TENSORFLOW:
         return kinds.load_planned(
-            plan.platform, version_of(plan), runtime.threads, plan.stages, runtime.device
+            plan.platform, version_of(plan), runtime.threads, plan.stages, runtime.whole_requests
         )
     parallelism, dense = runtime.parallelism, plan.stages.dense
     remote = remote or {}
@@ -47,7 +47,7 @@ def load_servable(
         whole = load_whole(
             plan.name, plan.version, directory, runtime.threads, plan.tags, parallelism
         )
-        batched = whole if dense is None else BatchedServable(whole, dense, runtime.device)
+        batched = whole if dense is None else BatchedServable(whole, dense, runtime.whole_requests)
         return _with_sequences(plan, _admitting(plan, batched), whole, runtime, remote)
     batching = StageBatching(runtime.device, remote)
     sharded = load_sharded(

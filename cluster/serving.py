@@ -43,6 +43,7 @@ def _loaders() -> ThreadPoolExecutor:
 class Runtime:
     """What all models of a process share: its threads, and the device that batches take turns on.
 
+    Models that are run whole have no stages besides, and take turns on `whole_requests`.
     `metrics` count what is done to the models of `catalog`. Versions are loaded on threads of their
     own, `loaders`.
     """
@@ -54,6 +55,12 @@ class Runtime:
     doors: DoorOptions = DoorOptions()  # noqa: RUF009 (frozen)
     warm_up: WarmUpOptions = WarmUpOptions()  # noqa: RUF009 (frozen)
     loaders: ThreadPoolExecutor = field(default_factory=_loaders)
+    whole: BatchDevice | None = None
+
+    @property
+    def whole_requests(self) -> BatchDevice:
+        """What batches of whole requests take turns on; `device`, if there is no other."""
+        return self.whole or self.device
 
     @property
     def parallelism(self) -> Parallelism:
@@ -100,7 +107,8 @@ def start_runtime(
     device = BatchDevice(slots_of_stages(batching, threads.count))
     catalog = Catalog()
     metrics = Metrics(models=lambda: catalog.models, router=router)
-    return Runtime(threads, device, catalog, metrics, doors, warm_up)
+    whole = BatchDevice(threads.count if batching is None else batching.slots)
+    return Runtime(threads, device, catalog, metrics, doors, warm_up, whole=whole)
 
 
 def slots_of_stages(server: BatchingParameters | None, threads: int) -> int:
