@@ -289,10 +289,13 @@ def measure(options: Options) -> Section:
         stand = Stand(Path(directory), quick=quick)
         turns = int(options.settings.get("rounds", ROUNDS))
         only = options.settings.get("only", "")
+        loads: list[Overload] = []
         for name, (make, rounds) in _models(turns).items():
             if only in ("", name):
-                _turns(stand, make(options), 1 if quick else rounds)
-        loads = _overload(stand, _passages(options)) if only in ("", PASSAGES) else []
+                model = make(options)
+                _turns(stand, model, 1 if quick else rounds)
+                if name == PASSAGES:
+                    loads = _overload(stand, model)
     return Section(_rows(stand, loads), _claims(stand, loads), _notes(stand))
 
 
