@@ -56,7 +56,8 @@ class BatchedChannel:
         self._numbers = itertools.count(1)
         self._under_way = 0
         self._counts = StageCounts()
-        self._alarm = Alarm(self._ring)
+        self._is_advancing = False
+        self._alarm = Alarm(lambda: self.expire(time.monotonic()))
 
     def submit(
         self, request: LookupRequest, deadline: float, sink: Sink[LookupReply], tag: int
@@ -86,6 +87,17 @@ class BatchedChannel:
         """Let go of a cancelled call, and tell the shard when nobody waits for its message."""
         if self._calls.take(call.number) is not None:
             self._left(call)
+            self._advance()
+
+    def expire(self, now: float) -> None:
+        """End the calls whose deadline has come by `now`, on `time.monotonic`."""
+        for call in self._calls.take_expired(now):
+            self._count(expired=1)
+            self._left(call)
+            call.end(DeadlineExceeded("the deadline passed while a lookup was under way"))
+        # Not before all of them have left: what waits is sent without those that are late too.
+        self._advance()
+        self._alarm.no_later_than(self._calls.earliest_deadline())
 
     def ended(self, message: _Message, outcome: LookupReply | ServingError) -> None:
         """A message that was under way has ended."""
@@ -141,8 +153,15 @@ class BatchedChannel:
         message.start(self._channel, self)
 
     def _advance(self) -> None:
-        while self._waiting and self._under_way < self._batching.max_in_flight_batches:
-            self._send(self._waiting.popleft())
+        # What is refused at once ends within `_send`, and comes here again.
+        if self._is_advancing:
+            return
+        self._is_advancing = True
+        try:
+            while self._waiting and self._under_way < self._batching.max_in_flight_batches:
+                self._send(self._waiting.popleft())
+        finally:
+            self._is_advancing = False
 
     def _left(self, call: LookupCall) -> None:
         """A call has ended before its message did."""
@@ -154,18 +173,10 @@ class BatchedChannel:
         elif not message.is_cancelled and not any(c.number in self._calls for c in message.calls):
             message.cancel()
             self._under_way -= 1
-            self._advance()
 
     def _count(self, **more: int) -> None:
         added = {name: getattr(self._counts, name) + value for name, value in more.items()}
         self._counts = replace(self._counts, **added)
-
-    def _ring(self) -> None:
-        for call in self._calls.take_expired(time.monotonic()):
-            self._count(expired=1)
-            self._left(call)
-            call.end(DeadlineExceeded("the deadline passed while a lookup was under way"))
-        self._alarm.no_later_than(self._calls.earliest_deadline())
 
 
 class _Message:

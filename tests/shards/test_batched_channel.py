@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from shardserve.batching.errors import (
     DeadlineExceeded,
     Internal,
     InvalidArgument,
-    ServingError,
     Unavailable,
 )
 from shardserve.shards.batched_channel import BatchedChannel
@@ -39,19 +39,31 @@ from tests.shards.plane import (
 
 ONE = LookupBatching(max_in_flight_batches=1)
 BAD = 99
+#: On `time.monotonic`: no alarm rings before.
+FAR = 1e9
 
 
 class Shard:
-    """A channel that holds every message until it is told to answer."""
+    """A channel that holds every message until it is told to answer.
+
+    One that is late at `now` ends at once, and while the shard is down, every one does.
+    """
 
     def __init__(self) -> None:
         self.asked: list[Call] = []
         self.cancelled: list[Call] = []
+        self.now = 0.0
+        self.is_down = False
 
     def submit(self, request: LookupRequest, deadline: float, sink: Sink, tag: int) -> Call:
         call = Call(request, deadline, sink, tag)
         call.holder = self
-        self.asked.append(call)
+        if deadline <= self.now:
+            call.end(DeadlineExceeded("no time was left to ask"))
+        elif self.is_down:
+            call.end(Unavailable("gone"))
+        else:
+            self.asked.append(call)
         return call
 
     def forget(self, call: Call) -> None:
@@ -192,6 +204,29 @@ async def test_each_ends_by_its_own_deadline(ask):
     assert len(outcomes.ended[2]) == 1
 
 
+async def test_what_is_late_together_ends_together_be_it_under_way_or_waiting(ask):
+    shard, channel, outcomes = ask()
+    late = FAR + 1
+    for row in (1, 2, 3):
+        channel.submit(gather(row), late, outcomes, row)
+    channel.submit(gather(4), math.inf, outcomes, 4)
+    shard.now = late
+    channel.expire(late)
+    assert [type(outcomes.ended[row][0]) for row in (1, 2, 3)] == [DeadlineExceeded] * 3
+    assert shard.rows() == [[4]]
+
+
+async def test_a_shard_that_is_gone_fails_however_many_wait_for_it(ask):
+    waiting = 10 * sys.getrecursionlimit()
+    shard, channel, outcomes = ask(
+        LookupBatching(max_in_flight_batches=1, max_batch_size=1, max_enqueued_batches=waiting)
+    )
+    submit(channel, outcomes, *range(waiting))
+    shard.is_down = True
+    shard.asked.pop().end(Unavailable("gone"))
+    assert len(outcomes.ended) == waiting
+
+
 async def test_a_message_all_of_whose_calls_are_late_at_once_leaves_its_place_once(ask):
     shard, channel, outcomes = ask()
     submit(channel, outcomes, 1)
@@ -205,15 +240,18 @@ async def test_a_message_all_of_whose_calls_are_late_at_once_leaves_its_place_on
     assert shard.rows() == [[4]]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(
         st.one_of(
-            st.tuples(st.just("ask"), st.integers(0, BAD)),
+            st.tuples(st.just("ask"), st.tuples(st.integers(0, BAD), st.integers(-1, 3))),
             st.tuples(st.just("cancel"), st.integers(0, 20)),
             st.tuples(st.just("answer"), st.none()),
             st.tuples(st.just("fail"), st.none()),
+            st.tuples(st.just("down"), st.booleans()),
+            st.tuples(st.just("wait"), st.integers(1, 4)),
         ),
+        min_size=10,
         max_size=40,
     ),
     st.integers(1, 3),
@@ -226,32 +264,49 @@ def test_every_call_ends_once_or_is_cancelled(steps, in_flight, size):
 
     async def program() -> None:
         shard, outcomes = Shard(), Outcomes()
+        shard.now = FAR
         channel = BatchedChannel(shard, batching)
-        calls: list[tuple[int, Call]] = []
+        calls: list[Call] = []
         cancelled: set[int] = set()
         for what, value in steps:
-            if what == "ask":
-                calls.append((value, channel.submit(gather(value), math.inf, outcomes, len(calls))))
-            elif what == "cancel" and value < len(calls):
-                if value not in outcomes.ended:
-                    cancelled.add(value)
-                calls[value][1].cancel()
-            elif what == "answer" and shard.asked:
-                shard.answer()
-            elif what == "fail" and shard.asked:
-                shard.asked.pop(0).end(Unavailable("gone"))
+            match what, value:
+                case "ask", (row, seconds):
+                    deadline = shard.now + seconds
+                    calls.append(channel.submit(gather(row), deadline, outcomes, len(calls)))
+                case "cancel", tag if tag < len(calls):
+                    if tag not in outcomes.ended:
+                        cancelled.add(tag)
+                    calls[tag].cancel()
+                case "answer", _ if shard.asked:
+                    shard.answer()
+                case "fail", _ if shard.asked:
+                    shard.asked.pop(0).end(Unavailable("gone"))
+                case "down", is_down:
+                    shard.is_down = is_down
+                case "wait", seconds:
+                    shard.now += seconds
+                    channel.expire(shard.now)
+                    ended = outcomes.ended.keys() | cancelled
+                    assert all(
+                        call.deadline > shard.now or tag in ended for tag, call in enumerate(calls)
+                    )
             assert len(shard.asked) <= in_flight + size
         while shard.asked:
             shard.answer()
+        assert channel.counts().running_batches == channel.counts().waiting_tasks == 0
         assert outcomes.ended.keys() == set(range(len(calls))) - cancelled
         for tag, (outcome, *more) in outcomes.ended.items():
             assert not more
-            row = calls[tag][0]
-            if isinstance(outcome, LookupReply):
-                assert outcome.results[0].tolist() == [row]
-            else:
-                assert isinstance(outcome, ServingError)
-                assert row == BAD or isinstance(outcome, Unavailable)
+            row = int(calls[tag].request.parts[0].rows[0])
+            match outcome:
+                case LookupReply():
+                    assert outcome.results[0].tolist() == [row]
+                case DeadlineExceeded():
+                    assert calls[tag].deadline <= shard.now
+                case InvalidArgument():
+                    assert row == BAD
+                case _:
+                    assert isinstance(outcome, Unavailable)
 
     asyncio.run(program())
 
