@@ -52,6 +52,7 @@ class StreamServer:
         self._sessions: set[Session] = set()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._is_closed = False
 
     @property
     def connections(self) -> int:
@@ -88,6 +89,7 @@ class StreamServer:
 
     async def close(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """Stop listening, answer what has come in, for at most `grace_seconds`, and close."""
+        self._is_closed = True
         for listener in self._listeners:
             listener.close()
         if self._unix_path is not None:
@@ -101,10 +103,10 @@ class StreamServer:
         self.service.close()
 
     def joined(self, session: Session) -> bool:
-        """For `Session`: a connection was made."""
+        """For `Session`: a connection was made, be it one accepted as the server closed."""
         self._sessions.add(session)
         self._empty.clear()
-        return len(self._sessions) <= self.limits.max_connections
+        return not self._is_closed and len(self._sessions) <= self.limits.max_connections
 
     def left(self, session: Session) -> None:
         """For `Session`: a connection is no more."""

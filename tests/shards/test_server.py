@@ -378,6 +378,18 @@ async def test_a_server_that_stops_does_not_wait_for_ever() -> None:
         gate.opened.set()
 
 
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_server_that_stops_closes_what_it_is_accepting(turns: int) -> None:
+    async with serving(Gate(), handshake_seconds=60.0) as (server, address):
+        with RawRouter(address) as first, RawRouter(address) as second:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await server.close(grace_seconds=0.0)
+            assert server.connections == 0
+            assert await is_closed(first)
+            assert await is_closed(second)
+
+
 async def test_a_server_can_stop_while_it_is_at_work(caplog: pytest.LogCaptureFixture) -> None:
     gate = Gate(LARGE, is_open=False)
     server = serve_in_thread(gate, CREDENTIALS, host="127.0.0.1", threads=1)
