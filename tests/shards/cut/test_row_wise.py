@@ -23,7 +23,7 @@ v1 = tf.compat.v1
 STEPS: dict[str, Callable[[Any], Any]] = {
     "relu": tf.nn.relu,
     "add a row": lambda t: t + np.arange(t.shape[-1], dtype=np.float32),
-    "add a fixed batch": lambda t: t + np.ones((2, *t.shape[1:]), np.float32),
+    "add a fixed batch": lambda t: t + np.ones((t.shape[0] or 2, *t.shape[1:]), np.float32),
     "add itself turned": lambda t: t + tf.reverse(t, [0]),
     "add the first of all": lambda t: t + t[:1],
     "add its sum of rows": lambda t: t + tf.reduce_sum(t, axis=0, keepdims=True),
