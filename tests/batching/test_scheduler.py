@@ -10,6 +10,7 @@ import pytest
 from shardserve.batching.errors import (
     DeadlineExceeded,
     FailedPrecondition,
+    Internal,
     InvalidArgument,
     ResourceExhausted,
     ServingError,
@@ -442,6 +443,34 @@ def test_a_piece_that_fails_ends_the_task_and_its_other_pieces_do_not_run():
     (piece,) = started(core.finished(first, 1.0))
     actions = core.finished(piece, 2.0, InvalidArgument("bad"))
     assert failed(actions) == [("b", "bad")]
+    assert core.core.is_idle
+
+
+def with_a_task_in_it_thrice() -> tuple[Device, Batch[str]]:
+    """A device that runs a batch of high priority, which pieces of low priority fill."""
+    core = device(
+        size=8,
+        enable_large_batch_splitting=True,
+        max_execution_batch_size=4,
+        low_priority_max_batch_size=1,
+    )
+    first = busy(core)
+    core.offer("k", task("A", 3, deadline=5.0), 0.0, Priority.LOW)
+    core.offer("k", task("a"))
+    (batch,) = started(core.finished(first, 1.0))
+    assert names([batch]) == ["aAAA"]
+    return core, batch
+
+
+def test_a_task_that_is_in_a_batch_more_than_once_is_late_once():
+    core, _ = with_a_task_in_it_thrice()
+    assert failed(core.core.tick(5.0)) == [("A", "Timed out waiting for notification")]
+    assert core.stages["stage"].counts().expired == 1
+
+
+def test_a_task_that_is_in_a_batch_more_than_once_fails_with_it_once():
+    core, batch = with_a_task_in_it_thrice()
+    assert failed(core.finished(batch, 2.0, Internal("no"))) == [("a", "no"), ("A", "no")]
     assert core.core.is_idle
 
 

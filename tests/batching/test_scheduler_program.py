@@ -58,6 +58,14 @@ PARAMETERS = {
         mixed_priority_policy=MixedPriorityPolicy.ISOLATE,
         low_priority_batch_timeout_micros=10**6,
     ),
+    "cuts and fills": BatchingParameters(
+        7,
+        TIMEOUT * 10**6,
+        4,
+        enable_large_batch_splitting=True,
+        max_execution_batch_size=5,
+        low_priority_max_batch_size=2,
+    ),
 }
 
 
@@ -133,8 +141,8 @@ class Program(RuleBasedStateMachine):
         living = batch.living()
         error = _outcome(batch, crash)
         if error is None:
-            for task in living:
-                self.ran(task)
+            for whole in dict.fromkeys(map(_whole, living)):
+                self.ran(whole)
         elif isinstance(error, InvalidArgument) and len(batch.tasks) > 1:
             for task in living:
                 self.left[_whole(task)] += task.size
@@ -242,8 +250,7 @@ class Program(RuleBasedStateMachine):
             assert task.payload[1] or isinstance(error, Internal)
         self.end(task)
 
-    def ran(self, part: Task[tuple[str, bool]]) -> None:
-        whole = _whole(part)
+    def ran(self, whole: Task[tuple[str, bool]]) -> None:
         running = itertools.chain(*[batch.living() for batch in self.running])
         if self.left[whole] == 0 and all(_whole(other) is not whole for other in running):
             self.end(whole)
