@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -91,10 +92,13 @@ class Waiting(Generic[T]):
             return None
         batch = queue.take()
         self.nbytes -= batch.nbytes
+        rest = queue.open
+        if rest is not None and rest.expected_start == -math.inf:
+            self._expect_rest(rest, now)
         queue.ready = False
         self.consider(queue, now)
-        if queue.open is not None and not queue.ready:
-            self._set_timer(queue.open)
+        if rest is not None and not queue.ready:
+            self._set_timer(rest)
         return batch
 
     def remove(self, task: Task[T], batch: Batch[T]) -> None:
@@ -115,6 +119,13 @@ class Waiting(Generic[T]):
             self._ready.remove(queue)
         queue.ready = True
         self._ready.appendleft(queue)
+
+    def _expect_rest(self, rest: Batch[T], now: float) -> None:
+        """What was left of a batch waits for others again, but no longer than its tasks can."""
+        expect(rest, now, now)
+        for task in rest.tasks:
+            if task.deadline < rest.expected_end:
+                hurry(rest, task, now)
 
     def _next_queue(self, now: float) -> StageQueue[T] | None:
         for _ in range(len(self._ready)):

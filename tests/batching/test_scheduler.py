@@ -408,6 +408,23 @@ def test_a_batch_between_two_allowed_sizes_is_cut_down_if_it_is_asked_for():
     assert run_all(core, ran) == ["first", "abcd", "ef", "g"]
 
 
+def test_what_is_left_of_a_batch_is_due_in_time_for_who_is_in_it_and_for_who_joins():
+    core = device(
+        size=8,
+        timeout=10_000_000,
+        slots=2,
+        allowed_batch_sizes=(2, 8),
+        batch_padding_policy=BatchPaddingPolicy.BATCH_DOWN,
+    )
+    offered(core, "ab")
+    core.offer("k", task("c", deadline=15.0), 9.0)
+    run, wake = core.core.tick(10.0)
+    assert names(started([run])) == ["ab"]
+    assert wake == WakeAt(12.5)
+    assert core.offer("k", task("d", deadline=12.0), 10.0) == [WakeAt(11.0)]
+    assert names(started(core.core.tick(11.0))) == ["cd"]
+
+
 def test_a_large_task_fills_the_open_batch_and_the_rest_of_it_is_cut():
     core = device(size=20, enable_large_batch_splitting=True, max_execution_batch_size=4)
     first = busy(core)
