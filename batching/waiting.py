@@ -60,7 +60,7 @@ class Waiting(Generic[T]):
 
     def accept(self, queue: StageQueue[T], task: Task[T], now: float) -> None:
         """Let the task join, as `BatchScheduler.offer` says, or raise and keep nothing of it."""
-        self._check(queue.stage, task)
+        self._check(queue, task)
         batch = queue.open
         if batch is not None and self._may_join(batch, task, now):
             self._join(batch, task, now)
@@ -138,13 +138,12 @@ class Waiting(Generic[T]):
                 return queue
         return None
 
-    def _check(self, stage: Stage[T], task: Task[T]) -> None:
-        if stage.closed:
+    def _check(self, queue: StageQueue[T], task: Task[T]) -> None:
+        if queue.stage.closed:
             raise Unavailable("The batch scheduling queue is closed: the model is being unloaded")
-        largest = stage.parameters.max_batch_size
-        if task.size > largest:
+        if task.size > queue.largest:
             raise InvalidArgument(
-                f"Task size {task.size} is larger than maximum input batch size {largest}"
+                f"Task size {task.size} is larger than maximum input batch size {queue.largest}"
             )
         if task.nbytes > self.max_bytes:
             raise ResourceExhausted(

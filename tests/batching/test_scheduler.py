@@ -399,6 +399,13 @@ def test_low_priority_has_bounds_of_its_own():
         core.offer("k", task("E"), 0.0, Priority.LOW)
 
 
+def test_a_task_larger_than_a_batch_of_low_priority_is_refused_there():
+    core = device(size=8, low_priority_max_batch_size=4, low_priority_allowed_batch_sizes=(2, 4))
+    with pytest.raises(InvalidArgument, match="6 is larger than maximum input batch size 4"):
+        core.offer("k", task("A", 6), 0.0, Priority.LOW)
+    assert names(started(core.offer("k", task("a", 6), 0.0))) == ["a"]
+
+
 def test_a_batch_between_two_allowed_sizes_is_cut_down_if_it_is_asked_for():
     core = device(
         size=8, allowed_batch_sizes=(2, 4, 8), batch_padding_policy=BatchPaddingPolicy.BATCH_DOWN

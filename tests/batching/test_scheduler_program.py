@@ -119,7 +119,7 @@ class Program(RuleBasedStateMachine):
             assert (len(queue.batches), self.core.enqueued_bytes) == before, "nothing was kept"
             return multiple()
         assert stage not in self.closed
-        assert size <= PARAMETERS[stage].max_batch_size
+        assert size <= queue.largest <= PARAMETERS[stage].max_batch_size
         self.left[task] = size
         self.offered.append(task)
         self.carry_out(actions)
@@ -229,7 +229,7 @@ class Program(RuleBasedStateMachine):
     def check_refusal(self, task: Task[tuple[str, bool]], error: ServingError) -> None:
         stage = task.payload[0]
         if isinstance(error, InvalidArgument):
-            assert task.size > PARAMETERS[stage].max_batch_size
+            assert task.size > self.stages[stage].queue(*task.context).largest
             return
         same = [
             other
