@@ -104,6 +104,24 @@ async def test_an_error_of_ours_is_logged_and_internal(caplog):
     assert "a step failed" in caplog.text
 
 
+@pytest.mark.parametrize("slots", [None, 1])
+async def test_a_step_that_is_cancelled_fails_its_sequences_and_no_later_ones(slots):
+    gone = asyncio.get_running_loop().create_future()
+
+    async def take(burst):
+        if not gone.done():
+            gone.cancel()
+            await gone
+        return take_steps(burst, add)
+
+    steps = batcher(take, device=slots and BatchDevice(slots))
+    with pytest.raises(Unavailable, match="was cancelled"):
+        await asyncio.wait_for(total(steps, 1, 2), 30)
+    assert await total(steps, 3, 4) == 7
+    await steps.drain()
+    assert steps.is_idle
+
+
 async def test_a_request_that_is_cancelled_makes_room_for_the_next():
     take = Steps()
     steps = batcher(take, rows=1)
