@@ -76,6 +76,8 @@ class BatchDevice:
         self._batchers: dict[Stage[Any], Batcher[Any, Any]] = {}
         self._runs: dict[Batch[Any], asyncio.Task[None]] = {}
         self._timer: asyncio.Handle | None = None
+        # Set once they are idle, be it by a run or by the last one that waited.
+        self._draining: dict[Stage[Any], asyncio.Event] = {}
         #: Makes a future of the loop. There is one for each request.
         self.new_future: Callable[[], asyncio.Future[Any]] = self._first_future
 
@@ -100,8 +102,8 @@ class BatchDevice:
     async def drain_stage(self, stage: Stage[Any]) -> None:
         """As `drain`, of one stage, which is forgotten then."""
         self.perform(self.scheduler.drain(time.monotonic(), stage))
-        while not stage.is_idle:
-            await asyncio.wait(self._runs.values(), return_when=asyncio.FIRST_COMPLETED)
+        if not stage.is_idle:
+            await self._draining.setdefault(stage, asyncio.Event()).wait()
         if self._batchers.pop(stage, None) is not None:
             self.scheduler.remove_stage(stage)
 
@@ -117,11 +119,17 @@ class BatchDevice:
                     self._runs[batch].cancel()
                 case WakeAt(when):
                     self._set_timer(when)
+        if self._draining:
+            self._look_who_is_drained()
 
     def finished(self, batch: Batch[Any], error: ServingError | None = None) -> None:
         """A run has ended."""
         del self._runs[batch]
         self.perform(self.scheduler.finished(batch, time.monotonic(), error))
+
+    def _look_who_is_drained(self) -> None:
+        for stage in [stage for stage in self._draining if stage.is_idle]:
+            self._draining.pop(stage).set()
 
     def _first_future(self) -> asyncio.Future[Any]:
         self.new_future = asyncio.get_running_loop().create_future

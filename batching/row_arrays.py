@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -60,6 +60,25 @@ def scattered(old: Array | None, rows: int, slots: list[int], values: Array) -> 
         full[:common] = old[:common]
     full[slots] = values
     return full
+
+
+#: What an output is for each row: its dtype, and its shape.
+Kind: TypeAlias = tuple[np.dtype[Any], tuple[int, ...]]
+
+
+def kind_of(output: Array) -> Kind:
+    """What an array of rows has for each."""
+    return output.dtype, output.shape[1:]
+
+
+def check_kept(name: str, output: Array, kind: Kind) -> None:
+    """Raise FailedPrecondition for an output that cannot be kept with those of steps before."""
+    if kind_of(output) != kind:
+        dtype, shape = kind
+        raise FailedPrecondition(
+            f"output {name!r} of the step is {output.dtype}{list(output.shape[1:])} for each row; "
+            f"before it was {dtype}{list(shape)}"
+        )
 
 
 def check_state(name: str, output: Array, state: Array) -> None:

@@ -168,7 +168,12 @@ class BatchScheduler(Generic[T]):
         return []
 
     def _fail(self, task: Task[T], error: ServingError) -> list[Action[T]]:
-        whole = task if task.cut is None else task.cut.task
+        if task.cut is None:
+            return [Fail(task, error), *self._leave(task)]
+        if task.cut.has_ended:
+            # With another piece of it in the same batch.
+            return []
+        whole = task.cut.task
         return [Fail(whole, error), *self.cancel(whole)]
 
     def _leave(self, task: Task[T]) -> Actions[T]:
@@ -215,8 +220,9 @@ class BatchScheduler(Generic[T]):
         for task in batch.living():
             if task.deadline <= now:
                 late = _late_in_queue() if batch.started is None else _late_in_run()
-                actions += self._fail(task, late)
-                batch.queue.stage.expired += 1
+                failed = self._fail(task, late)
+                batch.queue.stage.expired += bool(failed)
+                actions += failed
         batch.expires = min([task.deadline for task in batch.living()], default=math.inf)
         return actions
 

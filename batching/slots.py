@@ -15,7 +15,10 @@ import numpy as np
 
 from shardserve.batching.row_arrays import (
     WINDOW,
+    Kind,
+    check_kept,
     check_state,
+    kind_of,
     padded,
     resettled,
     scattered,
@@ -43,6 +46,8 @@ class RunningBatch:
         self._outputs: list[Array] = []
         self._staged: list[Array] = []
         self._kept: list[Array] = []
+        # Of what is kept, while there is any sequence.
+        self._kinds: list[Kind] = []
         self._at = WINDOW
         self._clock = 0
         self._part: Sequence[SequenceRow] | None = None
@@ -64,6 +69,8 @@ class RunningBatch:
         else:
             self._rows[row.slot] = None
             self._holes.append(row.slot)
+        if not len(self):
+            self._outputs, self._kept, self._kinds = [], [], []
 
     def finish(self, row: SequenceRow) -> RowResult:
         """Free the row of a sequence that has taken a step at least; what it returns, its own."""
@@ -97,10 +104,12 @@ class RunningBatch:
         """The step has been taken: the sequences that stop with it.
 
         Raises NotBatchable for an output without the step's rows, FailedPrecondition for a state
-        of another shape or dtype than it had; then nothing has happened.
+        of another shape or dtype than it had, or an output that is kept of every step; then nothing
+        has happened.
         """
         self._check(outputs)
         owned = [self._unshared(output) for output in outputs]
+        self._kinds = [kind_of(owned[place]) for place in self._form.every]
         if self._part is not None:
             return self._commit_part(self._part, owned)
         self._outputs = owned
@@ -258,6 +267,8 @@ class RunningBatch:
         states = self._resident[: self._form.carried]
         for name, output, state in zip(self._form.outputs, outputs, states, strict=False):
             check_state(name, output, state)
+        for place, kind in zip(self._form.every, self._kinds, strict=False):
+            check_kept(self._form.outputs[place], outputs[place], kind)
 
     def _unshared(self, output: Array) -> Array:
         """The output, copied if it lies in a window, which the next steps overwrite."""

@@ -27,8 +27,9 @@ _PAD_TO_MAX = MixedPriorityPolicy.PAD_TO_MAX
 class StageQueue(Generic[T]):
     """Batches in the order in which they came. Only the last may be `open`, and take tasks.
 
-    `limit` bounds the rows of a batch and `timeout` is in seconds. `ready` says whether it is
-    among the queues that take turns, `running` counts its batches that run.
+    `limit` bounds the rows of a batch, `largest` those of a task, and `timeout` is in seconds.
+    `ready` says whether it is among the queues that take turns, `running` counts its batches that
+    run.
     """
 
     def __init__(self, stage: Stage[T], key: Hashable, priority: Priority) -> None:
@@ -118,12 +119,15 @@ class StageQueue(Generic[T]):
 
     def _take_limits(self, parameters: BatchingParameters) -> None:
         self.limit = self.stage.size
+        self.largest = parameters.max_batch_size
         self.timeout = self.stage.timeout
         self._max_enqueued = max(1, parameters.max_enqueued_batches)
         self._allowed = parameters.allowed_batch_sizes
 
     def _take_low_limits(self, parameters: BatchingParameters) -> None:
         self.limit = parameters.low_priority_max_batch_size or parameters.execution_size
+        splits = parameters.enable_large_batch_splitting
+        self.largest = parameters.max_batch_size if splits else self.limit
         self.timeout = parameters.low_priority_batch_timeout_micros / 1e6
         self._max_enqueued = parameters.low_priority_max_enqueued_batches or max(
             1, parameters.max_enqueued_batches

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 from shardserve.batching.driver import StageCounts
-from shardserve.batching.errors import Internal, ServingError, error_of
+from shardserve.batching.errors import Internal, ServingError, Unavailable, error_of
 from shardserve.batching.parameters import BatchingParameters
 from shardserve.batching.slots import RunningBatch
 from shardserve.batching.step_bounds import MAX_BYTES
@@ -232,6 +232,14 @@ class StepBatcher:
         self._burst = Burst(self._batch, step.rows, step.limit, part)
         carrying_out = self._carry_out(step, self._burst)
         self._stepping = asyncio.create_task(carrying_out, name=self._name)
+        self._stepping.add_done_callback(self._ended)
+
+    def _ended(self, stepping: asyncio.Task[None]) -> None:
+        """Let a step fail that was cancelled, by something that it waited for."""
+        if self._stepping is stepping:
+            self._stepping = None
+            error = Unavailable("The run of this batch was cancelled")
+            self._perform(self._scheduler.failed(error, time.monotonic()))
 
     async def _carry_out(self, step: Step[SequenceRow], burst: Burst) -> None:
         outcome = await self._turn(burst)

@@ -145,7 +145,8 @@ class StepScheduler(Generic[T]):
     def tick(self, now: float) -> StepActions[T]:
         """Time has passed. Ticks that no `WakeAt` asked for do no harm."""
         if now < self._alarm:
-            return ()
+            # The timer that was asked for may be this one, a little early.
+            return () if self._alarm == math.inf else (WakeAt(self._alarm),)
         actions = self._ring(now)
         if self._step is None:
             return [*actions, *self._advance(now)]

@@ -54,6 +54,10 @@ class Cut(Generic[T]):
     pieces: list[Task[T]] = field(default_factory=list)
     results: dict[int, Any] = field(default_factory=dict)
 
+    @property
+    def has_ended(self) -> bool:
+        return self.task.cut is not self
+
     def end(self) -> None:
         """The task has ended: it and the pieces are let go of, or they would be in cycles.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Waiting(Generic[T]):
 
     def accept(self, queue: StageQueue[T], task: Task[T], now: float) -> None:
         """Let the task join, as `BatchScheduler.offer` says, or raise and keep nothing of it."""
-        self._check(queue.stage, task)
+        self._check(queue, task)
         batch = queue.open
         if batch is not None and self._may_join(batch, task, now):
             self._join(batch, task, now)
@@ -91,10 +92,13 @@ class Waiting(Generic[T]):
             return None
         batch = queue.take()
         self.nbytes -= batch.nbytes
+        rest = queue.open
+        if rest is not None and rest.expected_start == -math.inf:
+            self._expect_rest(rest, now)
         queue.ready = False
         self.consider(queue, now)
-        if queue.open is not None and not queue.ready:
-            self._set_timer(queue.open)
+        if rest is not None and not queue.ready:
+            self._set_timer(rest)
         return batch
 
     def remove(self, task: Task[T], batch: Batch[T]) -> None:
@@ -116,6 +120,13 @@ class Waiting(Generic[T]):
         queue.ready = True
         self._ready.appendleft(queue)
 
+    def _expect_rest(self, rest: Batch[T], now: float) -> None:
+        """What was left of a batch waits for others again, but no longer than its tasks can."""
+        expect(rest, now, now)
+        for task in rest.tasks:
+            if task.deadline < rest.expected_end:
+                hurry(rest, task, now)
+
     def _next_queue(self, now: float) -> StageQueue[T] | None:
         for _ in range(len(self._ready)):
             queue = self._ready.popleft()
@@ -127,13 +138,12 @@ class Waiting(Generic[T]):
                 return queue
         return None
 
-    def _check(self, stage: Stage[T], task: Task[T]) -> None:
-        if stage.closed:
+    def _check(self, queue: StageQueue[T], task: Task[T]) -> None:
+        if queue.stage.closed:
             raise Unavailable("The batch scheduling queue is closed: the model is being unloaded")
-        largest = stage.parameters.max_batch_size
-        if task.size > largest:
+        if task.size > queue.largest:
             raise InvalidArgument(
-                f"Task size {task.size} is larger than maximum input batch size {largest}"
+                f"Task size {task.size} is larger than maximum input batch size {queue.largest}"
             )
         if task.nbytes > self.max_bytes:
             raise ResourceExhausted(

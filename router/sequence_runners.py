@@ -41,7 +41,9 @@ class Steppable(Servable, Protocol):
 class SteppedSequence:
     """Steps the sequences of all requests together, in this process.
 
-    The signature that is run before the steps is run by `servable`, the steps by `steps`.
+    The signature that is run before the steps is run by `servable`, the steps by `steps`. A step
+    that is one stage takes turns on `device`; what others do for a step may wait for its slots, so
+    a step that asks others holds none.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class SteppedSequence:
         self.plan = plan
         self._servable = servable
         name = f"{servable.name}/{plan.name}"
-        take = _take(plan, steps, threads)
-        self._stepped = SteppedRows(name, plan.parameters, plan.form, take, device)
+        stage = steps.stage_of(plan.step, _aliases(plan), list(plan.outputs))
+        take = _asking(plan, steps) if stage is None else _on_stage(plan, stage, threads)
+        turns = None if stage is None else device
+        self._stepped = SteppedRows(name, plan.parameters, plan.form, take, turns)
 
     async def run(
         self, inputs: Mapping[str, Array], outputs: Sequence[str], context: RequestContext
@@ -120,14 +124,17 @@ class RemoteSequence:
         return {alias: found[alias] for alias in outputs}
 
 
-def _take(plan: SequencePlan, steps: Steppable, threads: StageThreads) -> TakeSteps:
-    aliases = [*plan.inputs, *plan.fixed]
-    outputs = list(plan.outputs)
+def _aliases(plan: SequencePlan) -> list[str]:
+    return [*plan.inputs, *plan.fixed]
+
+
+def _on_stage(plan: SequencePlan, stage: Stage, threads: StageThreads) -> TakeSteps:
     fixed = list(plan.fixed.values())
-    stage = steps.stage_of(plan.step, aliases, outputs)
-    if stage is not None:
-        one = stage
-        return on_threads(threads, lambda values: one(*values, *fixed))
+    return on_threads(threads, lambda values: stage(*values, *fixed))
+
+
+def _asking(plan: SequencePlan, steps: Steppable) -> TakeSteps:
+    aliases, outputs, fixed = _aliases(plan), list(plan.outputs), list(plan.fixed.values())
     context = RequestContext(f"{steps.name}/{plan.name}", math.inf)
 
     async def call(values: list[Array]) -> list[Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import queue
@@ -18,7 +19,13 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 
-from shardserve.batching.errors import DeadlineExceeded, InvalidArgument, Unavailable, error_of
+from shardserve.batching.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    Unavailable,
+    error_of,
+)
 from shardserve.router.brief import run_on_caller, takes_time_by_shapes
 from shardserve.router.rewrites import limit_rewrites
 from shardserve.router.run_times import Runs, RunTimes
@@ -31,6 +38,8 @@ SWITCH_SECONDS = 0.0005
 
 #: TensorFlow Serving's words for a run that took longer than the request's deadline.
 TIMED_OUT = "Timed out waiting for notification"
+
+_log = logging.getLogger(__name__)
 
 _UNLOADED = "the model has been unloaded"
 
@@ -124,7 +133,7 @@ class StageThreads:
         context: RequestContext | None = None,
         spend: str | None = "dense",
     ) -> Any:
-        """What `work` returns or raises.
+        """What `work` returns or raises; Internal for what ends a program, or an iteration.
 
         With a context: DeadlineExceeded at its deadline, even while the thread is still at work,
         whose result is then dropped; the waiting is spent on "queue" and the work on `spend`, or,
@@ -186,7 +195,7 @@ class _Job:
         try:
             result = self.work()
         except BaseException as failure:  # noqa: BLE001 (it is raised where the result is awaited)
-            error = failure
+            error = _to_raise(failure)
         self.finished = time.monotonic()
         try:
             self.loop.call_soon_threadsafe(self.finish, result, error)
@@ -208,6 +217,14 @@ class _Job:
 
     def expire(self) -> None:
         self.finish(None, DeadlineExceeded(TIMED_OUT))
+
+
+def _to_raise(failure: BaseException) -> Exception:
+    """What a future takes, and an event loop survives, as it does not a SystemExit."""
+    if isinstance(failure, Exception) and not isinstance(failure, StopIteration):
+        return failure
+    _log.error("work on a stage thread failed", exc_info=failure)
+    return Internal(f"{type(failure).__name__}: {failure}")
 
 
 def _expiry(loop: asyncio.AbstractEventLoop, job: _Job) -> asyncio.TimerHandle | None:

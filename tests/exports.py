@@ -33,6 +33,7 @@ _OTHERS: Mapping[str, Export] = {
     "encoder": step_models.export_encoder,
     "decoder": step_models.export_decoder,
     "fragile": step_models.export_fragile,
+    "halving": step_models.export_halving,
 }
 
 

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tests.region_models import batched
+
 WIDTH, UNITS, VOCABULARY, STOP_TOKEN = 6, 9, 17, 2
 
 
@@ -137,3 +139,15 @@ def export_fragile(path: Path) -> None:
     """The signature `step` of `Fragile`."""
     module = Fragile()
     tf.saved_model.save(module, str(path), signatures={"step": module.step})
+
+
+def export_halving(path: Path) -> None:
+    """The signature `step`: it halves what it gets, in a region."""
+    module = tf.Module()
+    half = batched(lambda x: x * 0.5)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, WIDTH], tf.float32, name="x")])
+    def step(x: Any) -> dict[str, Any]:
+        return {"half": tf.ensure_shape(half(x), [None, WIDTH])}
+
+    tf.saved_model.save(module, str(path), signatures={"step": step})

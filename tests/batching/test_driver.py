@@ -247,6 +247,21 @@ async def test_a_drain_finishes_what_was_accepted_and_accepts_no_more():
     await batcher.drain()
 
 
+async def test_a_drain_ends_with_the_last_that_waited_whoever_else_has_the_slot():
+    device, runs = BatchDevice(1), Runs()
+    first = await ran_alone(device.batcher("other", ONE_AT_A_TIME, runs), runs)
+    batcher = device.batcher("stage", ONE_AT_A_TIME, runs)
+    (waiting,) = submitted(batcher, 1)
+    draining = asyncio.create_task(batcher.drain())
+    await accepted()
+    waiting.cancel()
+    for _ in range(4):
+        await accepted()
+    assert draining.done()
+    await runs.let_through()
+    assert await first == 2
+
+
 @given(
     numbers=st.lists(st.sampled_from([1, 2, 4, 5, -1, -2]), max_size=12),
     gone=st.sets(st.integers(0, 11)),

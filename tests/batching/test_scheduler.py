@@ -10,6 +10,7 @@ import pytest
 from shardserve.batching.errors import (
     DeadlineExceeded,
     FailedPrecondition,
+    Internal,
     InvalidArgument,
     ResourceExhausted,
     ServingError,
@@ -398,6 +399,13 @@ def test_low_priority_has_bounds_of_its_own():
         core.offer("k", task("E"), 0.0, Priority.LOW)
 
 
+def test_a_task_larger_than_a_batch_of_low_priority_is_refused_there():
+    core = device(size=8, low_priority_max_batch_size=4, low_priority_allowed_batch_sizes=(2, 4))
+    with pytest.raises(InvalidArgument, match="6 is larger than maximum input batch size 4"):
+        core.offer("k", task("A", 6), 0.0, Priority.LOW)
+    assert names(started(core.offer("k", task("a", 6), 0.0))) == ["a"]
+
+
 def test_a_batch_between_two_allowed_sizes_is_cut_down_if_it_is_asked_for():
     core = device(
         size=8, allowed_batch_sizes=(2, 4, 8), batch_padding_policy=BatchPaddingPolicy.BATCH_DOWN
@@ -405,6 +413,23 @@ def test_a_batch_between_two_allowed_sizes_is_cut_down_if_it_is_asked_for():
     ran = [busy(core)]
     offered(core, "abcdefg")
     assert run_all(core, ran) == ["first", "abcd", "ef", "g"]
+
+
+def test_what_is_left_of_a_batch_is_due_in_time_for_who_is_in_it_and_for_who_joins():
+    core = device(
+        size=8,
+        timeout=10_000_000,
+        slots=2,
+        allowed_batch_sizes=(2, 8),
+        batch_padding_policy=BatchPaddingPolicy.BATCH_DOWN,
+    )
+    offered(core, "ab")
+    core.offer("k", task("c", deadline=15.0), 9.0)
+    run, wake = core.core.tick(10.0)
+    assert names(started([run])) == ["ab"]
+    assert wake == WakeAt(12.5)
+    assert core.offer("k", task("d", deadline=12.0), 10.0) == [WakeAt(11.0)]
+    assert names(started(core.core.tick(11.0))) == ["cd"]
 
 
 def test_a_large_task_fills_the_open_batch_and_the_rest_of_it_is_cut():
@@ -442,6 +467,34 @@ def test_a_piece_that_fails_ends_the_task_and_its_other_pieces_do_not_run():
     (piece,) = started(core.finished(first, 1.0))
     actions = core.finished(piece, 2.0, InvalidArgument("bad"))
     assert failed(actions) == [("b", "bad")]
+    assert core.core.is_idle
+
+
+def with_a_task_in_it_thrice() -> tuple[Device, Batch[str]]:
+    """A device that runs a batch of high priority, which pieces of low priority fill."""
+    core = device(
+        size=8,
+        enable_large_batch_splitting=True,
+        max_execution_batch_size=4,
+        low_priority_max_batch_size=1,
+    )
+    first = busy(core)
+    core.offer("k", task("A", 3, deadline=5.0), 0.0, Priority.LOW)
+    core.offer("k", task("a"))
+    (batch,) = started(core.finished(first, 1.0))
+    assert names([batch]) == ["aAAA"]
+    return core, batch
+
+
+def test_a_task_that_is_in_a_batch_more_than_once_is_late_once():
+    core, _ = with_a_task_in_it_thrice()
+    assert failed(core.core.tick(5.0)) == [("A", "Timed out waiting for notification")]
+    assert core.stages["stage"].counts().expired == 1
+
+
+def test_a_task_that_is_in_a_batch_more_than_once_fails_with_it_once():
+    core, batch = with_a_task_in_it_thrice()
+    assert failed(core.finished(batch, 2.0, Internal("no"))) == [("a", "no"), ("A", "no")]
     assert core.core.is_idle
 
 

@@ -58,6 +58,14 @@ PARAMETERS = {
         mixed_priority_policy=MixedPriorityPolicy.ISOLATE,
         low_priority_batch_timeout_micros=10**6,
     ),
+    "cuts and fills": BatchingParameters(
+        7,
+        TIMEOUT * 10**6,
+        4,
+        enable_large_batch_splitting=True,
+        max_execution_batch_size=5,
+        low_priority_max_batch_size=2,
+    ),
 }
 
 
@@ -111,7 +119,7 @@ class Program(RuleBasedStateMachine):
             assert (len(queue.batches), self.core.enqueued_bytes) == before, "nothing was kept"
             return multiple()
         assert stage not in self.closed
-        assert size <= PARAMETERS[stage].max_batch_size
+        assert size <= queue.largest <= PARAMETERS[stage].max_batch_size
         self.left[task] = size
         self.offered.append(task)
         self.carry_out(actions)
@@ -133,8 +141,8 @@ class Program(RuleBasedStateMachine):
         living = batch.living()
         error = _outcome(batch, crash)
         if error is None:
-            for task in living:
-                self.ran(task)
+            for whole in dict.fromkeys(map(_whole, living)):
+                self.ran(whole)
         elif isinstance(error, InvalidArgument) and len(batch.tasks) > 1:
             for task in living:
                 self.left[_whole(task)] += task.size
@@ -221,7 +229,7 @@ class Program(RuleBasedStateMachine):
     def check_refusal(self, task: Task[tuple[str, bool]], error: ServingError) -> None:
         stage = task.payload[0]
         if isinstance(error, InvalidArgument):
-            assert task.size > PARAMETERS[stage].max_batch_size
+            assert task.size > self.stages[stage].queue(*task.context).largest
             return
         same = [
             other
@@ -242,8 +250,7 @@ class Program(RuleBasedStateMachine):
             assert task.payload[1] or isinstance(error, Internal)
         self.end(task)
 
-    def ran(self, part: Task[tuple[str, bool]]) -> None:
-        whole = _whole(part)
+    def ran(self, whole: Task[tuple[str, bool]]) -> None:
         running = itertools.chain(*[batch.living() for batch in self.running])
         if self.left[whole] == 0 and all(_whole(other) is not whole for other in running):
             self.end(whole)

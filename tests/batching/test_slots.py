@@ -163,6 +163,47 @@ def test_an_output_that_is_an_input_is_kept_when_the_window_moves_on():
     assert batch.finish(row).last[0].tolist() == [[32.0, 33.0]]
 
 
+#: State n counts; the other output, which is kept of every step, is as wide as k says.
+WIDTHS = StepForm(1, 0, 1, ("n", "wide"), last=(0,), every=(1,))
+
+
+def wide(values):
+    n, k = values
+    return [n + 1, np.ones((len(n), k.max()))]
+
+
+def of_width(width):
+    return SequenceRow([np.zeros((1,), int)], (), [np.array([width])])
+
+
+@pytest.mark.parametrize("in_part", [False, True])
+def test_a_kept_output_that_changes_its_form_is_refused_before_anything_has_happened(in_part):
+    batch = RunningBatch(WIDTHS)
+    narrow, wider = of_width(1), of_width(2)
+    batch.join(narrow)
+    take_steps(Burst(batch, 1, 2, [narrow] if in_part else None), wide)
+    batch.join(wider)
+    words = r"output 'wide' of the step is float64\[2\] .* before it was float64\[1\]"
+    for part in (None, [wider]):
+        rows = 2 if part is None else 1
+        with pytest.raises(FailedPrecondition, match=words):
+            take_steps(Burst(batch, rows, 1, part), wide)
+    batch.leave(wider)
+    take_steps(Burst(batch, 1, 1, [narrow] if in_part else None), wide)
+    result = batch.finish(narrow)
+    assert result.every[0].shape == (3, 1)
+    assert result.last[0].tolist() == [3]
+
+
+def test_a_kept_output_may_have_another_form_once_all_who_had_one_have_left():
+    batch = RunningBatch(WIDTHS)
+    for width in (1, 3, 2):
+        row = of_width(width)
+        batch.join(row)
+        take_steps(Burst(batch, 1, 2), wide)
+        assert batch.finish(row).every[0].shape == (2, width)
+
+
 @pytest.mark.parametrize(
     ("outputs", "error", "words"),
     [

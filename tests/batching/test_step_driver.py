@@ -11,6 +11,7 @@ import pytest
 from shardserve.batching.driver import BatchDevice
 from shardserve.batching.errors import (
     DeadlineExceeded,
+    FailedPrecondition,
     Internal,
     InvalidArgument,
     Unavailable,
@@ -102,6 +103,40 @@ async def test_an_error_of_ours_is_logged_and_internal(caplog):
     with caplog.at_level(logging.ERROR), pytest.raises(Internal, match="ZeroDivisionError: oh"):
         await total(batcher(Steps(crash)), 1)
     assert "a step failed" in caplog.text
+
+
+@pytest.mark.parametrize("slots", [None, 1])
+async def test_a_step_that_is_cancelled_fails_its_sequences_and_no_later_ones(slots):
+    gone = asyncio.get_running_loop().create_future()
+
+    async def take(burst):
+        if not gone.done():
+            gone.cancel()
+            await gone
+        return take_steps(burst, add)
+
+    steps = batcher(take, device=slots and BatchDevice(slots))
+    with pytest.raises(Unavailable, match="was cancelled"):
+        await asyncio.wait_for(total(steps, 1, 2), 30)
+    assert await total(steps, 3, 4) == 7
+    await steps.drain()
+    assert steps.is_idle
+
+
+async def test_a_kept_output_that_changes_its_form_fails_its_sequence_and_no_later_one():
+    def alone(values):
+        (n,) = values
+        if len(n) > 1:
+            raise InvalidArgument("one at a time")
+        return [n + 1, np.zeros((1, int(n[0])))]
+
+    form = StepForm(1, 0, 0, ("n", "growing"), every=(1,))
+    steps = StepBatcher("test", BatchingParameters(4, 0, 2), form, Steps(alone))
+    rows = [SequenceRow([np.zeros(1, int)]) for _ in range(3)]
+    with pytest.raises(FailedPrecondition, match="'growing'"):
+        await asyncio.wait_for(steps.submit(rows[:2], [3, 3]), 5)
+    (result,) = await steps.submit(rows[2:], [1])
+    assert result.every[0].shape == (1, 0)
 
 
 async def test_a_request_that_is_cancelled_makes_room_for_the_next():

@@ -124,6 +124,13 @@ def test_deadlines_end_who_waits_and_who_runs():
     assert core.is_idle
 
 
+def test_a_timer_that_rings_early_is_set_again():
+    core = StepScheduler(TWO_ROWS)
+    assert core.tick(0.0) == ()
+    core.offer([sequence(deadline=5.0)], 1.0)
+    assert core.tick(4.9995) == (WakeAt(5.0),)
+
+
 def test_who_cannot_make_its_deadline_at_the_measured_pace_is_refused_when_offered():
     core = StepScheduler(TWO_ROWS)
     core.offer([sequence(100)], 0.0)

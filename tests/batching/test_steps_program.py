@@ -139,8 +139,7 @@ class Program(RuleBasedStateMachine):
     @rule()
     def ring(self):
         """Possibly early, possibly after other events."""
-        if self.alarm <= self.now:
-            self.alarm = math.inf
+        self.alarm = math.inf
         self.carry_out(self.core.tick(self.now))
 
     @precondition(lambda self: not self.draining)

@@ -52,6 +52,14 @@ DECODE = {
     "returns": {"next_token": "all", "new_state": "last"},
     "batching": {"max_batch_size": 4},
 }
+HALVE = {
+    "step": "step",
+    "state": {"x": "half"},
+    "initial": {"x": {"input": "x"}},
+    "max_steps": 3,
+    "returns": {"half": "last"},
+    "batching": {"max_batch_size": 4},
+}
 SUM = {
     "step": "step",
     "state": {"total": "sum", "text": "longer"},
@@ -185,6 +193,16 @@ async def test_a_greedy_decoder_says_what_it_says_alone(serve, sharded, decoder_
     assert [one.tasks for one in encoders] == [25]
     assert len(steps) > 3, "they stop at different steps"
     assert 40 not in steps or len(steps - {40}) > 2
+
+
+async def test_steps_hold_no_slot_for_which_their_own_regions_wait(serve, saved_model):
+    stepped = await serve(saved_model("halving"), one=HALVE, other=HALVE, another=HALVE)
+    x = np.full((2, WIDTH), 8.0, np.float32)
+    names = ("one", "other", "another")
+    async with asyncio.timeout(60):
+        answers = await asyncio.gather(*[ask(stepped.servable, n, {"x": x}) for n in names])
+    for answer in answers:
+        assert answer["half"].tolist() == [[1.0] * WIDTH] * 2
 
 
 async def test_only_the_request_whose_sequence_fails_fails(serve, fragile_dir):

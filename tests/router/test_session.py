@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from shardserve.batching.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from shardserve.batching.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
 from shardserve.router.servable import RequestContext
 from shardserve.router.session import Parallelism, StageThreads, TensorFlowRunner
 
@@ -152,6 +152,18 @@ async def test_a_job_that_is_late_or_cancelled_when_its_turn_comes_is_not_run(
     await threads.run(lambda: ran.append("after"))
     threads.close()
     assert ran == ["after"]
+
+
+@pytest.mark.parametrize("defect", [StopIteration("none"), SystemExit(3), GeneratorExit()])
+async def test_work_that_raises_what_no_future_can_have_is_an_internal_error(
+    threads: StageThreads, defect: BaseException
+) -> None:
+    def work() -> None:
+        raise defect
+
+    with pytest.raises(Internal, match=type(defect).__name__):
+        await asyncio.wait_for(threads.run(work), 5)
+    assert await threads.run(lambda: "alive") == "alive"
 
 
 async def test_closed_threads_finish_what_they_have_and_refuse_more() -> None:
