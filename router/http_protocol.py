@@ -46,9 +46,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._advanced = self._in_head = True
-        self._skips = False
-        # Armed by a refusal in the same read.
-        self._unset_keepalive_if_required()
+        self._skips = self._is_over
+        if not self._is_over:
+            # Armed by a refusal in the same read.
+            self._unset_keepalive_if_required()
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -60,7 +61,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = False
         self._end_heading()
         if self._is_over:
-            self._skips = True
             return
         refusal = self._refusal()
         if refusal is None:
@@ -96,12 +96,18 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._advanced = False
         super().data_received(data)
+        if self._is_over:
+            return
         self._pending = 0 if self._advanced else self._pending + len(data)
         if self._pending > self._bounds.head and not self.transport.is_closing():
             text = f"The request's headers are longer than {self._bounds.head} bytes."
             self.send_400_response(text)
         elif self._heading is None and (self._in_head or self._is_unwatched()):
             self._await_head()
+
+    def send_400_response(self, msg: str) -> None:
+        if not self._is_over:
+            super().send_400_response(msg)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_heading()

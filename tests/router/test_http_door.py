@@ -30,6 +30,8 @@ from shardserve.router.rest import Response, Rest
 
 MAX_BODY = 1 << 20
 BOUNDS = ClientBounds(body=MAX_BODY, idle_seconds=1)
+IMPATIENT = replace(BOUNDS, head_seconds=0.01, idle_seconds=600)
+LATE = b"The request's headers did not come within 0.01 seconds."
 
 PREDICT = "/v1/models/half_plus_two:predict"
 BODY = b'{"instances": [1, 2, 5]}'
@@ -389,16 +391,33 @@ async def test_an_endless_body_that_is_answered_early_is_cut_off(
         writer.transport.abort()
 
 
+@pytest.mark.parametrize("behind", [get("/b"), b"GET /b HTTP/1.1\r\n"], ids=["whole", "begun"])
+async def test_what_comes_behind_the_last_reply_holds_up_no_end(behind: bytes) -> None:
+    bounds = replace(IMPATIENT, linger_seconds=0.01)
+    async with opened(Refusing(), bounds) as door:
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(_post(busy=True, chunked=True) + behind)
+        assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(write_on(writer, b"x" * 8192), 60)
+        writer.transport.abort()
+
+
+async def test_what_is_not_http_behind_the_last_reply_is_passed_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with opened(Refusing()) as door:
+        received = await talk(door.port, _post(busy=True, chunked=True) + b"no HTTP\r\n\r\n")
+    assert bodies(received) == [{"error": "busy"}]
+    assert "Fatal error" not in caplog.text
+
+
 async def test_a_body_that_does_not_begin_is_not_waited_for(echo: Echo) -> None:
     async with opened(echo, replace(BOUNDS, body_seconds=0.01)) as door:
         received = await talk(door.port, b"POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\n")
     assert received.startswith(b"HTTP/1.1 408 ")
     assert b"connection: close" in received
     assert echo.asked == []
-
-
-IMPATIENT = replace(BOUNDS, head_seconds=0.01, idle_seconds=600)
-LATE = b"The request's headers did not come within 0.01 seconds."
 
 
 async def test_a_client_that_says_nothing_is_let_go(echo: Echo) -> None:
