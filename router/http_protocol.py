@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Sized
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from shardserve.router.http_application import CLOSE, Application, ClientBounds, Headers, encoded
@@ -42,6 +44,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         self._await_head()
 
     def on_message_begin(self) -> None:
@@ -90,6 +93,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._hang_up()
         else:
             super().on_response_complete()
+            if not self.transport.is_closing():
+                self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         if self._is_over or self.transport.is_closing():
@@ -202,3 +207,19 @@ class HttpProtocol(HttpToolsProtocol):
         if self._skipping is not None:
             self._skipping.cancel()
             self._skipping = None
+
+
+class _Flow(FlowControl):
+    """Reads on when no request waits behind another.
+
+    Each reply would let in as many more as come in one read, and who sends without end would have
+    all of them kept.
+    """
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()

@@ -584,6 +584,19 @@ async def test_a_client_that_takes_nothing_is_asked_for_no_more(echo: Echo, door
         await reader.read()
 
 
+async def test_replies_let_in_no_more_than_is_answered(echo: Echo, door: HttpDoor) -> None:
+    padded = get("/a", "x-padding: " + "x" * 8192)
+    talking = asyncio.create_task(talk(door.port, padded * 1000 + get("/b", "connection: close")))
+    most = 0
+    while not talking.done():
+        for connection in door._server.server_state.connections:
+            assert isinstance(connection, HttpToolsProtocol)
+            most = max(most, len(connection.pipeline))
+        await asyncio.sleep(0)
+    assert [reply["path"] for reply in bodies(await talking)] == ["/a"] * 1000 + ["/b"]
+    assert 0 < most * len(padded) < 1 << 20
+
+
 # Ports and stopping
 
 
