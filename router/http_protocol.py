@@ -41,6 +41,8 @@ class HttpProtocol(HttpToolsProtocol):
     _is_over = False
     #: Set while a head is waited for: the connection's first, or one that has begun.
     _heading: asyncio.TimerHandle | None = None
+    #: What is being answered, or was last; `cycle` may wait behind it.
+    _answered: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -118,6 +120,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._end_heading()
         self._end_skipping()
         super().connection_lost(exc)
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     @property
     def _application(self) -> Application:
@@ -128,6 +133,7 @@ class HttpProtocol(HttpToolsProtocol):
         return self._application.bounds
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
         super()._start_asgi_task(cycle, functools.partial(app, cycle, self._may_go_on))
 
     def _may_go_on(self, cycle: RequestResponseCycle) -> bool:

@@ -566,6 +566,15 @@ async def test_a_client_that_goes_away_cancels_its_request(door: HttpDoor, echo:
     await asyncio.wait_for(echo.cancelled.wait(), 60)
 
 
+async def test_so_does_one_that_is_sent_away_while_others_wait_behind_that(
+    door: HttpDoor, echo: Echo
+) -> None:
+    received = await talk(door.port, get("/wait") + get("/b") + b"no HTTP\r\n\r\n")
+    assert received.startswith(b"HTTP/1.1 400 ")
+    await asyncio.wait_for(echo.cancelled.wait(), 20)
+    assert echo.asked == ["/wait"]
+
+
 async def test_a_slow_reader_gets_all_of_a_large_response(door: HttpDoor) -> None:
     received = await talk(door.port, get("/large") * 3 + get("/end", "connection: close"))
     assert [reply["path"] for reply in bodies(received)] == ["/large"] * 3 + ["/end"]
