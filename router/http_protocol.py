@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Sized
 from typing import Any
 
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from shardserve.router.client_flow import Flow, Unread
 from shardserve.router.http_application import CLOSE, Application, ClientBounds, Headers, encoded
 from shardserve.router.rest import Response
 
@@ -46,7 +45,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = _Flow(transport, self.pipeline)
+        self.flow = Flow(transport, self.pipeline)
+        self._unread = Unread(transport, self._bounds.unread_seconds)
         self._await_head()
 
     def on_message_begin(self) -> None:
@@ -83,7 +83,7 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._skips:
             super().on_message_complete()
         elif not self.parser.should_keep_alive():
-            self.transport.close()
+            self._close()
         elif not self._is_over:
             self._skips = False
             self._end_skipping()
@@ -95,7 +95,9 @@ class HttpProtocol(HttpToolsProtocol):
             self._hang_up()
         else:
             super().on_response_complete()
-            if not self.transport.is_closing():
+            if self.transport.is_closing():
+                self._unread.watch()
+            else:
                 self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:
@@ -116,7 +118,20 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._is_over:
             super().send_400_response(msg)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread.watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._unread.end()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._unread.end()
         self._end_heading()
         self._end_skipping()
         super().connection_lost(exc)
@@ -204,7 +219,12 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.write(encoded(self._application.late_head(), CLOSE))
             self._hang_up()
         else:
-            self.transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Close, once the client has taken what is on its way."""
+        self.transport.close()
+        self._unread.watch()
 
     def _close_after(self, seconds: float) -> asyncio.TimerHandle:
         return self.loop.call_later(seconds, self.timeout_keep_alive_handler)
@@ -213,19 +233,3 @@ class HttpProtocol(HttpToolsProtocol):
         if self._skipping is not None:
             self._skipping.cancel()
             self._skipping = None
-
-
-class _Flow(FlowControl):
-    """Reads on when no request waits behind another.
-
-    Each reply would let in as many more as come in one read, and who sends without end would have
-    all of them kept.
-    """
-
-    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
-        super().__init__(transport)
-        self._waiting = waiting
-
-    def resume_reading(self) -> None:
-        if not self._waiting:
-            super().resume_reading()

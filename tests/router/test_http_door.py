@@ -27,6 +27,7 @@ from shardserve.router.http_door import HttpDoor
 from shardserve.router.listening import listen
 from shardserve.router.metrics import Metrics
 from shardserve.router.rest import Response, Rest
+from tests.shards.plane import until
 
 MAX_BODY = 1 << 20
 BOUNDS = ClientBounds(body=MAX_BODY, idle_seconds=1)
@@ -604,6 +605,30 @@ async def test_replies_let_in_no_more_than_is_answered(echo: Echo, door: HttpDoo
         await asyncio.sleep(0)
     assert [reply["path"] for reply in bodies(await talking)] == ["/a"] * 1000 + ["/b"]
     assert 0 < most * len(padded) < 1 << 20
+
+
+@pytest.mark.parametrize("behind", [b"", get("/b")], ids=["last", "not last"])
+@pytest.mark.parametrize("ends", ["x-a: b", "connection: close"])
+async def test_a_client_that_takes_nothing_is_let_go(echo: Echo, ends: str, behind: bytes) -> None:
+    echo.padding = 32 << 20
+    bounds = replace(BOUNDS, idle_seconds=600, unread_seconds=0.01)
+    async with opened(echo, bounds) as door:
+        _, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=1)
+        writer.write(get("/large", ends) + behind)
+        await echo.large.wait()
+        await until(lambda: not door._server.server_state.connections)
+        writer.transport.abort()
+
+
+async def test_so_is_one_that_leaves_the_rest_when_its_time_is_over(echo: Echo) -> None:
+    echo.padding = 32 << 20
+    bounds = replace(BOUNDS, idle_seconds=0, unread_seconds=0.01)
+    async with opened(echo, bounds) as door:
+        _, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=1)
+        writer.write(get("/large"))
+        await echo.large.wait()
+        await until(lambda: not door._server.server_state.connections)
+        writer.transport.abort()
 
 
 # Ports and stopping
