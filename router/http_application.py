@@ -49,6 +49,8 @@ class ClientBounds:
     idle_seconds: int = 75
     #: Seconds that a client that was answered early may go on sending, so that it sees the reply.
     linger_seconds: float = 5.0
+    #: Seconds that a client may take nothing of what is sent to it.
+    unread_seconds: float = 60.0
 
 
 class Headers:

@@ -8,6 +8,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from shardserve.router.client_flow import Flow, Unread
 from shardserve.router.http_application import CLOSE, Application, ClientBounds, Headers, encoded
 from shardserve.router.rest import Response
 
@@ -39,16 +40,21 @@ class HttpProtocol(HttpToolsProtocol):
     _is_over = False
     #: Set while a head is waited for: the connection's first, or one that has begun.
     _heading: asyncio.TimerHandle | None = None
+    #: What is being answered, or was last; `cycle` may wait behind it.
+    _answered: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = Flow(transport, self.pipeline)
+        self._unread = Unread(transport, self._bounds.unread_seconds)
         self._await_head()
 
     def on_message_begin(self) -> None:
         self._advanced = self._in_head = True
-        self._skips = False
-        # Armed by a refusal in the same read.
-        self._unset_keepalive_if_required()
+        self._skips = self._is_over
+        if not self._is_over:
+            # Armed by a refusal in the same read.
+            self._unset_keepalive_if_required()
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -60,7 +66,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = False
         self._end_heading()
         if self._is_over:
-            self._skips = True
             return
         refusal = self._refusal()
         if refusal is None:
@@ -78,7 +83,7 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._skips:
             super().on_message_complete()
         elif not self.parser.should_keep_alive():
-            self.transport.close()
+            self._close()
         elif not self._is_over:
             self._skips = False
             self._end_skipping()
@@ -90,12 +95,18 @@ class HttpProtocol(HttpToolsProtocol):
             self._hang_up()
         else:
             super().on_response_complete()
+            if self.transport.is_closing():
+                self._unread.watch()
+            else:
+                self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         if self._is_over or self.transport.is_closing():
             return
         self._advanced = False
         super().data_received(data)
+        if self._is_over:
+            return
         self._pending = 0 if self._advanced else self._pending + len(data)
         if self._pending > self._bounds.head and not self.transport.is_closing():
             text = f"The request's headers are longer than {self._bounds.head} bytes."
@@ -103,10 +114,30 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._heading is None and (self._in_head or self._is_unwatched()):
             self._await_head()
 
+    def send_400_response(self, msg: str) -> None:
+        if not self._is_over:
+            super().send_400_response(msg)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread.watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._unread.end()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._unread.end()
         self._end_heading()
         self._end_skipping()
         super().connection_lost(exc)
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     @property
     def _application(self) -> Application:
@@ -117,6 +148,7 @@ class HttpProtocol(HttpToolsProtocol):
         return self._application.bounds
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
         super()._start_asgi_task(cycle, functools.partial(app, cycle, self._may_go_on))
 
     def _may_go_on(self, cycle: RequestResponseCycle) -> bool:
@@ -187,7 +219,12 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.write(encoded(self._application.late_head(), CLOSE))
             self._hang_up()
         else:
-            self.transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Close, once the client has taken what is on its way."""
+        self.transport.close()
+        self._unread.watch()
 
     def _close_after(self, seconds: float) -> asyncio.TimerHandle:
         return self.loop.call_later(seconds, self.timeout_keep_alive_handler)

@@ -51,7 +51,7 @@ class WaitingRoom:
         call.holder = self
         call.number = self._last_number = self._last_number + 1
         self._calls[call.number] = call
-        self._set_alarm()
+        self._set_alarm(call.deadline)
 
     def forget(self, call: AnyCall) -> None:
         """Let go of a cancelled call."""
@@ -66,9 +66,9 @@ class WaitingRoom:
     def _is_over(self) -> bool:
         return self._until is not None and time.monotonic() >= self._until
 
-    def _set_alarm(self) -> None:
+    def _set_alarm(self, deadline: float) -> None:
         if self._until is not None and self._calls:
-            self._alarm.no_later_than(min(self._until, self._calls.earliest_deadline()))
+            self._alarm.no_later_than(min(self._until, deadline))
 
     def _ring(self) -> None:
         for call in self._calls.take_expired(time.monotonic()):
@@ -76,7 +76,7 @@ class WaitingRoom:
         if self._is_over():
             for call in self._calls.take_all():
                 call.end(self._unavailable())
-        self._set_alarm()
+        self._set_alarm(self._calls.earliest_deadline())
 
     def _unavailable(self) -> Unavailable:
         return Unavailable(f"{self._name}: no replica can be reached ({self._why()})")

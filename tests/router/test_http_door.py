@@ -27,9 +27,12 @@ from shardserve.router.http_door import HttpDoor
 from shardserve.router.listening import listen
 from shardserve.router.metrics import Metrics
 from shardserve.router.rest import Response, Rest
+from tests.shards.plane import until
 
 MAX_BODY = 1 << 20
 BOUNDS = ClientBounds(body=MAX_BODY, idle_seconds=1)
+IMPATIENT = replace(BOUNDS, head_seconds=0.01, idle_seconds=600)
+LATE = b"The request's headers did not come within 0.01 seconds."
 
 PREDICT = "/v1/models/half_plus_two:predict"
 BODY = b'{"instances": [1, 2, 5]}'
@@ -389,16 +392,33 @@ async def test_an_endless_body_that_is_answered_early_is_cut_off(
         writer.transport.abort()
 
 
+@pytest.mark.parametrize("behind", [get("/b"), b"GET /b HTTP/1.1\r\n"], ids=["whole", "begun"])
+async def test_what_comes_behind_the_last_reply_holds_up_no_end(behind: bytes) -> None:
+    bounds = replace(IMPATIENT, linger_seconds=0.01)
+    async with opened(Refusing(), bounds) as door:
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(_post(busy=True, chunked=True) + behind)
+        assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(write_on(writer, b"x" * 8192), 60)
+        writer.transport.abort()
+
+
+async def test_what_is_not_http_behind_the_last_reply_is_passed_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with opened(Refusing()) as door:
+        received = await talk(door.port, _post(busy=True, chunked=True) + b"no HTTP\r\n\r\n")
+    assert bodies(received) == [{"error": "busy"}]
+    assert "Fatal error" not in caplog.text
+
+
 async def test_a_body_that_does_not_begin_is_not_waited_for(echo: Echo) -> None:
     async with opened(echo, replace(BOUNDS, body_seconds=0.01)) as door:
         received = await talk(door.port, b"POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\n")
     assert received.startswith(b"HTTP/1.1 408 ")
     assert b"connection: close" in received
     assert echo.asked == []
-
-
-IMPATIENT = replace(BOUNDS, head_seconds=0.01, idle_seconds=600)
-LATE = b"The request's headers did not come within 0.01 seconds."
 
 
 async def test_a_client_that_says_nothing_is_let_go(echo: Echo) -> None:
@@ -547,6 +567,15 @@ async def test_a_client_that_goes_away_cancels_its_request(door: HttpDoor, echo:
     await asyncio.wait_for(echo.cancelled.wait(), 60)
 
 
+async def test_so_does_one_that_is_sent_away_while_others_wait_behind_that(
+    door: HttpDoor, echo: Echo
+) -> None:
+    received = await talk(door.port, get("/wait") + get("/b") + b"no HTTP\r\n\r\n")
+    assert received.startswith(b"HTTP/1.1 400 ")
+    await asyncio.wait_for(echo.cancelled.wait(), 20)
+    assert echo.asked == ["/wait"]
+
+
 async def test_a_slow_reader_gets_all_of_a_large_response(door: HttpDoor) -> None:
     received = await talk(door.port, get("/large") * 3 + get("/end", "connection: close"))
     assert [reply["path"] for reply in bodies(received)] == ["/large"] * 3 + ["/end"]
@@ -563,6 +592,43 @@ async def test_a_client_that_takes_nothing_is_asked_for_no_more(echo: Echo, door
     writer.transport.abort()
     with contextlib.suppress(ConnectionError):
         await reader.read()
+
+
+async def test_replies_let_in_no_more_than_is_answered(echo: Echo, door: HttpDoor) -> None:
+    padded = get("/a", "x-padding: " + "x" * 8192)
+    talking = asyncio.create_task(talk(door.port, padded * 1000 + get("/b", "connection: close")))
+    most = 0
+    while not talking.done():
+        for connection in door._server.server_state.connections:
+            assert isinstance(connection, HttpToolsProtocol)
+            most = max(most, len(connection.pipeline))
+        await asyncio.sleep(0)
+    assert [reply["path"] for reply in bodies(await talking)] == ["/a"] * 1000 + ["/b"]
+    assert 0 < most * len(padded) < 1 << 20
+
+
+@pytest.mark.parametrize("behind", [b"", get("/b")], ids=["last", "not last"])
+@pytest.mark.parametrize("ends", ["x-a: b", "connection: close"])
+async def test_a_client_that_takes_nothing_is_let_go(echo: Echo, ends: str, behind: bytes) -> None:
+    echo.padding = 32 << 20
+    bounds = replace(BOUNDS, idle_seconds=600, unread_seconds=0.01)
+    async with opened(echo, bounds) as door:
+        _, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=1)
+        writer.write(get("/large", ends) + behind)
+        await echo.large.wait()
+        await until(lambda: not door._server.server_state.connections)
+        writer.transport.abort()
+
+
+async def test_so_is_one_that_leaves_the_rest_when_its_time_is_over(echo: Echo) -> None:
+    echo.padding = 32 << 20
+    bounds = replace(BOUNDS, idle_seconds=0, unread_seconds=0.01)
+    async with opened(echo, bounds) as door:
+        _, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=1)
+        writer.write(get("/large"))
+        await echo.large.wait()
+        await until(lambda: not door._server.server_state.connections)
+        writer.transport.abort()
 
 
 # Ports and stopping

@@ -20,12 +20,14 @@ from shardserve.batching.errors import (
     Unavailable,
 )
 from shardserve.shards.address import Address
+from shardserve.shards.calls import Call
 from shardserve.shards.fan_out import fan_out
 from shardserve.shards.link import LinkLimits
 from shardserve.shards.messages import LookupReply, LookupRequest
 from shardserve.shards.replicas import ReplicatedChannel, choose
 from shardserve.shards.server import ShardServer
 from shardserve.shards.stream import backoff
+from shardserve.shards.waiting import WaitingRoom
 from tests.shards.plane import (
     CREDENTIALS,
     LARGE,
@@ -239,6 +241,30 @@ async def test_more_than_may_wait_are_unavailable_at_once() -> None:
             call.cancel()
         assert channel.in_flight == 0
         assert list(sink.ended) == [2]
+
+
+class LookedAt(Call):
+    """Counts how often anybody wants to know the deadline of one of them."""
+
+    looks = 0
+
+    @property
+    def deadline(self) -> float:  # type: ignore[override]
+        LookedAt.looks += 1
+        return self._deadline
+
+    @deadline.setter
+    def deadline(self, when: float) -> None:
+        self._deadline = when
+
+
+async def test_one_more_that_waits_costs_the_same_however_many_do() -> None:
+    room = WaitingRoom("shard 0", 60.0, 500, lambda: "none")
+    calls = [LookedAt(gather(0), in_(60), Outcomes(), tag) for tag in range(500)]
+    for call in calls:
+        room.admit(call)
+    assert LookedAt.looks <= 2 * len(calls)
+    assert room.release() == calls
 
 
 async def test_those_who_wait_are_served_when_an_address_comes() -> None:
