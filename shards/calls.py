@@ -23,7 +23,7 @@ class Sink(Protocol[_Told]):
 
     For each call exactly one of the two, exactly once, and never after `Call.cancel`; perhaps
     before the `submit` that started the call returns. `tag` is what the call was submitted with.
-    Must not raise.
+    Must neither raise nor cancel other calls.
     """
 
     def replied(self, tag: int, reply: _Told) -> None:
