@@ -14,10 +14,6 @@ from shardserve.batching.errors import InvalidArgument
 from shardserve.batching.text_messages import message_classes, parse_message, read_text
 
 
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 class MixedPriorityPolicy(StrEnum):
     """Whether tasks of low priority fill what a batch of high priority leaves free.
 
@@ -106,7 +102,7 @@ class BatchingParameters:
     @property
     def slots(self) -> int:
         """Batches that run at once: as many as there are cores, if nothing is said."""
-        return self.num_batch_threads or _cpus()
+        return self.num_batch_threads or len(os.sched_getaffinity(0))
 
     @property
     def execution_size(self) -> int:

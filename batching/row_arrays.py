@@ -73,18 +73,18 @@ def kind_of(output: Array) -> Kind:
 
 def check_kept(name: str, output: Array, kind: Kind) -> None:
     """Raise FailedPrecondition for an output that cannot be kept with those of steps before."""
-    if kind_of(output) != kind:
-        dtype, shape = kind
-        raise FailedPrecondition(
-            f"output {name!r} of the step is {output.dtype}{list(output.shape[1:])} for each row; "
-            f"before it was {dtype}{list(shape)}"
-        )
+    _check_kind(name, output, kind, "before it was")
 
 
 def check_state(name: str, output: Array, state: Array) -> None:
     """Raise FailedPrecondition for a step's output that cannot be the state that it becomes."""
-    if output.shape[1:] != state.shape[1:] or output.dtype != state.dtype:
+    _check_kind(name, output, kind_of(state), "the state that it becomes is")
+
+
+def _check_kind(name: str, output: Array, kind: Kind, said: str) -> None:
+    if kind_of(output) != kind:
+        dtype, shape = kind
         raise FailedPrecondition(
             f"output {name!r} of the step is {output.dtype}{list(output.shape[1:])} for each row; "
-            f"the state that it becomes is {state.dtype}{list(state.shape[1:])}"
+            f"{said} {dtype}{list(shape)}"
         )

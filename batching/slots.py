@@ -109,7 +109,8 @@ class RunningBatch:
         """
         self._check(outputs)
         owned = [self._unshared(output) for output in outputs]
-        self._kinds = [kind_of(owned[place]) for place in self._form.every]
+        if not self._kinds:
+            self._kinds = [kind_of(owned[place]) for place in self._form.every]
         if self._part is not None:
             return self._commit_part(self._part, owned)
         self._outputs = owned
